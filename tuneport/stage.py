@@ -1,0 +1,203 @@
+"""Run one step for real: verify what it reads, run it, seal what it wrote, leave nothing half-written behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import shutil
+import signal
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tuneport
+from tuneport.artifacts import INCOMPLETE, MANIFEST, Artifact, digest, verify, write_atomically, write_manifest
+from tuneport.errors import UserError
+from tuneport.step import Step
+
+log = logging.getLogger("tuneport.stage")
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: unwinds the stack as Ctrl-C does, so that outputs are cleaned up."""
+
+
+def execute(step: Step) -> None:
+    """Run a step: its outputs are whole artifacts afterwards, or absent.
+
+    An output folder that holds a finished artifact of the same type is replaced, and only once the new one is whole.
+    Raises `UserError` for the user's mistakes, among them an altered input and a full disk.
+    """
+    ports = step.ports()
+    inputs = {n: v for n, p in ports.items() if p.kind == "input" and (v := getattr(step, n)) is not None}
+    outputs = {n: getattr(step, n) for n, p in ports.items() if p.kind == "output"}
+    if missing := [n for n, v in outputs.items() if v is None]:
+        raise UserError(f"{missing[0]}: is required by {step.name()}; wanted a path to write to.")
+    for artifact in inputs.values():
+        _verify_input(artifact)
+    step.check()
+    for output in outputs.values():
+        _refuse_foreign(output)
+    staged = {n: type(v)(_staging(v.path)) for n, v in outputs.items()}
+    try:
+        for name, artifact in staged.items():
+            _begin(artifact)
+            setattr(step, name, artifact)
+        with _terminated_on_sigterm():
+            step.run()
+            lineage = {n: digest(v) for n, v in inputs.items()}
+            for artifact in staged.values():
+                _assert_filled(step, artifact)
+                write_manifest(artifact, step.name(), tuneport.__version__, parameters(step), lineage)
+        for name, artifact in staged.items():
+            _commit(artifact.path, outputs[name].path)
+    except BaseException as e:
+        for name, artifact in staged.items():
+            _abandon(artifact.path, outputs[name].path, step.keeps_on_failure)
+        if _is_full_disk(e, outputs.values()):
+            raise UserError(_full_disk_message(step, outputs.values())) from e
+        raise
+    finally:
+        for name, artifact in outputs.items():
+            setattr(step, name, artifact)
+
+
+def parameters(step: Step) -> dict[str, Any]:
+    """Every parameter's value, as the manifest records it."""
+    return {n: getattr(step, n) for n, p in step.ports().items() if p.kind == "param"}
+
+
+def _verify_input(artifact: Artifact) -> None:
+    if not artifact.user_supplied or (artifact.path / MANIFEST).is_file():
+        verify(artifact)
+
+
+def _staging(path: Path) -> Path:
+    """Where an output is built: beside its place, or inside it where the place itself is a mount that must stay."""
+    if path.is_mount() or (path.is_dir() and not _can_write(path.parent)):
+        return path
+    return path.with_name(f".{path.name}.partial")
+
+
+def _can_write(folder: Path) -> bool:
+    probe = folder / f".tuneport-{id(folder)}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def _refuse_foreign(artifact: Artifact) -> None:
+    """Refuse to write where something stands that this program did not write."""
+    path = artifact.path
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file; wanted a folder to write a {artifact.type_name()} to.")
+    if not path.is_dir() or not any(path.iterdir()) or (path / INCOMPLETE).exists():
+        return
+    try:
+        found = json.loads((path / MANIFEST).read_text("utf-8"))["type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = None
+    if found != artifact.type_name():
+        raise UserError(
+            f"{path}: is not empty and holds no {artifact.type_name()} of an earlier run. "
+            "Name an empty or new folder, so that nothing is lost."
+        )
+
+
+def _begin(artifact: Artifact) -> None:
+    try:
+        if artifact.path.is_dir():
+            for old in artifact.path.iterdir():
+                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+        artifact.path.mkdir(parents=True, exist_ok=True)
+        (artifact.path / INCOMPLETE).touch()
+    except OSError as e:
+        raise UserError(
+            f"{artifact.path}: cannot be written to ({e.strerror}). Name a folder you may write to."
+        ) from None
+
+
+def _commit(staged: Path, final: Path) -> None:
+    (staged / INCOMPLETE).unlink()
+    if staged == final:
+        return
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.is_dir():
+        final.replace(old)
+    staged.replace(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _abandon(staged: Path, final: Path, keep: tuple[str, ...]) -> None:
+    """After a failure: leave only what the step says outlives it, marked as incomplete."""
+    if not staged.is_dir():
+        return
+    kept = [staged / k for k in keep if (staged / k).is_dir() and any((staged / k).iterdir())]
+    for path in staged.iterdir():
+        if path not in kept and path.name != INCOMPLETE:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    if kept:
+        log.warning("kept %s from the failed run", ", ".join(map(str, kept)))
+    elif staged != final:
+        shutil.rmtree(staged, ignore_errors=True)
+    else:
+        (staged / INCOMPLETE).unlink(missing_ok=True)
+
+
+def _assert_filled(step: Step, artifact: Artifact) -> None:
+    if not any(p.name != INCOMPLETE for p in artifact.path.iterdir()):
+        raise RuntimeError(f"{step.name()} wrote nothing to {artifact.path}")
+
+
+def _is_full_disk(error: BaseException, outputs: Any) -> bool:
+    """Whether an error, or one it came from, says that the disk is full.
+
+    torch's zip writer reports only that a write failed, so there the free space is looked at.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(seen):
+            return True
+        if "PytorchStreamWriter" in str(seen) or "unexpected pos" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _full_disk_message(step: Step, outputs: Any) -> str:
+    where = next(iter(outputs)).path
+    free = shutil.disk_usage(next(p for p in (where, *where.parents) if p.exists())).free
+    return (
+        f"{where}: the disk is full ({free / 1e6:.0f} MB free) and {step.name()} could not go on. "
+        "Free some space, write to another disk, or keep fewer checkpoints with save_total_limit."
+    )
+
+
+@contextmanager
+def _terminated_on_sigterm() -> Iterator[None]:
+    def handler(signum: int, frame: types.FrameType | None) -> None:
+        raise Terminated
+
+    try:
+        previous = signal.signal(signal.SIGTERM, handler)
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Write a value as readable JSON, atomically."""
+    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False))

@@ -1,0 +1,279 @@
+"""What a step is: a keyword-only dataclass whose fields are its ports and whose `run` does the work.
+
+One definition of a port (type, default, bounds, choices, help) is read by the command line, the local runner, the
+configuration schema and every target.
+"""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import inspect
+import logging
+import re
+import types
+import typing as t
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
+
+from tuneport.artifacts import Artifact
+from tuneport.errors import UserError, did_you_mean
+
+T = t.TypeVar("T")
+Kind = t.Literal["input", "param", "output"]
+
+
+class Required:
+    """The default of a port that has none."""
+
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+
+REQUIRED = Required()
+BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+WORDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def consumes(help: str) -> t.Any:
+    """Declare an input artifact; annotate it ``X | None`` where it may be left out."""
+    return dc.field(default=REQUIRED, metadata={"kind": "input", "help": help})
+
+
+def produces(help: str) -> t.Any:
+    """Declare an output artifact."""
+    return dc.field(default=None, metadata={"kind": "output", "help": help})
+
+
+@t.overload
+def param(help: str, *, gt: float = ..., ge: float = ..., lt: float = ..., le: float = ...) -> t.Any: ...
+@t.overload
+def param(help: str, *, default: T, gt: float = ..., ge: float = ..., lt: float = ..., le: float = ...) -> T: ...
+def param(help: str, *, default: t.Any = REQUIRED, **bounds: float) -> t.Any:
+    """Declare a parameter: ``str``, ``int``, ``float``, ``bool`` or a ``Literal``, ``| None`` where it may be unset."""
+    return dc.field(default=default, metadata={"kind": "param", "help": help, "bounds": bounds})
+
+
+@dc.dataclass(frozen=True, kw_only=True)
+class Port:
+    """One input, parameter or output of a step."""
+
+    name: str
+    kind: Kind
+    type: type
+    help: str
+    default: t.Any = REQUIRED
+    choices: tuple[t.Any, ...] = ()
+    bounds: Mapping[str, float] = dc.field(default_factory=dict)
+    optional: bool = False
+    group: str = ""
+
+    @property
+    def required(self) -> bool:
+        return self.kind != "output" and self.default is REQUIRED
+
+    @property
+    def wanted(self) -> str:
+        """The values this port takes, in words."""
+        if self.kind != "param":
+            return f"a path ({self.type.__name__})"
+        if self.choices:
+            return "one of " + ", ".join(repr(c) if c == "" else str(c) for c in self.choices)
+        limits = " and ".join(f"{BOUNDS[k]} {v}" for k, v in self.bounds.items())
+        return f"{WORDS[self.type]} {limits}".rstrip()
+
+    def parse(self, value: t.Any) -> t.Any:
+        """Return the value in this port's type; text is converted.
+
+        Raises `UserError` where the type, a bound or a choice does not hold.
+        """
+        if value is None and self.optional:
+            return None
+        if self.kind != "param":
+            return self._parse_artifact(value)
+        if self.optional and self.type is not str and value in ("", "none", "None", "null"):
+            return None
+        if self.type is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = str(value)
+        from pydantic import ValidationError
+
+        try:
+            return _adapter(self.type, self.choices, tuple(self.bounds.items())).validate_python(value)
+        except ValidationError:
+            raise self.refuse(value) from None
+
+    def _parse_artifact(self, value: t.Any) -> Artifact:
+        if isinstance(value, Artifact):
+            value = value.path
+        if not isinstance(value, (str, Path)) or str(value) == "" or "\0" in str(value):
+            raise self.refuse(value)
+        artifact: Artifact = self.type(Path(value))
+        return artifact
+
+    def refuse(self, value: t.Any) -> UserError:
+        """The one message for a value that a port does not take."""
+        default = "" if self.default in (REQUIRED, None) else f" (default {show(self.default)})"
+        guess = did_you_mean(str(value), map(str, self.choices)) if self.choices else ""
+        return UserError(f"{self.name}={show(value)}: not valid; wanted {self.wanted}{default}.{guess}")
+
+
+def show(value: t.Any) -> str:
+    """A parameter's value as a user writes it."""
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+
+
+@cache
+def _adapter(type_: type, choices: tuple[t.Any, ...], bounds: tuple[tuple[str, float], ...]) -> t.Any:
+    from pydantic import ConfigDict, Field, TypeAdapter
+
+    hint: t.Any = t.Literal[choices] if choices else type_
+    if bounds:
+        hint = t.Annotated[hint, Field(**dict[str, t.Any](bounds))]
+    if type_ is float:
+        hint = t.Annotated[hint, Field(allow_inf_nan=False)]
+    return TypeAdapter(hint, config=ConfigDict(coerce_numbers_to_str=True) if type_ is str and not choices else None)
+
+
+@dc.dataclass(frozen=True, kw_only=True)
+class Context:
+    """What the surroundings tell a running step; read from the environment in one place and passed on."""
+
+    tracking_uri: str | None = None
+    experiment: str | None = None
+    run_id: str | None = None
+
+
+# Set by `graph.trace`: called for each step that a pipeline function makes.
+observer: ContextVar[Callable[[Step], None] | None] = ContextVar("observer", default=None)
+
+
+@t.dataclass_transform(kw_only_default=True, field_specifiers=(consumes, param, produces, dc.field))
+class Params:
+    """A group of parameters that steps mix in: each group stands beside the code that uses it."""
+
+    def __init_subclass__(cls) -> None:
+        dc.dataclass(kw_only=True, eq=False, repr=False)(cls)
+
+    @classmethod
+    def ports(cls) -> dict[str, Port]:
+        """Every port by name, in the order of definition, steps' own first."""
+        return _ports(t.cast(t.Any, cls))  # the dataclass hides from the type checker that a class hashes
+
+
+class Step(Params):
+    """One stage: its ports are its fields, its first doc line is its description.
+
+    Constructing a step validates its values (`UserError`); `tuneport.stage.execute` runs it.
+    """
+
+    image: t.ClassVar[str] = "base"  # which image runs it: base (no torch) or trainer
+    deterministic: t.ClassVar[bool] = True  # equal inputs give equal outputs, so a target may cache it
+    only_if: t.ClassVar[str | None] = None  # skipped in a pipeline unless this parameter has a value
+    keeps_on_failure: t.ClassVar[tuple[str, ...]] = ()  # what a failed run leaves in its output folders
+    fixed: t.ClassVar[Mapping[str, t.Any]] = {}  # parameters that a specialised step class has settled
+
+    given: frozenset[str] = dc.field(init=False)  # the ports that the caller set
+    context: Context = dc.field(init=False)
+
+    def __new__(cls, **given: t.Any) -> t.Self:
+        self = super().__new__(cls)
+        self.given = frozenset(given)
+        self.context = Context()
+        return self
+
+    def __post_init__(self) -> None:
+        if observe := observer.get():
+            observe(self)
+            return
+        for port in self.ports().values():
+            value = self.fixed.get(port.name, getattr(self, port.name))
+            if port.kind == "output":
+                if value is not None:
+                    setattr(self, port.name, port.parse(value))
+            elif value is REQUIRED:
+                if port.optional:
+                    setattr(self, port.name, None)
+                else:
+                    raise UserError(f"{port.name}: is required by {self.name()}; wanted {port.wanted}.")
+            else:
+                setattr(self, port.name, port.parse(value))
+
+    @classmethod
+    def name(cls) -> str:
+        """The step's name on every platform: snake_case of the class."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+    @classmethod
+    def description(cls) -> str:
+        return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+    def check(self) -> None:
+        """Find, without running, what is wrong with the values together or with the user's files.
+
+        Raises `UserError`. Called by `tuneport validate`, before a pipeline's first stage and before `run`; artifacts
+        of earlier steps may not exist yet.
+        """
+
+    def run(self) -> None:
+        """Do the work: read the inputs, fill the output folders."""
+        raise NotImplementedError
+
+    @property
+    def log(self) -> logging.Logger:
+        return logging.getLogger(f"tuneport.{self.name()}")
+
+
+@cache
+def _ports(cls: type[Params]) -> dict[str, Port]:
+    groups = {name: base for base in reversed(cls.__mro__) for name in inspect.get_annotations(base)}
+    hints = t.get_type_hints(cls)
+    found = [_port(f, hints[f.name], groups[f.name]) for f in dc.fields(cls) if f.metadata]  # type: ignore[arg-type]
+    order = {base: i for i, base in enumerate(cls.__mro__)}  # steps' own ports first, then groups as they are mixed in
+    steps = [p for p in found if not p.group]
+    grouped = sorted((p for p in found if p.group), key=lambda p: order[groups[p.name]])
+    return {p.name: p for p in steps + grouped}
+
+
+def _port(f: dc.Field[t.Any], hint: t.Any, owner: type[Params]) -> Port:
+    args: tuple[t.Any, ...] = t.get_args(hint)
+    choices: tuple[t.Any, ...] = ()
+    optional = False
+    if t.get_origin(hint) in (t.Union, types.UnionType):
+        hint = next(a for a in args if a is not type(None))
+        optional = True
+    if t.get_origin(hint) is t.Literal:
+        choices = t.get_args(hint)
+        hint = type(choices[0])
+    default = None if optional and f.default is REQUIRED and f.metadata["kind"] == "input" else f.default
+    group = "" if issubclass(owner, Step) else (inspect.getdoc(owner) or "").partition("\n")[0].rstrip(".")
+    return Port(
+        name=f.name,
+        kind=f.metadata["kind"],
+        type=hint,
+        help=f.metadata["help"],
+        default=default,
+        choices=choices,
+        bounds=f.metadata.get("bounds", {}),
+        optional=optional,
+        group=group,
+    )
+
+
+def parse_values(ports: Mapping[str, Port], values: Mapping[str, t.Any], where: str) -> dict[str, t.Any]:
+    """Validate values by name, all at once.
+
+    Raises one `UserError` that lists every unknown name and every value that is not valid.
+    """
+    problems, parsed = [], {}
+    for name, value in values.items():
+        if name not in ports:
+            problems.append(f"unknown parameter '{name}' for {where}.{did_you_mean(name, ports)}")
+            continue
+        try:
+            parsed[name] = ports[name].parse(value)
+        except UserError as e:
+            problems.append(str(e))
+    if problems:
+        raise UserError("\n".join(problems))
+    return parsed
