@@ -1,0 +1,36 @@
+"""The graph that every task shares."""
+
+from collections.abc import Mapping
+
+from steps.model_evaluation import ModelEvaluation
+from steps.model_export import ModelExport
+from steps.model_registration import ModelRegistration
+
+from steps.finetune import Finetune
+from steps.model_import import ModelImport
+from steps.preprocess import Preprocess
+from tuneport.artifacts import Artifact
+from tuneport.tasks import with_task
+
+
+def finetuning(task_name: str) -> Mapping[str, Artifact]:
+    """Import a model, prepare data, fine-tune, export, evaluate against the base model, register."""
+    base = ModelImport()
+    data = with_task(Preprocess, task_name)(model_selector_output=base.model_selector_output)
+    tuned = with_task(Finetune, task_name)(
+        model_selector_output=base.model_selector_output, preprocess_output=data.preprocess_output
+    )
+    exported = with_task(ModelExport, task_name)(
+        pytorch_model_folder=tuned.pytorch_model_folder, preprocess_output=data.preprocess_output
+    )
+    evaluated = with_task(ModelEvaluation, task_name)(
+        model_selector_output=base.model_selector_output,
+        pytorch_model_folder=tuned.pytorch_model_folder,
+        preprocess_output=data.preprocess_output,
+    )
+    ModelRegistration(mlflow_model_folder=exported.mlflow_model_folder, evaluation_result=evaluated.evaluation_result)
+    return {
+        "pytorch_model_folder": tuned.pytorch_model_folder,
+        "mlflow_model_folder": exported.mlflow_model_folder,
+        "evaluation_result": evaluated.evaluation_result,
+    }

@@ -1,0 +1,162 @@
+"""One module = one task, found by file name: its columns, encoding, model, metrics and predictor."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import typing as t
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from tuneport.errors import UserError, did_you_mean
+from tuneport.step import Params, Step, param
+
+if t.TYPE_CHECKING:
+    import pyarrow as pa
+    from tokenizers import Tokenizer
+
+    from tuneport.evaluation import Evaluation
+
+Row = dict[str, t.Any]
+Meta = dict[str, t.Any]  # what a task learns from the data and later stages need, e.g. {"labels": [...]}; JSON only
+
+
+class Drop(Exception):
+    """This row cannot be used; the message is the reason, counted and exported by preprocess."""
+
+
+class Predictor(t.Protocol):
+    """Answers rows with a model. A task's predictor is self-contained: it imports all it needs inside its methods,
+    so that its source alone, without tuneport, serves the model (see `tuneport.export`)."""
+
+    def __init__(self, folder: str, model: t.Any = None, batch_size: int = 32) -> None: ...
+
+    def __call__(self, rows: Sequence[Row]) -> list[Row]:
+        """Return one JSON-able answer per row, in the order of the rows; rows hold the task's field names."""
+
+
+class Task(ABC):
+    """All that the product knows of one task; ``options`` is the step, seen through the task's own parameters."""
+
+    name: t.ClassVar[str]
+    params: t.ClassVar[Mapping[str, type[Params]]]  # by stage name: the parameters this task adds to that stage
+    metrics: t.ClassVar[Mapping[str, bool]]  # training metric -> greater is better
+    architectures: t.ClassVar[str]  # name of the transformers auto class that loads its models
+    predictor: t.ClassVar[type[Predictor]]
+
+    # -- preprocess: imports no torch ---------------------------------------------------------------------------
+    @abstractmethod
+    def columns(self, options: t.Any) -> dict[str, str]:
+        """The user's column for each field of the task, ``{"sentence1": "text", ...}``; all must be in the data."""
+
+    @abstractmethod
+    def row_schema(self, options: t.Any) -> pa.Schema:
+        """Types of the fields that `reader` returns."""
+
+    @abstractmethod
+    def reader(self, options: t.Any) -> Callable[[Mapping[str, t.Any], str], Row]:
+        """Return a function (raw row, where) -> fields for one source; ``where`` is e.g. ``train.csv row 17``.
+
+        The function raises `Drop` for an unusable row and `UserError` for what makes the whole source unusable.
+        """
+
+    @abstractmethod
+    def identity(self, row: Row) -> str:
+        """The part of a row that makes it a copy of another: all inputs, no labels."""
+
+    @abstractmethod
+    def labels(self, row: Row) -> list[str]:
+        """A row's labels, for histograms and stratified splits; empty where the task has none."""
+
+    @abstractmethod
+    def describe(
+        self, histograms: Mapping[str, Mapping[str, int]], config: Mapping[str, t.Any], options: t.Any
+    ) -> Meta:
+        """Learn the `Meta` from label histograms by split and the base model's config.
+
+        Raises `UserError` where the task cannot be learnt from this data.
+        """
+
+    @abstractmethod
+    def encoded_schema(self, meta: Meta, options: t.Any) -> pa.Schema:
+        """Types of the columns that `encoder` returns."""
+
+    @abstractmethod
+    def encoder(
+        self, tokenizer: Tokenizer, meta: Meta, options: t.Any
+    ) -> Callable[[Sequence[Row]], dict[str, list[t.Any]]]:
+        """Return a function rows -> columns: those of `encoded_schema` plus ``truncated`` (bool per row).
+
+        The tokenizer comes with truncation enabled at the right length.
+        """
+
+    # -- finetune and evaluation: torch, imported inside ----------------------------------------------------------
+    @abstractmethod
+    def load_model(self, folder: Path, meta: Meta) -> t.Any:
+        """Load the model with this task's head; a head that the folder lacks is initialised from torch's seed."""
+
+    @abstractmethod
+    def collator(self, model: t.Any, meta: Meta, pad_to: int | None) -> Callable[[list[Row]], dict[str, t.Any]]:
+        """Return a function encoded rows -> batch of tensors, padded to the longest row or to ``pad_to`` tokens."""
+
+    @abstractmethod
+    def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
+        """Return the function that transformers' Trainer calls with predictions and label ids."""
+
+    @abstractmethod
+    def serving_schema(self, fields: Iterable[str], meta: Meta) -> tuple[pa.Schema, pa.Schema]:
+        """Types of the fields that the predictor reads, of those the data has, and types of its answers."""
+
+    @abstractmethod
+    def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
+        """Score a predictor's answers against the rows they answer."""
+
+    def baselines(self, train: Sequence[Row], test: Sequence[Row], meta: Meta, options: t.Any) -> dict[str, list[Row]]:
+        """Answers of trivial predictors fitted on the same split, by name; none where the task has no such thing."""
+        return {}
+
+
+def names() -> list[str]:
+    """The tasks, found by file name."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+@cache
+def load(name: str) -> Task:
+    """Return a task by name.
+
+    Raises `UserError` for a name that is not a task.
+    """
+    if name not in names():
+        raise UserError(
+            f"task_name='{name}': not valid; wanted one of {', '.join(names())}.{did_you_mean(name, names())}"
+        )
+    module = importlib.import_module(f"{__name__}.{name}")
+    (task,) = (
+        v
+        for v in vars(module).values()
+        if isinstance(v, type) and issubclass(v, Task) and v.__module__ == module.__name__
+    )
+    return task()
+
+
+class TaskParams(Params):
+    """Task."""
+
+    task_name: str = param("Task to fine-tune for; with it, --help also shows the task's own parameters.")
+
+
+@cache
+def with_task(step: type[Step], task_name: str) -> type[Step]:
+    """Specialise a step class for a task: the task's parameters become ports, ``task_name`` is settled.
+
+    A step that takes no ``task_name`` is returned as it is.
+    """
+    if "task_name" not in step.ports():
+        return step
+    group = load(task_name).params.get(step.name())
+    bases = (step,) if group is None else (step, group)
+    body = {"__module__": step.__module__, "__doc__": step.__doc__, "fixed": {"task_name": task_name}}
+    return t.cast(type[Step], type(step.__name__, bases, body))

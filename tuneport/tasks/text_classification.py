@@ -1,0 +1,334 @@
+"""Text classification: one sentence or a pair of them; one label, or several."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from tuneport.errors import UserError
+from tuneport.step import Params, param
+from tuneport.tasks import Drop, Meta, Row, Task
+
+if t.TYPE_CHECKING:
+    import pyarrow as pa
+    from tokenizers import Tokenizer
+
+    from tuneport.evaluation import Evaluation
+
+
+class TextClassificationColumns(Params):
+    """Text classification columns."""
+
+    sentence1_key: str = param("Column that holds the text, or the first text of a pair.")
+    sentence2_key: str | None = param("Column that holds the second text of a pair.", default=None)
+    label_key: str = param("Column that holds the label.")
+    multi_label: bool = param("Whether a row has a list of labels (in CSV and TSV: JSON in the cell).", default=False)
+
+
+class TextClassificationMetric(Params):
+    """Best model."""
+
+    metric_for_best_model: t.Literal["loss", "accuracy", "f1_macro", "mcc", "precision_macro", "recall_macro"] = param(
+        "Validation metric that decides which checkpoint is the best one.", default="loss"
+    )
+
+
+class TextClassificationEvaluation(Params):
+    """Text classification evaluation."""
+
+    trivial_baselines: bool = param(
+        "Also score the majority class and a TF-IDF logistic regression fitted on the training split.", default=True
+    )
+
+
+class TextClassifier:
+    """Answers rows with label, score and the probability of every label."""
+
+    def __init__(self, folder: str, model: t.Any = None, batch_size: int = 32) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = (model or AutoModelForSequenceClassification.from_pretrained(folder)).eval()
+        self.labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
+        self.multi_label = self.model.config.problem_type == "multi_label_classification"
+        self.batch_size = batch_size
+
+    def __call__(self, rows: t.Sequence[dict[str, t.Any]]) -> list[dict[str, t.Any]]:
+        import inspect
+
+        import torch
+
+        accepted = inspect.signature(self.model.forward).parameters
+        answers: list[dict[str, t.Any]] = [{}] * len(rows)
+        by_length = sorted(
+            range(len(rows)), key=lambda i: len(rows[i]["sentence1"]) + len(rows[i].get("sentence2") or "")
+        )
+        for start in range(0, len(rows), self.batch_size):
+            picked = by_length[start : start + self.batch_size]
+            texts = [
+                [rows[i][key] for i in picked]
+                for key in ("sentence1", "sentence2")
+                if rows[picked[0]].get(key) is not None
+            ]
+            batch = self.tokenizer(*texts, truncation=True, padding=True, return_tensors="pt").to(self.model.device)
+            with torch.inference_mode():
+                logits = self.model(**{k: v for k, v in batch.items() if k in accepted}).logits.float()
+            scores = logits.sigmoid() if self.multi_label else logits.softmax(-1)
+            for i, row_scores in zip(picked, scores.tolist(), strict=True):
+                answers[i] = self._answer(row_scores)
+        return answers
+
+    def _answer(self, scores: list[float]) -> dict[str, t.Any]:
+        by_label = dict(zip(self.labels, scores, strict=True))
+        if self.multi_label:
+            chosen = [label for label, score in by_label.items() if score >= 0.5]
+            return {"label": chosen, "score": [by_label[label] for label in chosen], "scores": by_label}
+        best = max(by_label, key=lambda label: by_label[label])
+        return {"label": best, "score": by_label[best], "scores": by_label}
+
+
+class TextClassification(Task):
+    """Fields of a row: ``sentence1``, ``sentence2`` (for pairs) and ``label``, a list of them with ``multi_label``."""
+
+    name = "text_classification"
+    params: t.ClassVar = {
+        "preprocess": TextClassificationColumns,
+        "finetune": TextClassificationMetric,
+        "model_evaluation": TextClassificationEvaluation,
+    }
+    metrics: t.ClassVar = {
+        "loss": False,
+        "accuracy": True,
+        "f1_macro": True,
+        "mcc": True,
+        "precision_macro": True,
+        "recall_macro": True,
+    }
+    architectures = "AutoModelForSequenceClassification"
+    predictor = TextClassifier
+
+    def columns(self, options: TextClassificationColumns) -> dict[str, str]:
+        second = {"sentence2": options.sentence2_key} if options.sentence2_key is not None else {}
+        return {"sentence1": options.sentence1_key, **second, "label": options.label_key}
+
+    def row_schema(self, options: TextClassificationColumns) -> pa.Schema:
+        import pyarrow as pa
+
+        label = pa.list_(pa.string()) if options.multi_label else pa.string()
+        return pa.schema([(field, label if field == "label" else pa.string()) for field in self.columns(options)])
+
+    def reader(self, options: TextClassificationColumns) -> Callable[[Mapping[str, t.Any], str], Row]:
+        columns = self.columns(options)
+        texts = {field: column for field, column in columns.items() if field != "label"}
+        first_kind: list[str] = []
+
+        def check_kind(value: t.Any, where: str) -> str:
+            kind = _kind(value, where, options.label_key)
+            if not first_kind:
+                first_kind.append(kind)
+            if kind != first_kind[0]:
+                raise UserError(
+                    f"{where}: column '{options.label_key}' holds {kind} {value!r}, but earlier rows hold "
+                    f"{first_kind[0]}; wanted one type of label. Write all labels as text or all as numbers."
+                )
+            return str(value).lower() if kind == "true or false" else str(value)
+
+        def read(raw: Mapping[str, t.Any], where: str) -> Row:
+            row: Row = {}
+            for field, column in texts.items():
+                value = raw.get(column)
+                if value is None:
+                    raise Drop(f"null in column '{column}'")
+                if not isinstance(value, str):
+                    raise UserError(f"{where}: column '{column}' holds {value!r}; wanted text.")
+                if not value.strip():
+                    raise Drop(f"empty text in column '{column}'")
+                row[field] = value
+            row["label"] = _read_label(raw.get(options.label_key), where, options, check_kind)
+            return row
+
+        return read
+
+    def identity(self, row: Row) -> str:
+        return "\0".join(row[field] for field in ("sentence1", "sentence2") if field in row)
+
+    def labels(self, row: Row) -> list[str]:
+        label = row["label"]
+        return label if isinstance(label, list) else [label]
+
+    def describe(
+        self,
+        histograms: Mapping[str, Mapping[str, int]],
+        config: Mapping[str, t.Any],
+        options: TextClassificationColumns,
+    ) -> Meta:
+        labels = _order(histograms["train"])
+        if len(labels) < 2:
+            raise UserError(
+                f"column '{options.label_key}' holds {len(labels)} label(s) in the training rows "
+                f"({', '.join(labels)}); wanted at least two. A classifier needs rows of several classes."
+            )
+        for split in ("validation", "test"):
+            if unseen := [label for label in _order(histograms[split]) if label not in histograms["train"]]:
+                raise UserError(
+                    f"column '{options.label_key}': the label(s) {', '.join(map(repr, unseen))} are in the {split} rows "
+                    f"but in no training row; training rows have: {', '.join(labels)}. "
+                    "Add training rows of that label, or drop it."
+                )
+        known = list((config.get("label2id") or {}).keys())
+        if set(known) == set(labels):  # the base model already has a head for these labels: keep its order
+            labels = sorted(known, key=lambda label: int(config["label2id"][label]))
+        return {"labels": labels, "multi_label": options.multi_label}
+
+    def encoded_schema(self, meta: Meta, options: TextClassificationColumns) -> pa.Schema:
+        import pyarrow as pa
+
+        pair = [("token_type_ids", pa.list_(pa.int8()))] if options.sentence2_key is not None else []
+        labels = pa.list_(pa.float32()) if meta["multi_label"] else pa.int64()
+        return pa.schema([("input_ids", pa.list_(pa.int32())), *pair, ("labels", labels)])
+
+    def encoder(
+        self, tokenizer: Tokenizer, meta: Meta, options: TextClassificationColumns
+    ) -> Callable[[Sequence[Row]], dict[str, list[t.Any]]]:
+        index = {label: i for i, label in enumerate(meta["labels"])}
+        pair = options.sentence2_key is not None
+
+        def label_ids(row: Row) -> t.Any:
+            if not meta["multi_label"]:
+                return index[row["label"]]
+            return [float(label in row["label"]) for label in index]
+
+        def encode(rows: Sequence[Row]) -> dict[str, list[t.Any]]:
+            texts = [(row["sentence1"], row["sentence2"]) if pair else row["sentence1"] for row in rows]
+            encodings = tokenizer.encode_batch(texts)
+            columns = {
+                "input_ids": [e.ids for e in encodings],
+                "labels": [label_ids(row) for row in rows],
+                "truncated": [bool(e.overflowing) for e in encodings],
+            }
+            return columns | ({"token_type_ids": [e.type_ids for e in encodings]} if pair else {})
+
+        return encode
+
+    def load_model(self, folder: Path, meta: Meta) -> t.Any:
+        from transformers import AutoConfig, AutoModelForSequenceClassification
+
+        labels = meta["labels"]
+        config = AutoConfig.from_pretrained(folder)
+        same_head = config.id2label == dict(enumerate(labels))
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+        config.problem_type = "multi_label_classification" if meta["multi_label"] else "single_label_classification"
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder, config=config, ignore_mismatched_sizes=not same_head, dtype="float32"
+        )
+
+    def collator(self, model: t.Any, meta: Meta, pad_to: int | None) -> Callable[[list[Row]], dict[str, t.Any]]:
+        import inspect
+
+        import torch
+
+        accepted = inspect.signature(model.forward).parameters
+        pad_token = model.config.pad_token_id or 0
+
+        def pad(rows: list[Row], key: str, value: int) -> torch.Tensor:
+            width = pad_to or max(len(row["input_ids"]) for row in rows)
+            return torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
+
+        def collate(rows: list[Row]) -> dict[str, t.Any]:
+            batch = {
+                "input_ids": pad(rows, "input_ids", pad_token),
+                "attention_mask": pad([{**row, "mask": [1] * len(row["input_ids"])} for row in rows], "mask", 0),
+                "labels": torch.tensor([row["labels"] for row in rows]),
+            }
+            if "token_type_ids" in rows[0] and "token_type_ids" in accepted:
+                batch["token_type_ids"] = pad(rows, "token_type_ids", 0)
+            return batch
+
+        return collate
+
+    def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
+        from tuneport.evaluation.classification import scores
+
+        def compute(prediction: t.Any) -> dict[str, float]:
+            logits, truth = prediction.predictions, prediction.label_ids
+            predicted = (logits > 0).astype(int) if meta["multi_label"] else logits.argmax(-1)
+            found = scores(truth.astype(int), predicted, len(meta["labels"]))
+            return {name: found[name] for name in self.metrics if name != "loss"}
+
+        return compute
+
+    def serving_schema(self, fields: Iterable[str], meta: Meta) -> tuple[pa.Schema, pa.Schema]:
+        import pyarrow as pa
+
+        label, score = (pa.string(), pa.float64())
+        if meta["multi_label"]:
+            label, score = (pa.list_(label), pa.list_(score))
+        inputs = pa.schema([(field, pa.string()) for field in fields if field != "label"])
+        return inputs, pa.schema([("label", label), ("score", score), ("scores", pa.map_(pa.string(), pa.float64()))])
+
+    def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
+        from tuneport.evaluation.classification import evaluate
+
+        return evaluate([row["label"] for row in rows], answers, meta["labels"], meta["multi_label"], seed)
+
+    def baselines(
+        self, train: Sequence[Row], test: Sequence[Row], meta: Meta, options: TextClassificationEvaluation
+    ) -> dict[str, list[Row]]:
+        if not options.trivial_baselines:
+            return {}
+        from tuneport.evaluation.classification import baselines
+
+        return baselines(
+            [self.identity(row).replace("\0", " \n ") for row in train],
+            [row["label"] for row in train],
+            [self.identity(row).replace("\0", " \n ") for row in test],
+            meta["labels"],
+            meta["multi_label"],
+        )
+
+
+def _kind(value: t.Any, where: str, column: str) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int):
+        return "a whole number"
+    if isinstance(value, str):
+        return "text"
+    raise UserError(f"{where}: column '{column}' holds {value!r}; wanted a label: text, a whole number, true or false.")
+
+
+def _read_label(
+    value: t.Any, where: str, options: TextClassificationColumns, check: Callable[[t.Any, str], str]
+) -> t.Any:
+    column = options.label_key
+    if value is None or value == "":
+        raise Drop(f"null in column '{column}'")
+    if not options.multi_label:
+        if isinstance(value, (list, tuple)):
+            raise UserError(
+                f"{where}: column '{column}' holds a list {value!r}; wanted one label. Set multi_label=true."
+            )
+        return check(value, where)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    if not isinstance(value, (list, tuple)):
+        raise UserError(
+            f'{where}: column \'{column}\' holds no list; wanted a list of labels, as in ["a", "b"], '
+            "as multi_label=true."
+        )
+    if None in value:
+        raise Drop(f"null in the list in column '{column}'")
+    return sorted({check(label, where) for label in value})
+
+
+def _order(labels: Mapping[str, int]) -> list[str]:
+    """Sorted as numbers where all are numbers, else as text."""
+    numbers = all(label.lstrip("-").isdecimal() for label in labels)
+    return sorted(labels, key=int if numbers else str)
