@@ -1,0 +1,130 @@
+"""Real but tiny inputs that every suite shares: a two-layer BERT with its tokenizer, and rows that can be learnt."""
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"):
+    os.environ.pop(variable, None)
+
+WORDS = {
+    "colour": ["red", "blue", "green", "yellow", "purple", "orange", "white", "black"],
+    "animal": ["cat", "dog", "horse", "sheep", "goat", "rabbit", "mouse", "bear"],
+    "number": ["one", "two", "three", "four", "five", "six", "seven", "eight"],
+}
+FRAMES = [
+    "what is {}",
+    "tell me about {} please",
+    "is it {} or not",
+    "i like {} very much",
+    "{} again",
+    "why {} and {}",
+]
+
+
+@pytest.fixture(scope="session")
+def questions() -> list[dict[str, str]]:
+    """120 distinct rows of 3 labels; the label follows from the words."""
+    rng = random.Random(0)
+    rows: dict[str, str] = {}
+    while len(rows) < 120:
+        label = list(WORDS)[len(rows) % 3]
+        frame = rng.choice(FRAMES)
+        text = frame.format(*rng.sample(WORDS[label], frame.count("{}"))) + f" {rng.randrange(100)}"
+        rows.setdefault(text, label)
+    return [{"text": text, "label": label} for text, label in rows.items()]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a BERT of 2 layers × 32, without a head, and a WordPiece tokenizer trained on the words above."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    corpus = [word for words in WORDS.values() for word in words] + FRAMES + [str(n) for n in range(100)]
+    tokenizer.train_from_iterator(corpus * 3, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=64,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    ).save_pretrained(folder)
+    set_seed(0)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_jsonl() -> Callable[[Path, Iterable[Any]], Path]:
+    """Write rows as JSON lines and return the path."""
+
+    def write(path: Path, rows: Iterable[Any]) -> Path:
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def imported_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_model` as model_import hands it on."""
+    from steps.model_import import ModelImport
+    from tuneport.artifacts import CustomModel, Model
+    from tuneport.stage import execute
+
+    folder = tmp_path_factory.mktemp("imported") / "model_selector_output"
+    execute(ModelImport(pytorch_model_path=CustomModel(tiny_model), model_selector_output=Model(folder)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared_questions(
+    imported_model: Path,
+    questions: list[dict[str, str]],
+    write_jsonl: Callable[[Path, Iterable[Any]], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """`questions` as preprocess hands them on: 96 training, 12 validation and 12 test rows."""
+    import steps
+    from tuneport.stage import execute
+
+    folder = tmp_path_factory.mktemp("prepared")
+    data = write_jsonl(folder / "questions.jsonl", questions)
+    stage = steps.load("preprocess", "text_classification")(
+        model_selector_output=imported_model,
+        train_file_path=data,
+        sentence1_key="text",
+        label_key="label",
+        preprocess_output=folder / "preprocess_output",
+    )
+    execute(stage)
+    return folder / "preprocess_output"

@@ -1,0 +1,185 @@
+"""model_import: sources become one canonical folder; damaged and hostile ones are refused and leave nothing."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from steps.model_import import ModelImport
+from tuneport.artifacts import CustomMLflowModel, CustomModel, Model, read_manifest
+from tuneport.errors import UserError
+from tuneport.stage import execute
+
+
+def run(source: Path, output: Path) -> Path:
+    execute(ModelImport(pytorch_model_path=CustomModel(source), model_selector_output=Model(output)))
+    return output
+
+
+@pytest.fixture
+def copy(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "source"))
+
+
+def refused(source: Path, tmp_path: Path) -> str:
+    with pytest.raises(UserError) as e:
+        run(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".*partial"))
+    return str(e.value)
+
+
+def test_a_plain_folder_is_copied_and_sealed_with_a_manifest(tiny_model: Path, tmp_path: Path) -> None:
+    out = run(tiny_model, tmp_path / "out")
+    assert (out / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
+    listed = read_manifest(Model(out))["files"]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(listed)
+
+
+def test_importing_twice_gives_the_same_manifest(tiny_model: Path, tmp_path: Path) -> None:
+    first, second = run(tiny_model, tmp_path / "a"), run(tiny_model, tmp_path / "b")
+    assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
+
+
+def test_safetensors_need_no_torch(tiny_model: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from steps.__main__ import run_stage; import steps;"
+        "code = run_stage(sys.argv[1:], names=steps.names(), load=steps.load);"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules; sys.exit(code)"
+    )
+    flags = ["--pytorch_model_path", str(tiny_model), "--model_selector_output", str(tmp_path / "out")]
+    subprocess.run([sys.executable, "-c", code, "model_import", *flags], check=True)
+
+
+def test_pickled_weights_become_safetensors_with_equal_values(copy: Path, tmp_path: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    torch.save(weights, copy / "pytorch_model.bin")
+    out = run(copy, tmp_path / "out")
+    imported = load_file(out / "model.safetensors")
+    assert imported.keys() == weights.keys()
+    assert all(torch.equal(imported[name], weights[name]) for name in weights)
+    assert not list(out.glob("*.bin"))
+
+
+def test_pickled_shards_are_joined(copy: Path, tmp_path: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    names = sorted(weights)
+    shards = {"pytorch_model-1.bin": names[::2], "pytorch_model-2.bin": names[1::2]}
+    for file, keys in shards.items():
+        torch.save({k: weights[k] for k in keys}, copy / file)
+    index = {"weight_map": {k: file for file, keys in shards.items() for k in keys}}
+    (copy / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert load_file(run(copy, tmp_path / "out") / "model.safetensors").keys() == weights.keys()
+    (copy / "pytorch_model-2.bin").unlink()
+    assert "pytorch_model-2.bin" in refused(copy, tmp_path / "again")
+
+
+class Payload:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch '{self.file}'",)
+
+
+def test_a_malicious_pickle_is_refused_and_not_run(copy: Path, tmp_path: Path) -> None:
+    trap = tmp_path / "executed"
+    (copy / "model.safetensors").unlink()
+    torch.save({"weight": Payload(trap)}, copy / "pytorch_model.bin")
+    message = refused(copy, tmp_path)
+    assert "pytorch_model.bin" in message and "refused" in message and "system" in message
+    assert not trap.exists()
+
+
+def test_a_truncated_safetensors_file_is_refused_by_name(copy: Path, tmp_path: Path) -> None:
+    file = copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "model.safetensors: is damaged" in refused(copy, tmp_path)
+
+
+def test_a_safetensors_file_with_a_garbled_header_is_refused(copy: Path, tmp_path: Path) -> None:
+    file = copy / "model.safetensors"
+    file.write_bytes(b"\xff" * 64 + file.read_bytes()[64:])
+    assert "model.safetensors: is damaged" in refused(copy, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        ("config.json", "has no config.json"),
+        ("model.safetensors", "has no weights"),
+        ("tokenizer.json", "has no tokenizer"),
+    ],
+)
+def test_a_folder_that_lacks_a_part_is_refused_by_name(missing: str, says: str, copy: Path, tmp_path: Path) -> None:
+    (copy / missing).unlink()
+    assert says in refused(copy, tmp_path)
+
+
+def test_a_damaged_tokenizer_is_refused_by_name(copy: Path, tmp_path: Path) -> None:
+    (copy / "tokenizer.json").write_text('{"model": ')
+    assert "tokenizer.json: is damaged" in refused(copy, tmp_path)
+
+
+def test_a_lone_adapter_is_explained(copy: Path, tmp_path: Path) -> None:
+    (copy / "config.json").rename(copy / "adapter_config.json")
+    assert "LoRA adapter" in refused(copy, tmp_path)
+
+
+def test_a_model_that_needs_its_own_code_is_refused(copy: Path, tmp_path: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"model_type": "homemade", "auto_map": {"AutoModel": "modeling_homemade.Model"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert "'homemade' runs code" in refused(copy, tmp_path)
+
+
+def test_a_vocabulary_without_tokenizer_json_is_converted(copy: Path, tmp_path: Path) -> None:
+    vocabulary: dict[str, int] = json.loads((copy / "tokenizer.json").read_text())["model"]["vocab"]
+    (copy / "tokenizer.json").unlink()
+    (copy / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=lambda token: vocabulary[token])))
+    (copy / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    out = run(copy, tmp_path / "out")
+    from tokenizers import Tokenizer
+
+    assert Tokenizer.from_file(str(out / "tokenizer.json")).encode("red cat").tokens == ["[CLS]", "red", "cat", "[SEP]"]
+
+
+@pytest.mark.parametrize("layout", ["transformers", "hftransformersv2"])
+def test_mlflow_layouts_are_read(layout: str, tiny_model: Path, tmp_path: Path) -> None:
+    root = tmp_path / "mlflow"
+    parts = {
+        "transformers": ("model", "components/tokenizer", "model"),
+        "hftransformersv2": ("data/model", "data/tokenizer", "data/config"),
+    }[layout]
+    for folder, pattern in zip(parts, ("model.safetensors", "tokenizer*", "config.json"), strict=True):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for file in tiny_model.glob(pattern):
+            shutil.copy(file, root / folder)
+    (root / "MLmodel").write_text(f"flavors:\n  {layout}: {{}}\n")
+    execute(ModelImport(mlflow_model_path=CustomMLflowModel(root), model_selector_output=Model(tmp_path / "out")))
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("both", "says"), [(True, "got both"), (False, "got neither")])
+def test_exactly_one_model_input_is_wanted(both: bool, says: str, tiny_model: Path, tmp_path: Path) -> None:
+    models = ["--pytorch_model_path", str(tiny_model), "--mlflow_model_path", str(tiny_model)] if both else []
+    command = [sys.executable, "-m", "steps", "model_import", *models, "--model_selector_output", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert says in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["it's", 'quo"ted', "back\\slash", "two words", "ünï-模型", "new\nline", "$(touch x)"])
+def test_any_path_works(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny_model, tmp_path / name))
+    assert (run(source, tmp_path / f"out {name}") / "manifest.json").is_file()

@@ -1,0 +1,1 @@
+"""Training: parameters, Trainer set-up, checkpoints and callbacks."""

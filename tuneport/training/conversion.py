@@ -1,0 +1,69 @@
+"""Turn what a canonical model folder must not hold into what it holds: pickles to safetensors, vocabularies to
+tokenizer.json. Imported only where a conversion is needed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+from tuneport.errors import UserError
+from tuneport.model_source import PICKLE_INDEX, WEIGHTS, find, read_config
+
+
+def convert_pickles(folders: list[Path], destination: Path) -> None:
+    """Read pickled weights with ``weights_only`` and write them as one safetensors file.
+
+    Raises `UserError` for a pickle with anything but tensors in it (nothing is run) and for a damaged one.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    state: dict[str, torch.Tensor] = {}
+    for file in _pickled_files(folders):
+        try:
+            part = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as e:
+            found = re.search(r"GLOBAL (\S+)", str(e))
+            what = found[1] if found else "a damaged or foreign pickle"
+            raise UserError(
+                f"{file}: holds more than tensors ({what}) and was refused; nothing in it was run. "
+                "Get the model as safetensors, from a source you trust."
+            ) from None
+        except (RuntimeError, EOFError, OSError, ValueError) as e:
+            raise UserError(f"{file}: is damaged ({str(e).splitlines()[0]}). Download the file again.") from None
+        if not isinstance(part, dict) or not all(isinstance(v, torch.Tensor) for v in part.values()):
+            raise UserError(f"{file}: holds no plain mapping of names to tensors. Get the model as safetensors.")
+        state.update(part)
+    # safetensors refuses tensors that share memory: tied weights become copies, which loading ties again.
+    save_file({k: v.contiguous().clone() for k, v in state.items()}, destination / WEIGHTS, metadata={"format": "pt"})
+
+
+def _pickled_files(folders: list[Path]) -> list[Path]:
+    index = find(folders, PICKLE_INDEX)
+    if index is None:
+        single = find(folders, "pytorch_model.bin")
+        return [single] if single else []
+    names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    if missing := [n for n in names if not (index.parent / n).is_file()]:
+        raise UserError(
+            f"{index.parent}: lacks the shard(s) {', '.join(missing)} that {PICKLE_INDEX} lists. Download them."
+        )
+    return [index.parent / n for n in names]
+
+
+def convert_tokenizer(folder: Path) -> None:
+    """Write tokenizer.json from the vocabulary files in a model folder.
+
+    Raises `UserError` where transformers cannot make one.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    except Exception as e:  # every tokenizer fails in its own way
+        kind = read_config([folder])["model_type"]
+        raise UserError(f"the tokenizer of this {kind} model cannot be read ({e}). Add its tokenizer.json.") from None
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError("the model's tokenizer has no fast version; wanted one that yields tokenizer.json.")
