@@ -1,0 +1,69 @@
+"""Stage `finetune`: train the imported model on the prepared splits and hand back the best checkpoint."""
+
+import dataclasses as dc
+import json
+
+from tuneport import tasks
+from tuneport.artifacts import Dataset, Model, digest, read_manifest, write_atomically
+from tuneport.errors import UserError
+from tuneport.step import Step, consumes, produces
+from tuneport.tasks import TaskParams
+from tuneport.training.parameters import TrainingParams
+
+
+class Finetune(Step, TaskParams, TrainingParams):
+    """Fine-tune a pretrained model on a prepared dataset."""
+
+    image = "trainer"
+    deterministic = False
+    keeps_on_failure = ("checkpoints",)
+
+    model_selector_output: Model = consumes("Imported base model.")
+    preprocess_output: Dataset = consumes("Tokenised splits.")
+    pytorch_model_folder: Model = produces("Best model, and in checkpoints/ the checkpoint of every evaluation.")
+
+    def check(self) -> None:
+        if self.max_steps == 0:
+            raise UserError("max_steps=0: trains nothing; wanted -1 (as many as the epochs take) or a number > 0.")
+        if self.save_total_limit == 0:
+            raise UserError("save_total_limit=0: keeps no checkpoint; wanted -1 (all) or a number > 0.")
+
+    def run(self) -> None:
+        from tuneport.data.prepared import Prepared
+        from tuneport.tracking import tracked
+        from tuneport.training.trainer import train
+
+        prepared = Prepared(self.preprocess_output.path)
+        self._check_lineage(prepared.info.task_name)
+        output = self.pytorch_model_folder.path
+        with tracked(self.context, self.name()) as run:
+            tracking = {"tracking_uri": self.context.tracking_uri, "run_id": run.run_id}
+            write_atomically(output / "tracking.json", json.dumps(tracking))
+            run.log_params({n: getattr(self, n) for n, p in self.ports().items() if p.kind == "param"})
+            metric: str = vars(self)["metric_for_best_model"]  # each task has its own choices
+            task = tasks.load(self.task_name)
+            base = self.model_selector_output.path
+            result = train(task, base, prepared, self, metric_for_best_model=metric, output=output, run=run)
+        write_atomically(output / "training.json", json.dumps(dc.asdict(result), indent=1))
+        self.log.info(
+            "best %s %.4f at step %d of %d: %s",
+            result.metric_for_best_model,
+            result.best_metric,
+            result.best_step,
+            result.steps,
+            output / result.best_checkpoint,
+        )
+
+    def _check_lineage(self, prepared_task: str) -> None:
+        """Refuse rows that were prepared for another task, or tokenised for another model."""
+        where = self.preprocess_output.path
+        if prepared_task != self.task_name:
+            raise UserError(
+                f"{where}: was prepared for {prepared_task}; wanted {self.task_name}. Run preprocess for this task."
+            )
+        tokenised_for = read_manifest(self.preprocess_output)["inputs"].get("model_selector_output")
+        if tokenised_for != digest(self.model_selector_output):
+            raise UserError(
+                f"{where}: was tokenised for another model than {self.model_selector_output.path}. "
+                "Run preprocess with this model, or pass the model that it was run with."
+            )

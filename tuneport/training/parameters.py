@@ -1,0 +1,85 @@
+"""The training parameters, in groups; each default is written here once and always passed on explicitly."""
+
+from typing import Literal
+
+from tuneport.parameters import EvaluationBatchParams, SeedParams
+from tuneport.step import Params, param
+
+
+class ScheduleParams(Params):
+    """Schedule."""
+
+    num_train_epochs: int = param("Number of epochs to train.", default=1, ge=1)
+    max_steps: int = param(
+        "Number of optimizer steps to train; overrides num_train_epochs. -1: as many as the epochs take.",
+        default=-1,
+        ge=-1,
+    )
+    learning_rate: float = param("Peak learning rate.", default=2e-5, gt=0, le=1)
+    lr_scheduler_type: Literal[
+        "", "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
+    ] = param("Learning rate schedule. Empty: linear.", default="linear")
+    warmup_steps: int = param("Optimizer steps of linear warm-up from 0 to learning_rate.", default=0, ge=0)
+
+
+class OptimizerParams(Params):
+    """Optimizer."""
+
+    optim: Literal["", "adamw_hf", "adamw_torch", "adafactor"] = param(
+        "Optimizer. adamw_hf is the former name of AdamW and runs as adamw_torch. Empty: adamw_torch.",
+        default="adamw_hf",
+    )
+    weight_decay: float = param("Weight decay for all weights but biases and normalisation layers.", default=0.0, ge=0)
+    adam_beta1: float = param("Decay of AdamW's mean of the gradient.", default=0.9, ge=0, lt=1)
+    adam_beta2: float = param("Decay of AdamW's mean of the squared gradient.", default=0.999, ge=0, lt=1)
+    adam_epsilon: float = param("Term that keeps AdamW's denominator from zero.", default=1e-8, gt=0)
+    max_grad_norm: float = param("Gradients are clipped to this norm; 0: no clipping.", default=1.0, ge=0)
+
+
+class BatchParams(Params):
+    """Batches and precision."""
+
+    per_device_train_batch_size: int = param("Rows per device and forward pass in training.", default=1, ge=1)
+    gradient_accumulation_steps: int = param("Forward passes per optimizer step.", default=1, ge=1)
+    precision: Literal["32", "16", "bf16"] = param(
+        "32, or mixed precision: bf16 is bfloat16; 16 is bfloat16 where the device has it, else float16.",
+        default="32",
+    )
+
+
+class CheckpointParams(Params):
+    """Evaluation, logging and checkpoints."""
+
+    evaluation_strategy: Literal["epoch", "steps"] = param(
+        "When to evaluate and write a checkpoint: each epoch, or every eval_steps.", default="epoch"
+    )
+    eval_steps: int = param("Optimizer steps between evaluations where evaluation_strategy=steps.", default=500, ge=1)
+    logging_strategy: Literal["epoch", "steps"] = param(
+        "When to log the training loss: each epoch, or every logging_steps.", default="steps"
+    )
+    logging_steps: int = param("Optimizer steps between log lines where logging_strategy=steps.", default=10, ge=1)
+    save_total_limit: int = param(
+        "Most checkpoints to keep; older ones are deleted, never the best or the last. -1: all.", default=-1, ge=-1
+    )
+
+
+class EarlyStoppingParams(Params):
+    """Early stopping."""
+
+    apply_early_stopping: bool = param("Stop when metric_for_best_model gets no better.", default=False)
+    early_stopping_patience: int = param("Evaluations without improvement after which training stops.", default=1, ge=1)
+    early_stopping_threshold: float = param(
+        "Least change of metric_for_best_model that counts as an improvement for early stopping.", default=0.0, ge=0
+    )
+
+
+class TrainingParams(
+    ScheduleParams,
+    OptimizerParams,
+    BatchParams,
+    EvaluationBatchParams,
+    CheckpointParams,
+    EarlyStoppingParams,
+    SeedParams,
+):
+    """Training."""

@@ -1,0 +1,276 @@
+"""Set up transformers' Trainer for a prepared dataset, train, and keep the best model."""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import json
+import logging
+import shutil
+import time
+import typing as t
+from pathlib import Path
+
+import torch
+import transformers
+from datasets import Dataset as ArrowDataset
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from tuneport.artifacts import write_atomically
+from tuneport.data.prepared import Prepared
+from tuneport.errors import UserError
+from tuneport.tasks import Task
+from tuneport.tracking import Run
+from tuneport.training.parameters import TrainingParams
+
+log = logging.getLogger("tuneport.finetune")
+
+
+@dc.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a training run came to."""
+
+    best_checkpoint: str
+    metric_for_best_model: str
+    best_metric: float
+    best_step: int
+    steps: int
+    epochs: float
+    runtime_seconds: float
+    evaluation_seconds: float
+    samples_per_second: float
+    device: str
+    precision: str
+
+
+def train(
+    task: Task,
+    base: Path,
+    prepared: Prepared,
+    options: TrainingParams,
+    *,
+    metric_for_best_model: str,
+    output: Path,
+    run: Run,
+    callbacks: t.Sequence[TrainerCallback] = (),
+) -> Result:
+    """Fine-tune the model in ``base`` and fill ``output``: best model at the top, every checkpoint in ``checkpoints/``.
+
+    Raises `UserError` where the model does not fit the task or no evaluation gave a finite metric.
+    """
+    transformers.set_seed(options.seed)
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    model = load_model(task, base, prepared)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base, model_max_length=prepared.info.max_seq_length)
+    arguments = training_arguments(options, output / "checkpoints")
+    arguments.metric_for_best_model = metric_for_best_model
+    arguments.greater_is_better = task.metrics[metric_for_best_model]
+    progress = Progress(run)
+    trainer = BestModelTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=ArrowDataset.from_file(str(prepared.encoded_file("train"))),
+        eval_dataset=ArrowDataset.from_file(str(prepared.encoded_file("validation"))),
+        data_collator=task.collator(model, prepared.info.meta, prepared.info.pad_to),
+        compute_metrics=task.compute_metrics(prepared.info.meta),
+        processing_class=tokenizer,
+        callbacks=[EvaluateLastStep(), progress, *_early_stopping(options), *callbacks],
+    )
+    trainer.remove_callback(PrinterCallback)
+    log.info("%s", _plan(prepared, model, arguments))
+    trainer.train()
+    if trainer.state.best_model_checkpoint is None:
+        raise UserError(
+            f"metric_for_best_model={metric_for_best_model}: was not a finite number in any evaluation, so the "
+            "training diverged. Lower learning_rate, add warmup_steps, or use precision=32."
+        )
+    trainer.save_model(str(output))
+    trainer.state.save_to_json(str(output / "trainer_state.json"))
+    _make_paths_relative(output / "trainer_state.json")
+    shutil.rmtree(output / "checkpoints" / "runs", ignore_errors=True)
+    return _result(trainer, progress)
+
+
+def load_model(task: Task, base: Path, prepared: Prepared) -> t.Any:
+    """The base model with the task's head.
+
+    Raises `UserError` where the architecture has none.
+    """
+    try:
+        return task.load_model(base, prepared.info.meta)
+    except ValueError as e:
+        if "Unrecognized configuration class" not in str(e):
+            raise
+        kind = json.loads((base / "config.json").read_text("utf-8")).get("model_type")
+        raise UserError(
+            f"{base}: a model of type '{kind}' cannot do {task.name}; wanted one that {task.architectures} loads, "
+            "such as BERT, RoBERTa, DeBERTa or DistilBERT. Choose another base model."
+        ) from None
+
+
+def training_arguments(options: TrainingParams, folder: Path) -> TrainingArguments:
+    """Our parameters in transformers' words; evaluation, checkpoints and best model always go together."""
+    if options.optim == "adamw_hf":
+        log.info("optim=adamw_hf is gone from transformers and runs as adamw_torch")
+    has_cuda = torch.cuda.is_available()
+    has_bf16 = not has_cuda or torch.cuda.is_bf16_supported()
+    bf16 = options.precision == "bf16" or (options.precision == "16" and has_bf16)
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=options.num_train_epochs,
+        max_steps=options.max_steps,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=options.lr_scheduler_type or "linear",
+        warmup_steps=options.warmup_steps,
+        optim={"": "adamw_torch", "adamw_hf": "adamw_torch"}.get(options.optim, options.optim),
+        weight_decay=options.weight_decay,
+        adam_beta1=options.adam_beta1,
+        adam_beta2=options.adam_beta2,
+        adam_epsilon=options.adam_epsilon,
+        max_grad_norm=options.max_grad_norm,
+        per_device_train_batch_size=options.per_device_train_batch_size,
+        per_device_eval_batch_size=options.per_device_eval_batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        bf16=bf16,
+        fp16=options.precision == "16" and not bf16,
+        seed=options.seed,
+        eval_strategy=options.evaluation_strategy,
+        eval_steps=options.eval_steps,
+        save_strategy=options.evaluation_strategy,
+        save_steps=options.eval_steps,
+        save_total_limit=None if options.save_total_limit == -1 else options.save_total_limit,
+        load_best_model_at_end=True,
+        logging_strategy=options.logging_strategy,
+        logging_steps=options.logging_steps,
+        remove_unused_columns=False,  # the collator picks
+        label_names=["labels"],
+        dataloader_pin_memory=has_cuda,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+class BestModelTrainer(Trainer):
+    """A Trainer whose checkpoints are whole or absent, need no unpickling of code, and name no absolute path."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, t.Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)  # a pickle
+
+    def _save_checkpoint(self, model: t.Any, trial: t.Any) -> None:
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            _make_paths_relative(folder / "trainer_state.json")
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _make_paths_relative(state_file: Path) -> None:
+    """Let ``best_model_checkpoint`` be relative to the output folder, which moves when the step ends."""
+    state = json.loads(state_file.read_text("utf-8"))
+    if best := state["best_model_checkpoint"]:
+        state["best_model_checkpoint"] = f"checkpoints/{Path(best).name}"
+    write_atomically(state_file, json.dumps(state, indent=2))
+
+
+class EvaluateLastStep(TrainerCallback):
+    """Evaluate after the last step too, so that the last weights can be the best ones."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any
+    ) -> TrainerControl:
+        if state.global_step >= state.max_steps and args.eval_strategy == "steps":
+            control.should_evaluate = True
+            control.should_save = True
+        return control
+
+
+class Progress(TrainerCallback):
+    """One line a logging step on the terminal, the same numbers in MLflow."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.started = time.monotonic()
+        self.evaluation_seconds = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any
+    ) -> None:
+        self.started = time.monotonic()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any) -> None:
+        logs: dict[str, float] = kwargs["logs"]
+        self.run.log_metrics({k: v for k, v in logs.items() if k != "epoch"}, state.global_step)
+        if "loss" in logs:
+            self._training_line(args, state, logs)
+        if "eval_loss" in logs:
+            self._evaluation_line(args, state, logs)
+
+    def _training_line(self, args: TrainingArguments, state: TrainerState, logs: dict[str, float]) -> None:
+        elapsed = time.monotonic() - self.started
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        left = elapsed / state.global_step * (state.max_steps - state.global_step)
+        log.info(
+            "[%d/%d] loss %.4f, learning rate %.2e, gradient norm %.3g, %.1f samples/s, %d:%02d left",
+            state.global_step,
+            state.max_steps,
+            logs["loss"],
+            logs.get("learning_rate", 0.0),
+            logs.get("grad_norm", 0.0),
+            state.global_step * batch / elapsed,
+            *divmod(int(left), 60),
+        )
+
+    def _evaluation_line(self, args: TrainingArguments, state: TrainerState, logs: dict[str, float]) -> None:
+        self.evaluation_seconds += logs.get("eval_runtime", 0.0)
+        timing = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
+        scores = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_") and k not in timing}
+        shown = [f"{k} {v:.4f}" for k, v in scores.items()]
+        log.info("[%d/%d] validation: %s", state.global_step, state.max_steps, ", ".join(shown))
+
+
+def _early_stopping(options: TrainingParams) -> list[TrainerCallback]:
+    if not options.apply_early_stopping:
+        return []
+    return [EarlyStoppingCallback(options.early_stopping_patience, options.early_stopping_threshold)]
+
+
+def _plan(prepared: Prepared, model: torch.nn.Module, arguments: TrainingArguments) -> str:
+    rows, weights = prepared.info.splits, sum(p.numel() for p in model.parameters())
+    return (
+        f"{rows['train']} training rows, {rows['validation']} validation rows, {weights / 1e6:.1f} M weights, "
+        f"batches of {arguments.train_batch_size * arguments.gradient_accumulation_steps}, on {arguments.device}, "
+        f"precision {_precision(arguments)}"
+    )
+
+
+def _precision(arguments: TrainingArguments) -> str:
+    return "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
+
+
+def _result(trainer: Trainer, progress: Progress) -> Result:
+    state, arguments = trainer.state, trainer.args
+    last = state.log_history[-1]
+    return Result(
+        best_checkpoint=f"checkpoints/checkpoint-{state.best_global_step}",
+        metric_for_best_model=str(arguments.metric_for_best_model),
+        best_metric=float(state.best_metric or 0.0),
+        best_step=int(state.best_global_step or 0),
+        steps=state.global_step,
+        epochs=float(state.epoch or 0.0),
+        runtime_seconds=last["train_runtime"],
+        evaluation_seconds=round(progress.evaluation_seconds, 3),
+        samples_per_second=last["train_samples_per_second"],
+        device=str(arguments.device),
+        precision=_precision(arguments),
+    )
