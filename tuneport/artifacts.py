@@ -187,7 +187,8 @@ def digest(artifact: Artifact) -> str:
         return sha256(artifact.path / MANIFEST)
     total = hashlib.sha256()
     for path in expand(artifact.path):
-        total.update(f"{os.path.relpath(path, artifact.path.parent)}\0{sha256(path)}\n".encode("utf-8", "surrogateescape"))
+        name = os.path.relpath(path, artifact.path.parent)
+        total.update(f"{name}\0{sha256(path)}\n".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 

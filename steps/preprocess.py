@@ -1,0 +1,82 @@
+"""Validate, split and tokenise the user's rows: `python -m steps preprocess --help`; imports no torch."""
+
+from pathlib import Path
+
+from tuneport import tasks
+from tuneport.artifacts import Dataset, File, MLTable, Model
+from tuneport.data.mltable import find_mltable
+from tuneport.data.options import PrepareParams
+from tuneport.data.readers import Source, find
+from tuneport.errors import UserError
+from tuneport.step import Step, consumes, produces
+
+
+class Preprocess(Step, tasks.TaskParams, PrepareParams):
+    """Validate, split and tokenise the rows to fine-tune on."""
+
+    image = "base"
+
+    model_selector_output: Model = consumes("Imported base model.")
+    train_file_path: File | None = consumes(
+        "Training data: jsonl, json, csv, tsv or parquet; a file, a glob or a folder."
+    )
+    validation_file_path: File | None = consumes("Validation data; without any, rows are taken from the training data.")
+    test_file_path: File | None = consumes("Test data; without any, rows are taken from the training data.")
+    train_mltable_path: MLTable | None = consumes("Training data as an MLTable folder; wins over train_file_path.")
+    validation_mltable_path: MLTable | None = consumes(
+        "Validation data as an MLTable folder; wins over validation_file_path."
+    )
+    test_mltable_path: MLTable | None = consumes("Test data as an MLTable folder; wins over test_file_path.")
+    preprocess_output: Dataset = produces("Tokenised splits, their raw rows and the data report.")
+
+    def check(self) -> None:
+        """Find missing files and columns by a look at the first row of each source."""
+        sources, wanted = self.sources(), self.wanted_columns()
+        taken = [n for n in ("validation", "test") if n not in sources]
+        if len(taken) == 2 and self.validation_split_ratio + self.test_split_ratio >= 1:
+            raise UserError(
+                f"validation_split_ratio={self.validation_split_ratio:g} and test_split_ratio="
+                f"{self.test_split_ratio:g}: together leave no training rows; wanted a sum below 1."
+            )
+        for source in sources.values():
+            source.peek(wanted)
+
+    def run(self) -> None:
+        from tuneport.data.prepare import prepare
+
+        for split in ("train", "validation", "test"):
+            if getattr(self, f"{split}_file_path") and getattr(self, f"{split}_mltable_path"):
+                self.log.warning("%s_mltable_path is used; %s_file_path is ignored as both are given", split, split)
+        task, output = tasks.load(self.task_name), self.preprocess_output.path
+        prepare(
+            task,
+            self,
+            sources=self.sources(),
+            wanted=self.wanted_columns(),
+            model=self.model_selector_output.path,
+            output=output,
+        )
+
+    def sources(self) -> dict[str, Source]:
+        """The given data by split.
+
+        Raises `UserError` where there is no training data or an input names none.
+        """
+        found = {split: source for split in ("train", "validation", "test") if (source := self._source(split))}
+        if "train" not in found:
+            raise UserError("no training data: wanted train_file_path or train_mltable_path.")
+        return found
+
+    def wanted_columns(self) -> dict[str, str]:
+        """The user's column by the option that names it."""
+        columns = tasks.load(self.task_name).columns(self)
+        options = {field: f"{field}_key" if f"{field}_key" in self.ports() else field for field in columns}
+        return {options[field]: column for field, column in columns.items()}
+
+    def _source(self, split: str) -> Source | None:
+        file, mltable = f"{split}_file_path", f"{split}_mltable_path"
+        if table := getattr(self, mltable):
+            return find_mltable(Path(table.path), mltable)
+        if data := getattr(self, file):
+            return find(Path(data.path), file)
+        return None

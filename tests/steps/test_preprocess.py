@@ -1,0 +1,477 @@
+"""preprocess turns a user's rows into tokenised splits, or names the row that is wrong and leaves nothing behind."""
+
+import csv
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+import steps
+from tuneport.artifacts import Model, write_manifest
+from tuneport.data.prepared import Prepared
+from tuneport.errors import UserError
+from tuneport.stage import execute
+
+Preprocess = steps.load("preprocess", "text_classification")
+SPLITS = ("train", "validation", "test")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What model_import hands on, without the weights: preprocess does not read them."""
+    folder = tmp_path_factory.mktemp("imported") / "model"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    write_manifest(Model(folder), "model_import", "0", {}, {})
+    return folder
+
+
+@pytest.fixture
+def preprocess(model: Path, tmp_path: Path) -> Callable[..., Prepared]:
+    """Run the stage in this process."""
+
+    def run(**values: Any) -> Prepared:
+        out = tmp_path / values.pop("out", "out")
+        values = {"sentence1_key": "text", "label_key": "label", **values}
+        execute(Preprocess(model_selector_output=model, preprocess_output=out, **values))
+        return Prepared(out)
+
+    return run
+
+
+@pytest.fixture
+def refuse(preprocess: Callable[..., Prepared], tmp_path: Path) -> Callable[..., str]:
+    """Run the stage, which must refuse with the returned message and leave nothing where the output would be."""
+
+    def run(**values: Any) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(UserError) as e:
+            preprocess(**values)
+        assert sorted(tmp_path.rglob("*")) == before
+        return str(e.value)
+
+    return run
+
+
+@pytest.fixture
+def train(questions, write_jsonl, tmp_path) -> Path:
+    return write_jsonl(tmp_path / "train.jsonl", questions)
+
+
+def ids(prepared: Prepared, split: str) -> list[str]:
+    return [row["row_id"] for row in prepared.rows(split)]
+
+
+def texts(prepared: Prepared, split: str) -> list[str]:
+    return [row["sentence1"] for row in prepared.rows(split)]
+
+
+# -- what it writes ----------------------------------------------------------------------------------------------------
+
+
+def test_train_rows_alone_give_three_splits_that_lose_and_share_nothing(preprocess, train, questions):
+    prepared = preprocess(train_file_path=train)
+    info = prepared.info
+    assert (info.task_name, info.columns) == ("text_classification", {"sentence1": "text", "label": "label"})
+    assert info.meta == {"labels": ["animal", "colour", "number"], "multi_label": False}
+    assert (info.max_seq_length, info.pad_to) == (64, None)
+    assert info.splits == {"train": 96, "validation": 12, "test": 12}
+    found = {}
+    for split in SPLITS:
+        for row in prepared.rows(split):
+            file, _, number = row["row_id"].partition(":")
+            assert file == "train.jsonl"
+            assert questions[int(number) - 1] == {"text": row["sentence1"], "label": row["label"]}
+            found[int(number)] = split
+        assert Counter(row["label"] for row in prepared.rows(split)) == dict.fromkeys(
+            info.meta["labels"], info.splits[split] // 3
+        )
+    assert sorted(found) == list(range(1, 121))
+
+
+def test_encoded_rows_are_the_tokens_of_the_raw_rows(preprocess, train, tiny_model):
+    from transformers import AutoTokenizer
+
+    prepared = preprocess(train_file_path=train)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    for split in SPLITS:
+        encoded = prepared.encoded(split)
+        assert encoded.schema == pa.schema(
+            [
+                ("row_id", pa.string()),
+                ("input_ids", pa.list_(pa.int32())),
+                ("labels", pa.int64()),
+                ("length", pa.int32()),
+            ]
+        )
+        rows = prepared.rows(split)
+        assert encoded["row_id"].to_pylist() == [row["row_id"] for row in rows]
+        assert encoded["input_ids"].to_pylist() == tokenizer([row["sentence1"] for row in rows])["input_ids"]
+        assert encoded["length"].to_pylist() == [len(ids) for ids in encoded["input_ids"].to_pylist()]
+        assert [prepared.info.meta["labels"][i] for i in encoded["labels"].to_pylist()] == [
+            row["label"] for row in rows
+        ]
+
+
+def test_long_rows_are_cut_and_counted_and_padding_is_left_to_the_collator(preprocess, train):
+    prepared = preprocess(train_file_path=train, max_seq_length=7, pad_to_max_length=True)
+    assert (prepared.info.max_seq_length, prepared.info.pad_to) == (7, 7)
+    lengths = [n for split in SPLITS for n in prepared.encoded(split)["length"].to_pylist()]
+    assert max(lengths) == 7
+    assert min(lengths) < 7
+    full = preprocess(train_file_path=train, out="full")
+    longer = {split: sum(n > 7 for n in full.encoded(split)["length"].to_pylist()) for split in SPLITS}
+    report = prepared.report()["splits"]
+    assert {split: report[split]["truncated"] for split in SPLITS} == longer
+    assert report["train"]["tokens"]["max"] == 7
+
+
+def test_the_seed_decides_the_split_and_equal_runs_are_equal_in_every_byte(preprocess, train):
+    first, again, other = (
+        preprocess(train_file_path=train, out=out, split_seed=seed) for out, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    contents = [
+        {p.relative_to(x.path): p.read_bytes() for p in x.path.rglob("*") if p.is_file()} for x in (first, again)
+    ]
+    assert contents[0] == contents[1]
+    assert ids(first, "test") != ids(other, "test")
+
+
+@pytest.mark.parametrize("given", [("validation",), ("test",), ("validation", "test")])
+def test_a_given_split_is_used_whole_and_only_the_missing_one_is_taken_from_train(
+    preprocess, questions, write_jsonl, tmp_path, given
+):
+    parts = {"train": questions[:90], "validation": questions[90:105], "test": questions[105:]}
+    files = {f"{s}_file_path": write_jsonl(tmp_path / f"{s}.jsonl", parts[s]) for s in ("train", *given)}
+    prepared = preprocess(**files)
+    for split in given:
+        assert ids(prepared, split) == [f"{split}.jsonl:{i}" for i in range(1, 16)]
+    missing = set(SPLITS) - {"train", *given}
+    for split in missing:
+        assert len(ids(prepared, split)) == 9
+    assert sum(prepared.info.splits.values()) == 90 + 15 * len(given)
+
+
+def test_the_batch_size_is_that_of_the_stored_batches(preprocess, train):
+    prepared = preprocess(train_file_path=train, batch_size=20)
+    for kind in ("encoded", "rows"):
+        sizes = [len(b) for b in pa.ipc.open_stream((prepared.path / kind / "train.arrow").read_bytes())]
+        assert sizes == [20, 20, 20, 20, 16]
+
+
+def test_pairs_are_encoded_with_token_types(preprocess, questions, write_jsonl, tmp_path):
+    rows = [{"premise": q["text"], "hypothesis": q["label"], "label": q["label"]} for q in questions]
+    path = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    prepared = preprocess(train_file_path=path, sentence1_key="premise", sentence2_key="hypothesis")
+    first = prepared.encoded("train").slice(0, 1).to_pylist()[0]
+    assert 1 in first["token_type_ids"]
+    assert len(first["token_type_ids"]) == len(first["input_ids"])
+    assert set(prepared.rows("train")[0]) == {"row_id", "sentence1", "sentence2", "label"}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_several_labels_a_row_come_from_json_and_from_csv_cells(preprocess, questions, write_jsonl, tmp_path, suffix):
+    path = tmp_path / f"multi.{suffix}"
+    high = [bool({"seven", "eight"} & set(q["text"].split())) for q in questions]
+    assert sum(high) >= 10
+    rows = [{"text": q["text"], "label": [q["label"]] + ["high"] * h} for q, h in zip(questions, high, strict=True)]
+    if suffix == "jsonl":
+        write_jsonl(path, rows)
+    else:
+        with path.open("w", newline="") as f:
+            csv.writer(f).writerows([["text", "label"], *([r["text"], json.dumps(r["label"])] for r in rows)])
+    prepared = preprocess(train_file_path=path, multi_label=True)
+    assert prepared.info.meta == {"labels": ["animal", "colour", "high", "number"], "multi_label": True}
+    assert set(map(tuple, prepared.encoded("train")["labels"].to_pylist())) == {
+        (1, 0, 0, 0),
+        (0, 1, 0, 0),
+        (0, 0, 0, 1),
+        (0, 0, 1, 1),
+    }
+    report = prepared.report()["splits"]
+    assert sum(report[s]["labels"]["high"] for s in SPLITS) == sum(high)
+    assert all(report[s]["labels"]["high"] for s in SPLITS), "the rarest label reaches every split"
+
+
+def test_an_mltable_wins_over_a_file_with_a_warning(*, preprocess, questions, write_jsonl, train, tmp_path, caplog):
+    folder = tmp_path / "table"
+    folder.mkdir()
+    write_jsonl(folder / "rows.jsonl", questions[:60])
+    (folder / "MLTable").write_text("paths: [{file: rows.jsonl}]\ntransformations: [read_json_lines]")
+    prepared = preprocess(train_file_path=train, train_mltable_path=folder)
+    assert sum(prepared.info.splits.values()) == 60
+    assert "train_mltable_path is used; train_file_path is ignored as both are given" in caplog.text
+
+
+def test_a_glob_over_folders_is_one_source(preprocess, questions, write_jsonl, tmp_path):
+    for i, part in enumerate(("a", "b")):
+        (tmp_path / part).mkdir()
+        write_jsonl(tmp_path / part / "rows.jsonl", questions[i * 60 : i * 60 + 60])
+    prepared = preprocess(train_file_path=tmp_path / "*" / "rows.jsonl")
+    found = sorted(i for split in SPLITS for i in ids(prepared, split))
+    assert found == sorted(f"{part}/rows.jsonl:{n}" for part in "ab" for n in range(1, 61))
+
+
+def test_odd_paths_work(preprocess, questions, write_jsonl, tmp_path):
+    folder = tmp_path / 'it\'s "odd" \\ ünïcode\nnew line'
+    folder.mkdir()
+    path = write_jsonl(folder / "a 'b' \"c\" \\ ☃\n.jsonl", questions)
+    prepared = preprocess(train_file_path=path, out=f"{folder.name}/out 'x'")
+    assert ids(prepared, "train")[0].startswith("a 'b' \"c\" \\ ☃\n.jsonl:")
+
+
+def test_no_torch_is_imported(model, train, tmp_path):
+    code = (
+        "import sys, steps; from tuneport.stage import execute\n"
+        "stage = steps.load('preprocess', 'text_classification')\n"
+        "execute(stage(model_selector_output=sys.argv[1], train_file_path=sys.argv[2], preprocess_output=sys.argv[3],"
+        " sentence1_key='text', label_key='label'))\n"
+        "print([m for m in ('torch', 'transformers', 'datasets', 'mlflow', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, model, train, tmp_path / "out"], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+
+
+# -- dropped rows and copies -------------------------------------------------------------------------------------------
+
+
+def test_unusable_rows_are_counted_explained_and_exported(preprocess, questions, write_jsonl, tmp_path):
+    rows = [*questions, {"text": None, "label": "animal"}, {"text": " ", "label": "animal"}, {"text": "x", "more": [1]}]
+    prepared = preprocess(train_file_path=write_jsonl(tmp_path / "train.jsonl", rows))
+    dropped = [json.loads(line) for line in (prepared.path / "dropped.jsonl").read_text().splitlines()]
+    assert dropped == [
+        {"where": "train.jsonl row 121", "reason": "null in column 'text'", "row": rows[120]},
+        {"where": "train.jsonl row 122", "reason": "empty text in column 'text'", "row": rows[121]},
+        {"where": "train.jsonl row 123", "reason": "null in column 'label'", "row": rows[122]},
+    ]
+    source = prepared.report()["sources"]["train"]
+    assert (source["file"], source["read"], source["kept"]) == ("train.jsonl", 123, 120)
+    assert source["dropped"]["null in column 'label'"] == {"rows": 1, "first": ["train.jsonl row 123"]}
+
+
+def test_too_many_nulls_in_a_required_column_fail_with_rows_and_column(
+    refuse, preprocess, questions, write_jsonl, tmp_path
+):
+    rows = [q | {"label": None} if i % 10 == 3 else q for i, q in enumerate(questions)]
+    path = write_jsonl(tmp_path / "train.jsonl", rows)
+    message = refuse(train_file_path=path)
+    assert message.startswith(
+        "train.jsonl: 12 of 120 rows cannot be used: null in column 'label' "
+        "(12 rows: train.jsonl row 4, train.jsonl row 14, "
+    )
+    assert "max_dropped_fraction=0.05" in message
+    assert preprocess(train_file_path=path, max_dropped_fraction=0.1).report()["sources"]["train"]["kept"] == 108
+
+
+def test_text_with_half_a_surrogate_pair_is_dropped(preprocess, questions, tmp_path):
+    path = tmp_path / "train.jsonl"
+    rows = [*questions, {"text": "broken \ud83d", "label": "animal"}, {"text": "fine", "label": "broken \ud83d"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepared = preprocess(train_file_path=path)
+    assert list(prepared.report()["sources"]["train"]["dropped"]) == ["text that is not valid Unicode"]
+    assert sum(prepared.info.splits.values()) == 120
+
+
+def test_copies_are_removed_before_splitting_and_not_counted_as_dropped(
+    preprocess, questions, write_jsonl, tmp_path, caplog
+):
+    other = [{"text": q["text"], "label": "other"} for q in questions[:5]]
+    path = write_jsonl(tmp_path / "train.jsonl", [*questions, *questions, *other])
+    prepared = preprocess(train_file_path=path, max_dropped_fraction=0)
+    kept = sorted(int(i.split(":")[1]) for split in SPLITS for i in ids(prepared, split))
+    assert kept == list(range(1, 121)), "the first of each is kept"
+    assert prepared.report()["duplicates"] == {
+        "deduplicate": "exact",
+        "copies": 125,
+        "with_another_label": 5,
+        "removed": {"train": 125, "validation": 0, "test": 0},
+    }
+    assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
+        "125 copies removed, of which 5 with another label"
+    ]
+
+
+def test_a_copy_stays_in_the_test_rows_rather_than_in_validation_or_train(preprocess, questions, write_jsonl, tmp_path):
+    files = {
+        "train_file_path": write_jsonl(tmp_path / "train.jsonl", questions[:100]),
+        "validation_file_path": write_jsonl(tmp_path / "validation.jsonl", questions[80:110]),
+        "test_file_path": write_jsonl(tmp_path / "test.jsonl", questions[90:]),
+    }
+    prepared = preprocess(**files)
+    assert texts(prepared, "test") == [q["text"] for q in questions[90:]]
+    assert texts(prepared, "validation") == [q["text"] for q in questions[80:90]]
+    assert texts(prepared, "train") == [q["text"] for q in questions[:80]]
+    assert prepared.report()["duplicates"]["removed"] == {"train": 20, "validation": 20, "test": 0}
+    assert [prepared.report()["sources"][s]["kept"] for s in SPLITS] == [80, 10, 30]
+
+
+def test_copies_may_be_kept_and_are_then_reported(preprocess, questions, write_jsonl, tmp_path):
+    files = {
+        "train_file_path": write_jsonl(tmp_path / "train.jsonl", [*questions[:100], questions[0]]),
+        "validation_file_path": write_jsonl(tmp_path / "validation.jsonl", questions[95:110]),
+        "test_file_path": write_jsonl(tmp_path / "test.jsonl", questions[108:]),
+    }
+    prepared = preprocess(**files, deduplicate="none")
+    assert prepared.info.splits == {"train": 101, "validation": 15, "test": 12}
+    assert prepared.report()["duplicates"] == {
+        "deduplicate": "none",
+        "copies": 8,
+        "with_another_label": 0,
+        "within": {"train": 1, "validation": 0, "test": 0},
+        "across": {"validation rows also in train": 5, "test rows also in train": 0, "test rows also in validation": 2},
+    }
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def run_command(model: Path, out: Path, *flags: Any) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "steps",
+        "preprocess",
+        "--task_name",
+        "text_classification",
+        "--label_key",
+        "label",
+    ]
+    command += ["--model_selector_output", str(model), "--preprocess_output", str(out), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_ends_with_exit_code_2_and_one_message_for_a_missing_file(model, train, tmp_path):
+    done = run_command(
+        model, tmp_path / "out", "--train_file_path", tmp_path / "trian.jsonl", "--sentence1_key", "text"
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: train_file_path=")
+    assert "Did you mean 'train.jsonl'?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.iterdir()) == [train]
+
+
+def test_the_command_ends_with_exit_code_2_for_a_row_that_is_not_json(model, questions, write_jsonl, tmp_path):
+    path = write_jsonl(tmp_path / "train.jsonl", questions)
+    path.write_text(path.read_text() + "not json\n")
+    done = run_command(model, tmp_path / "out", "--train_file_path", path, "--sentence1_key", "text")
+    assert done.returncode == 2
+    assert "error: train.jsonl row 121: is not JSON" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_the_command_runs_the_stage_and_says_what_it_did(model, train, tmp_path):
+    done = run_command(model, tmp_path / "out", "--train_file_path", train, "--sentence1_key", "text")
+    assert done.returncode == 0, done.stderr
+    assert "train 96, validation 12, test 12 rows of at most 64 tokens" in done.stderr
+    assert Prepared(tmp_path / "out").info.splits["train"] == 96
+
+
+def test_no_training_data_is_refused(refuse, train):
+    assert refuse() == "no training data: wanted train_file_path or train_mltable_path."
+    assert refuse(test_file_path=train).startswith("no training data")
+
+
+def test_an_empty_file_is_refused(refuse, tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\n")
+    assert refuse(train_file_path=tmp_path / "train.csv").startswith("train.csv: is empty")
+
+
+def test_an_unreadable_file_is_refused(refuse, tmp_path):
+    (tmp_path / "train.jsonl").symlink_to("/proc/self/mem")
+    assert refuse(train_file_path=tmp_path / "train.jsonl").startswith("train.jsonl: cannot be read")
+
+
+def test_a_missing_column_is_refused_with_a_suggestion_before_the_model_exists(refuse, train, tmp_path):
+    expected = "columns 'sentence1_key=txt' not found in train.jsonl; it has: text, label. Did you mean 'text'?"
+    assert refuse(train_file_path=train, sentence1_key="txt") == expected
+    stage = Preprocess(
+        model_selector_output=tmp_path / "not yet", train_file_path=train, sentence1_key="txt", label_key="label"
+    )
+    with pytest.raises(UserError, match="sentence1_key=txt"):
+        stage.check()
+
+
+def test_mixed_types_in_the_label_column_are_refused_by_row(refuse, questions, write_jsonl, tmp_path):
+    path = write_jsonl(tmp_path / "train.jsonl", [*questions, {"text": "new", "label": 3}])
+    message = refuse(train_file_path=path)
+    assert message.startswith("train.jsonl row 121: column 'label' holds a whole number 3, but earlier rows hold text")
+
+
+def test_a_label_seen_only_in_test_is_refused(refuse, train, write_jsonl, tmp_path):
+    path = write_jsonl(tmp_path / "test.jsonl", [{"text": "new", "label": "plant"}])
+    message = refuse(train_file_path=train, test_file_path=path)
+    assert "column 'label': the label(s) 'plant' are in the test rows but in no training row" in message
+
+
+def test_one_class_only_is_refused(refuse, questions, write_jsonl, tmp_path):
+    path = write_jsonl(tmp_path / "train.jsonl", [q | {"label": "same"} for q in questions])
+    assert "column 'label' holds 1 label(s) in the training rows (same)" in refuse(train_file_path=path)
+
+
+def test_fewer_training_rows_than_min_rows_are_refused(refuse, preprocess, questions, write_jsonl, tmp_path):
+    path = write_jsonl(tmp_path / "train.jsonl", questions[:11])
+    message = refuse(train_file_path=path)
+    assert message.startswith("train.jsonl: leaves 9 training rows (11 read, ")
+    assert "min_rows=10" in message
+    assert preprocess(train_file_path=path, min_rows=9).info.splits == {"train": 9, "validation": 1, "test": 1}
+
+
+def test_classes_too_small_to_spare_a_row_are_refused(refuse, questions, write_jsonl, tmp_path):
+    path = write_jsonl(
+        tmp_path / "train.jsonl", [{"text": q["text"], "label": f"l{i}"} for i, q in enumerate(questions)]
+    )
+    assert "no row can be spared for validation" in refuse(train_file_path=path)
+
+
+def test_a_csv_in_another_encoding_is_refused_by_row(refuse, questions, tmp_path):
+    lines = ["text,label", *(f"{q['text']},{q['label']}" for q in questions), "caf\u00e9,animal"]
+    (tmp_path / "train.csv").write_bytes("\n".join(lines).encode("latin-1"))
+    message = refuse(train_file_path=tmp_path / "train.csv")
+    assert message.startswith("train.csv row 121: is not utf-8 text (byte 0xe9); wanted utf-8")
+
+
+def test_an_mltable_pointing_nowhere_is_refused(refuse, tmp_path):
+    folder = tmp_path / "table"
+    folder.mkdir()
+    (folder / "MLTable").write_text("paths: [{file: gone.jsonl}]\ntransformations: [read_json_lines]")
+    message = refuse(train_mltable_path=folder)
+    assert message.startswith("train_mltable_path=")
+    assert "points nowhere: file: 'gone.jsonl'" in message
+
+
+def test_a_validation_file_of_copies_only_is_refused(refuse, train, questions, write_jsonl, tmp_path):
+    files = {f"{s}_file_path": write_jsonl(tmp_path / f"{s}.jsonl", questions[:3]) for s in ("validation", "test")}
+    message = refuse(train_file_path=train, **files)
+    assert message.startswith("validation.jsonl: none of its 3 rows is left for validation")
+
+
+def test_ratios_that_leave_no_training_rows_are_refused(refuse, train):
+    message = refuse(train_file_path=train, validation_split_ratio=0.5, test_split_ratio=0.5)
+    assert "validation_split_ratio=0.5 and test_split_ratio=0.5" in message
+
+
+def test_a_length_beyond_the_model_is_refused(refuse, train):
+    assert "max_seq_length=65: the model takes at most 64 tokens" in refuse(train_file_path=train, max_seq_length=65)
+
+
+def test_a_model_altered_by_one_byte_is_refused(model, train, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(model, copy)
+    data = bytearray((copy / "tokenizer.json").read_bytes())
+    data[-2] ^= 1
+    (copy / "tokenizer.json").write_bytes(data)
+    done = run_command(copy, tmp_path / "out", "--train_file_path", train, "--sentence1_key", "text")
+    assert done.returncode == 2
+    assert "tokenizer.json: was altered after it was written" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,73 @@
+"""Read what preprocess wrote: encoded and raw rows of each split, what was learnt from them, and the data report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneport.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """``dataset.json``."""
+
+    task_name: str
+    columns: Mapping[str, str]  # field -> the user's column
+    meta: dict[str, Any]  # what the task learnt from the data
+    max_seq_length: int  # tokens
+    pad_to: int | None  # tokens to pad every sequence to; None: to the longest of its batch
+    splits: Mapping[str, int]  # rows by split
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A `tuneport.artifacts.Dataset` folder."""
+
+    path: Path
+
+    @cached_property
+    def info(self) -> Info:
+        value = json.loads((self.path / "dataset.json").read_text("utf-8"))
+        splits = {split: entry["rows"] for split, entry in value.pop("splits").items()}
+        return Info(**value, splits=splits)
+
+    def encoded_file(self, split: str) -> Path:
+        """The Arrow IPC stream of a split's tokens: row_id, the task's encoded columns, length."""
+        return self._file("encoded", split)
+
+    def encoded(self, split: str) -> pa.Table:
+        """A split's tokens, memory mapped."""
+        return _read(self.encoded_file(split))
+
+    def rows(self, split: str) -> list[dict[str, Any]]:
+        """A split's raw rows: row_id and the task's fields."""
+        rows: list[dict[str, Any]] = _read(self._file("rows", split)).to_pylist()
+        return rows
+
+    def report(self) -> dict[str, Any]:
+        """``data_report.json``."""
+        report: dict[str, Any] = json.loads((self.path / "data_report.json").read_text("utf-8"))
+        return report
+
+    def _file(self, kind: str, split: str) -> Path:
+        path = self.path / kind / f"{split}.arrow"
+        if not path.is_file():
+            raise UserError(f"{path}: not found; this prepared dataset has no {split} split. Run preprocess again.")
+        return path
+
+
+def _read(path: Path) -> pa.Table:
+    import os
+
+    import pyarrow as pa
+
+    with pa.memory_map(os.fsencode(path)) as source:
+        return pa.ipc.open_stream(source).read_all()

@@ -1,0 +1,98 @@
+"""Open a model folder's tokenizer, without transformers, and settle the longest sequence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneport.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+UNLIMITED = 1_000_000  # tokenizers that know no limit write 1e30 or so as model_max_length
+# Models whose positions start after the padding index, so that the last ones of max_position_embeddings are not usable.
+OFFSET_POSITIONS = frozenset(
+    [
+        *("camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta"),
+        *("roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+    ]
+)
+
+
+def read_json(model: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a model folder.
+
+    Raises `UserError` where it is absent or no JSON object.
+    """
+    try:
+        value = json.loads((model / name).read_text("utf-8"))
+    except OSError as e:
+        raise UserError(
+            f"{model / name}: cannot be read ({e.strerror}); wanted a model folder as model_import writes it."
+        ) from None
+    except ValueError as e:
+        raise UserError(f"{model / name}: is no JSON ({e}). Run model_import again.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{model / name}: is no JSON object. Run model_import again.")
+    return value
+
+
+def longest_input(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> int | None:
+    """The most tokens a model takes, by its tokenizer's and its own configuration; None where neither says."""
+    limits = []
+    limit = tokenizer_config.get("model_max_length")
+    if isinstance(limit, (int, float)) and 0 < limit < UNLIMITED:
+        limits.append(int(limit))
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    if isinstance(positions, int) and positions > 0:
+        offset = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in OFFSET_POSITIONS else 0
+        limits.append(positions - offset)
+    return min(limits, default=None)
+
+
+def resolve_length(max_seq_length: int, longest: int | None) -> int:
+    """The longest sequence in tokens; ``max_seq_length`` -1 means what the model takes.
+
+    Raises `UserError` where it is more than the model takes, or -1 and the model does not say.
+    """
+    if max_seq_length == -1:
+        if longest is None:
+            raise UserError(
+                "max_seq_length=-1: the model's configuration names no maximum; set max_seq_length, e.g. 512."
+            )
+        return longest
+    if longest is not None and max_seq_length > longest:
+        raise UserError(
+            f"max_seq_length={max_seq_length}: the model takes at most {longest} tokens; wanted <= {longest}, or -1."
+        )
+    return max_seq_length
+
+
+def load_tokenizer(model: Path, tokenizer_config: Mapping[str, Any], max_length: int) -> Tokenizer:
+    """The tokenizer of a model folder, cutting at ``max_length`` tokens and padding nothing.
+
+    Raises `UserError` where it is absent or damaged, or the special tokens alone fill ``max_length``.
+    """
+    from tokenizers import Tokenizer
+
+    path = model / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: not found; wanted a model folder as model_import writes it. Run model_import on the model."
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as e:  # the library raises nothing narrower
+        raise UserError(f"{path}: is damaged or of a newer format ({e}). Run model_import again.") from None
+    special = tokenizer.num_special_tokens_to_add(is_pair=True)
+    if max_length <= special:
+        raise UserError(
+            f"max_seq_length={max_length}: leaves no room for text beside {special} special tokens; "
+            f"wanted > {special}, or -1."
+        )
+    tokenizer.enable_truncation(max_length, direction=str(tokenizer_config.get("truncation_side") or "right"))
+    tokenizer.no_padding()
+    return tokenizer
