@@ -202,7 +202,7 @@ class TextClassification(Task):
 
         def encode(rows: Sequence[Row]) -> dict[str, list[t.Any]]:
             texts = [(row["sentence1"], row["sentence2"]) if pair else row["sentence1"] for row in rows]
-            encodings = tokenizer.encode_batch(texts)
+            encodings = tokenizer.encode_batch_fast(texts)  # without offsets
             columns = {
                 "input_ids": [e.ids for e in encodings],
                 "labels": [label_ids(row) for row in rows],

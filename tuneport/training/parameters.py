@@ -40,6 +40,9 @@ class BatchParams(Params):
     """Batches and precision."""
 
     per_device_train_batch_size: int = param("Rows per device and forward pass in training.", default=1, ge=1)
+    group_by_length: bool = param(
+        "Put rows of similar length in a batch: less padding, so faster where lengths differ.", default=False
+    )
     gradient_accumulation_steps: int = param("Forward passes per optimizer step.", default=1, ge=1)
     precision: Literal["32", "16", "bf16"] = param(
         "32, or mixed precision: bf16 is bfloat16; 16 is bfloat16 where the device has it, else float16.",
