@@ -89,13 +89,13 @@ def test_no_written_text_names_an_absolute_path_of_the_run(trained: Path) -> Non
 
 
 class SpoilLastEpoch(TrainerCallback):  # type: ignore[misc]
-    """Adds noise to the weights when the last epoch ends, before it is evaluated."""
+    """Sets the weights to zero when the last epoch ends, before it is evaluated: all rows get the same answer."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == state.max_steps:
             with torch.no_grad():
                 for weight in kwargs["model"].parameters():
-                    weight.add_(torch.randn_like(weight))
+                    weight.zero_()
 
 
 @pytest.mark.parametrize("metric", ["loss", "accuracy"])
@@ -106,7 +106,7 @@ def test_a_planted_worse_last_epoch_does_not_come_out(
         model_selector_output=imported_model,
         preprocess_output=prepared_questions,
         metric_for_best_model=metric,
-        **FAST | {"num_train_epochs": 3},
+        **FAST | {"num_train_epochs": 6},
     )
     result = run_train(imported_model, prepared_questions, stage, tmp_path, SpoilLastEpoch())
     losses = history(tmp_path, f"eval_{metric}")

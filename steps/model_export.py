@@ -1,0 +1,48 @@
+"""Stage `model_export`: write the best model as an MLflow model that serves without tuneport."""
+
+import time
+
+from tuneport import tasks
+from tuneport.artifacts import Dataset, MLflowModel, Model
+from tuneport.errors import UserError
+from tuneport.step import Step, consumes, produces
+from tuneport.tasks import TaskParams
+
+
+class ModelExport(Step, TaskParams):
+    """Write the fine-tuned model as an MLflow model that loads and serves without tuneport."""
+
+    image = "trainer"
+
+    pytorch_model_folder: Model = consumes("Fine-tuned model.")
+    preprocess_output: Dataset = consumes("Prepared splits: column names and the rows of the input example.")
+    mlflow_model_folder: MLflowModel = produces("MLflow model that needs no tuneport to be served.")
+
+    def run(self) -> None:
+        from tuneport.data.prepared import Prepared
+        from tuneport.export import write_mlflow_model
+        from tuneport.tracking import run_id_of, save_run, tracked
+
+        started = time.monotonic()
+        model, output = self.pytorch_model_folder.path, self.mlflow_model_folder.path
+        prepared = Prepared(self.preprocess_output.path)
+        if prepared.info.task_name != self.task_name:
+            raise UserError(
+                f"{prepared.path}: was prepared for {prepared.info.task_name}; wanted {self.task_name}. "
+                "Pass the dataset that the model was trained on."
+            )
+        task = tasks.load(self.task_name)
+        write_mlflow_model(
+            task,
+            model,
+            columns=prepared.info.columns,
+            meta=prepared.info.meta,
+            example_rows=prepared.rows("test"),
+            destination=output,
+        )
+        model_uri = None
+        if run_id := run_id_of(model, self.context):
+            with tracked(self.context, self.name(), run_id) as run:
+                model_uri = run.log_model(output)
+        save_run(output, run_id, self.context, model_uri)
+        self.log.info("MLflow model written in %.1f s", time.monotonic() - started)

@@ -1,0 +1,201 @@
+"""Compose an MLflow models-from-code model: the model folder, the code that serves it, signature, example, packages."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import shutil
+import tempfile
+import typing as t
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from tuneport.artifacts import INCOMPLETE, MANIFEST
+from tuneport.export.served import Served
+from tuneport.tasks import Meta, Row, Task
+from tuneport.tracking import TRACKING_FILE, quieten
+
+if t.TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Schema
+
+EXAMPLE_ROWS = 3
+BATCH_SIZE = 32  # rows that a served model answers at once, unless a request says otherwise
+PACKAGES = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pandas", "numpy")
+NOT_SERVED = {
+    "checkpoints",
+    "trainer_state.json",
+    "training.json",
+    "training_args.bin",
+    TRACKING_FILE,
+    MANIFEST,
+    INCOMPLETE,
+}
+
+CODE = '''\
+"""Serves a fine-tuned {task} model. Self-contained; loaded by mlflow.pyfunc."""
+
+from __future__ import annotations
+
+import typing as t
+
+import mlflow
+
+
+{predictor}
+
+{served}
+
+class ServedModel(Served, mlflow.pyfunc.PythonModel):
+    pass
+
+
+mlflow.models.set_model(
+    ServedModel(
+        predictor={predictor_name},
+        columns={columns!r},
+        kinds={kinds!r},
+        answers={answers!r},
+    )
+)
+'''
+
+
+def write_mlflow_model(
+    task: Task,
+    model_folder: Path,
+    *,
+    columns: Mapping[str, str],
+    meta: Meta,
+    example_rows: Sequence[Row],
+    destination: Path,
+) -> None:
+    """Write the MLflow model of a fine-tuned model folder to ``destination``.
+
+    ``columns`` maps the task's fields to the user's columns, ``example_rows`` hold the task's fields. Neither loads
+    the model nor touches the network.
+    """
+    quieten()
+    import mlflow
+
+    inputs, answers = task.serving_schema(columns, meta)
+    read = {field: columns[field] for field in inputs.names}
+    destination.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=destination) as scratch:  # MLflow wants a folder of its own
+        code, saved = Path(scratch, "served_model.py"), Path(scratch, "saved")
+        code.write_text(_code(task, read, inputs, answers), encoding="utf-8")
+        mlflow.pyfunc.save_model(
+            path=saved,
+            python_model=str(code),
+            artifacts={"model": str(_served_files(model_folder, Path(scratch, "model")))},
+            signature=_signature(inputs, answers, read),
+            input_example=_example(example_rows[:EXAMPLE_ROWS], read),
+            pip_requirements=requirements(),
+            metadata={"task": task.name},
+        )
+        _forget_scratch_paths(saved)
+        for path in saved.iterdir():
+            path.replace(destination / path.name)
+
+
+def requirements() -> list[str]:
+    """The packages a served model needs, pinned to what is installed here, without local parts such as ``+cpu``."""
+    pinned = []
+    for package in PACKAGES:
+        try:
+            pinned.append(f"{package}=={version(package).partition('+')[0]}")
+        except PackageNotFoundError:
+            continue  # a served model that needs it says so when it is loaded
+    return pinned
+
+
+def _code(task: Task, columns: Mapping[str, str], inputs: pa.Schema, answers: pa.Schema) -> str:
+    return CODE.format(
+        task=task.name.replace("_", " "),
+        predictor=inspect.getsource(task.predictor),
+        predictor_name=task.predictor.__name__,
+        served=inspect.getsource(Served),
+        columns=dict(columns),
+        kinds={column: _type_name(inputs.field(field).type) for field, column in columns.items()},
+        answers=answers.names,
+    )
+
+
+def _served_files(model_folder: Path, destination: Path) -> Path:
+    """A folder of what serving needs: hard links where the file system has them, as MLflow copies the folder anyway."""
+
+    def skip(folder: str, names: list[str]) -> set[str]:
+        return NOT_SERVED & set(names) if Path(folder) == model_folder else set()
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+
+    shutil.copytree(model_folder, destination, ignore=skip, copy_function=link)
+    return destination
+
+
+def _forget_scratch_paths(saved: Path) -> None:
+    """MLflow notes where code and artifacts came from; here that is a folder about to vanish."""
+    from mlflow.models import Model
+
+    model = Model.load(saved)
+    flavor = model.flavors["python_function"]
+    flavor["model_code_path"] = Path(flavor["model_code_path"]).name
+    for artifact in flavor["artifacts"].values():
+        artifact["uri"] = artifact["path"]
+    model.save(saved / "MLmodel")
+
+
+def _example(rows: Sequence[Row], columns: Mapping[str, str]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame({column: [row[field] for row in rows] for field, column in columns.items()})
+
+
+def _signature(inputs: pa.Schema, answers: pa.Schema, columns: Mapping[str, str]) -> ModelSignature:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ParamSchema, ParamSpec
+
+    params = ParamSchema([ParamSpec("batch_size", "long", BATCH_SIZE)])
+    return ModelSignature(_schema(inputs, columns), _schema(answers, {}), params)
+
+
+def _schema(fields: pa.Schema, columns: Mapping[str, str]) -> Schema:
+    """An Arrow schema in MLflow's types; ``columns`` renames fields, of which two may be one column."""
+    from mlflow.types import ColSpec, Schema
+
+    named = {columns.get(field.name, field.name): field.type for field in fields}
+    return Schema([ColSpec(_type(kind), name) for name, kind in named.items()])
+
+
+def _type(kind: pa.DataType) -> t.Any:
+    import pyarrow as pa
+    from mlflow.types import DataType
+    from mlflow.types.schema import Array, Map, Object, Property
+
+    if pa.types.is_map(kind):
+        return Map(_type(kind.item_type))
+    if pa.types.is_list(kind):
+        return Array(_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return Object([Property(field.name, _type(field.type)) for field in kind])
+    plain = {
+        pa.string(): DataType.string,
+        pa.bool_(): DataType.boolean,
+        pa.int32(): DataType.integer,
+        pa.int64(): DataType.long,
+        pa.float32(): DataType.float,
+        pa.float64(): DataType.double,
+    }
+    return plain[kind]
+
+
+def _type_name(kind: pa.DataType) -> str:
+    return re.sub(r"[<\[( ].*", "", str(kind))

@@ -1,0 +1,58 @@
+"""The part of a served model's code that all tasks share: MLflow's payloads in, a table of answers out.
+
+`tuneport.export.mlflow_model` copies the class below, as text, into each exported model. It is therefore
+self-contained: what it needs is imported inside its methods, and nothing of tuneport is.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+
+class Served:
+    """Answers tables whose columns bear the user's names.
+
+    ``columns`` maps each field of the predictor to a column, ``kinds`` each column to the MLflow type it holds.
+    """
+
+    def __init__(
+        self, predictor: type[t.Any], columns: dict[str, str], kinds: dict[str, str], answers: list[str]
+    ) -> None:
+        self.predictor_class = predictor
+        self.columns = columns
+        self.kinds = kinds
+        self.answers = answers
+
+    def load_context(self, context: t.Any) -> None:
+        self.predictor = self.predictor_class(context.artifacts["model"])
+
+    # MLflow takes annotations of `predict` for the schema of the input; the signature says more than they can.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """Answer a DataFrame: MLflow has made one of whatever was sent, and held it against the signature.
+
+        ``params``: batch_size.
+        """
+        import pandas as pd
+
+        batch_size = int((params or {}).get("batch_size", self.predictor.batch_size))
+        if batch_size < 1:
+            self._refuse(f"params: batch_size={batch_size} is not valid; wanted a number > 0")
+        self.predictor.batch_size = batch_size
+        return pd.DataFrame(self.predictor(self._rows(model_input)), columns=self.answers)
+
+    def _rows(self, table: t.Any) -> list[dict[str, t.Any]]:
+        texts = [column for column, kind in self.kinds.items() if kind == "string"]
+        # Of a dict of lists of text MLflow makes one row that holds the lists.
+        lists = [column for column in texts if len(table) and isinstance(table[column].iloc[0], list)]
+        table = table.explode(lists, ignore_index=True) if lists else table
+        for column in texts:
+            for number, value in enumerate(table[column]):
+                if not isinstance(value, str):
+                    self._refuse(f"row {number + 1}: column '{column}' holds {value!r}; wanted text")
+        values = {field: table[column].tolist() for field, column in self.columns.items()}
+        return [{field: values[field][i] for field in values} for i in range(len(table))]
+
+    def _refuse(self, message: str) -> t.NoReturn:
+        from mlflow.exceptions import MlflowException
+
+        raise MlflowException.invalid_parameter_value(message)
