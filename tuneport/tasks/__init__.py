@@ -19,6 +19,7 @@ if t.TYPE_CHECKING:
 
     from tuneport.evaluation import Evaluation
 
+S = t.TypeVar("S", bound=Step)
 Row = dict[str, t.Any]
 Meta = dict[str, t.Any]  # what a task learns from the data and later stages need, e.g. {"labels": [...]}; JSON only
 
@@ -148,14 +149,16 @@ class TaskParams(Params):
     task_name: str = param("Task to fine-tune for; with it, --help also shows the task's own parameters.")
 
 
-@cache
-def with_task(step: type[Step], task_name: str) -> type[Step]:
+def with_task(step: type[S], task_name: str) -> type[S]:
     """Specialise a step class for a task: the task's parameters become ports, ``task_name`` is settled.
 
     A step that takes no ``task_name`` is returned as it is.
     """
-    if "task_name" not in step.ports():
-        return step
+    return t.cast(type[S], _specialise(t.cast(t.Any, step), task_name)) if "task_name" in step.ports() else step
+
+
+@cache
+def _specialise(step: type[Step], task_name: str) -> type[Step]:
     group = load(task_name).params.get(step.name())
     bases = (step,) if group is None else (step, group)
     body = {"__module__": step.__module__, "__doc__": step.__doc__, "fixed": {"task_name": task_name}}

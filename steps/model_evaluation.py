@@ -1,0 +1,165 @@
+"""Stage `model_evaluation`: score the tuned model beside its base and trivial baselines on the test split."""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from tuneport import tasks
+from tuneport.artifacts import INCOMPLETE, Dataset, Model, Report
+from tuneport.errors import UserError
+from tuneport.parameters import EvaluationBatchParams, SeedParams
+from tuneport.stage import parameters, save_json
+from tuneport.step import Step, consumes, produces
+from tuneport.tasks import TaskParams
+
+if TYPE_CHECKING:
+    from tuneport.data.prepared import Prepared
+    from tuneport.evaluation.comparison import Comparison
+
+
+class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
+    """Score the tuned model beside its base model and trivial baselines on the test split."""
+
+    image = "trainer"
+
+    model_selector_output: Model = consumes("Imported base model.")
+    pytorch_model_folder: Model = consumes("Tuned model.")
+    preprocess_output: Dataset = consumes("Prepared splits; the test split is scored.")
+    evaluation_result: Report = produces("Metrics, predictions and the HTML report.")
+
+    def run(self) -> None:
+        from tuneport.data.prepared import Prepared
+
+        prepared = Prepared(self.preprocess_output.path)
+        self._check_inputs(prepared)
+        rows = prepared.rows("test")
+        tuned, base = (
+            self._answers(folder.path, prepared, rows, name)
+            for folder, name in ((self.pytorch_model_folder, "tuned model"), (self.model_selector_output, "base model"))
+        )
+        comparison = self._compare(prepared, rows, tuned, base)
+        output = self.evaluation_result.path
+        save_json(output / "metrics.json", comparison.as_json())
+        _write_predictions(output / "predictions.jsonl", rows, tuned, base, comparison.tuned.row_correct)
+        (output / "report.html").write_text(self._report(prepared, rows, tuned, base, comparison), "utf-8")
+        self._track(comparison)
+        for line in (*comparison.lines(), comparison.verdict.headline):
+            self.log.info("%s", line)
+        self.log.info("report: %s", self._final / "report.html")
+
+    def check(self) -> None:
+        self._final = Path(self.evaluation_result.path) if self.evaluation_result else Path()
+
+    def _check_inputs(self, prepared: "Prepared") -> None:
+        """Refuse inputs that do not belong together."""
+        info, data, model = prepared.info, self.preprocess_output.path, self.pytorch_model_folder.path
+        if info.task_name != self.task_name:
+            raise UserError(
+                f"{data}: was prepared for {info.task_name}; wanted {self.task_name}. Run preprocess for this task."
+            )
+        if not info.splits.get("test"):
+            raise UserError(f"{data}: its test split has no rows; wanted at least one. Run preprocess with test data.")
+        labels = json.loads((model / "config.json").read_text("utf-8")).get("id2label")
+        wanted = info.meta.get("labels")
+        if wanted and list((labels or {}).values()) != wanted:
+            raise UserError(
+                f"{model}: was tuned for the labels {', '.join((labels or {}).values()) or 'none'}, but {data} has "
+                f"{', '.join(wanted)}. Pass the model that was tuned on this prepared dataset."
+            )
+
+    def _answers(self, folder: Path, prepared: "Prepared", rows: Sequence[tasks.Row], name: str) -> list[tasks.Row]:
+        """Both models read texts through the tuned model's tokenizer, which knows the length trained with."""
+        from tuneport.evaluation.prediction import predict
+
+        task, tokenizer = tasks.load(self.task_name), self.pytorch_model_folder.path
+        batch_size, seed = self.per_device_eval_batch_size, self.seed
+        meta = prepared.info.meta
+        return predict(task, folder, tokenizer, meta, rows, batch_size=batch_size, seed=seed, name=name)
+
+    def _compare(
+        self, prepared: "Prepared", rows: list[tasks.Row], tuned: list[tasks.Row], base: list[tasks.Row]
+    ) -> "Comparison":
+        from tuneport.evaluation.comparison import Comparison
+        from tuneport.evaluation.prediction import has_head
+
+        task, meta = tasks.load(self.task_name), prepared.info.meta
+        trivial = task.baselines(prepared.rows("train"), rows, meta, self)
+        return Comparison(
+            tuned=task.evaluate(rows, tuned, meta, self.seed),
+            base=task.evaluate(rows, base, meta, self.seed),
+            base_has_head=has_head(self.model_selector_output.path, self.pytorch_model_folder.path),
+            baselines={name: task.evaluate(rows, answers, meta, self.seed) for name, answers in trivial.items()},
+            seed=self.seed,
+        )
+
+    def _report(
+        self,
+        prepared: "Prepared",
+        rows: list[tasks.Row],
+        tuned: list[tasks.Row],
+        base: list[tasks.Row],
+        comparison: "Comparison",
+    ) -> str:
+        from tuneport.evaluation import report
+
+        inputs = ("model_selector_output", "preprocess_output", "pytorch_model_folder")
+        return report.render(
+            task_name=self.task_name,
+            comparison=comparison,
+            errors=report.wrong_answers(tasks.load(self.task_name), rows, tuned, base, comparison.tuned),
+            training=report.training(self.pytorch_model_folder.path),
+            data=prepared.report(),
+            max_seq_length=prepared.info.max_seq_length,
+            lineage=[report.origin(name, getattr(self, name)) for name in inputs],
+            parameters=parameters(self),
+        )
+
+    def _track(self, comparison: "Comparison") -> None:
+        """Add scores and report to the run that trained the model."""
+        from tuneport.tracking import run_id_of, tracked
+
+        if self.context.tracking_uri is None:
+            return
+        run_id = run_id_of(self.pytorch_model_folder.path, self.context)
+        with tracked(self.context, self.name(), run_id) as run, TemporaryDirectory() as folder:
+            run.log_metrics(_tracked_metrics(comparison))
+            copy = Path(folder) / "evaluation"
+            shutil.copytree(self.evaluation_result.path, copy, ignore=shutil.ignore_patterns(INCOMPLETE))
+            run.log_artifacts(copy, "evaluation")
+
+
+def _tracked_metrics(comparison: "Comparison") -> dict[str, float]:
+    """Test scores by names that MLflow takes: ``test_mcc``, ``base_test_mcc``, ``majority_class_test_mcc``."""
+    named = {"": comparison.tuned, "base_": comparison.base}
+    named |= {re.sub(r"\W+", "_", name.lower()) + "_": found for name, found in comparison.baselines.items()}
+    return {
+        f"{prefix}test_{metric}": value
+        for prefix, found in named.items()
+        for metric, value in found.metrics.items()
+        if value is not None
+    }
+
+
+def _write_predictions(
+    path: Path, rows: list[tasks.Row], tuned: list[tasks.Row], base: list[tasks.Row], correct: Sequence[bool]
+) -> None:
+    """One line a test row: its id and fields, the tuned model's whole answer, the base model's label."""
+    with path.open("w", encoding="utf-8") as f:
+        for row, answer, other, right in zip(rows, tuned, base, correct, strict=True):
+            short = {name: other[name] for name in ("label", "score")}
+            line = {**row, "tuned": answer, "correct": right, "base": short}
+            f.write(json.dumps(_finite(line), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for each number that JSON cannot hold, such as a diverged model's scores."""
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

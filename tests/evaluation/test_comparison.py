@@ -1,0 +1,65 @@
+"""The verdict says what the intervals allow it to say, and no more."""
+
+import pytest
+
+from tuneport.evaluation import Evaluation
+from tuneport.evaluation.comparison import Comparison
+
+
+def found(right: int, of: int = 200) -> Evaluation:
+    share = right / of
+    return Evaluation(
+        main=("accuracy",),
+        metrics={"accuracy": share, "auc": None},
+        intervals={"accuracy": (share - 0.01, share + 0.01)},
+        row_losses=[0.0] * of,
+        row_correct=[i < right for i in range(of)],
+    )
+
+
+def compare(tuned: int, base: int, has_head: bool = True, **baselines: int) -> Comparison:
+    others = {name: found(right) for name, right in baselines.items()}
+    return Comparison(found(tuned), found(base), has_head, others, 0)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "level", "headline"),
+    [
+        (compare(180, 100, words=140), "good", "Better than the base model and every trivial baseline"),
+        (compare(180, 100, has_head=False), "good", "Better than the base model (untrained head)"),
+        (compare(180, 100, words=180), "unclear", "Better than the base model, but not clearly better than words"),
+        (compare(150, 100, luck=40, words=180), "bad", "Better than the base model, but worse than words"),
+        (compare(100, 100, words=40), "unclear", "No clear difference from the base model"),
+        (compare(60, 100, words=40), "bad", "Worse than the base model"),
+    ],
+)
+def test_the_headline_follows_the_paired_intervals(comparison, level, headline):
+    assert (comparison.verdict.level, comparison.verdict.headline) == (level, headline)
+
+
+def test_the_gain_is_given_in_points_with_its_interval():
+    gain = compare(180, 100).gains["base model"]
+    assert gain.value == pytest.approx(0.4)
+    assert 0.3 < gain.low < 0.4 < gain.high < 0.5
+    assert "+40.0 points (" in compare(180, 100).verdict.sentences[0]
+
+
+def test_an_untrained_head_is_explained():
+    assert any("random weights" in s for s in compare(180, 100, has_head=False).verdict.sentences)
+    assert not any("random weights" in s for s in compare(180, 100).verdict.sentences)
+
+
+def test_the_lines_for_the_terminal_are_aligned():
+    lines = compare(180, 100, has_head=False, words=140).lines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1].split() == ["tuned", "model", "0.9000"]
+    assert lines[3].split() == ["words", "0.7000"]
+
+
+def test_json_holds_scores_intervals_and_gains():
+    value = compare(180, 100, words=140).as_json()
+    assert value["tuned"] == {"metrics": {"accuracy": 0.9, "auc": None}, "intervals": {"accuracy": [0.89, 0.91]}}
+    assert value["base"]["metrics"]["accuracy"] == 0.5
+    assert value["baselines"]["words"]["metrics"]["accuracy"] == 0.7
+    assert value["gains"]["words"]["value"] == pytest.approx(0.2)
+    assert value["main"] == ["accuracy"]

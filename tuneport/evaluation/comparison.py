@@ -1,0 +1,151 @@
+"""Tuned model, base model and trivial baselines side by side on the same rows, and the verdict in words."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from tuneport.evaluation import Evaluation, bootstrap
+
+TUNED = "tuned model"
+LOWER_IS_BETTER = ("log_loss", "hamming_loss")
+
+Level = t.Literal["good", "unclear", "bad"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the comparison comes to: a headline and the numbers behind it."""
+
+    level: Level
+    headline: str
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """The share of rows that the tuned model gets right beyond another's, with its paired 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def level(self) -> Level:
+        return "good" if self.low > 0 else "bad" if self.high < 0 else "unclear"
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:+.1f} points ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Evaluations of the same rows; ``base_has_head`` says whether the base model was trained for these labels."""
+
+    tuned: Evaluation
+    base: Evaluation
+    base_has_head: bool
+    baselines: Mapping[str, Evaluation]
+    seed: int
+
+    @property
+    def base_name(self) -> str:
+        return "base model" if self.base_has_head else "base model, untrained head"
+
+    @property
+    def _base_phrase(self) -> str:
+        return "base model" if self.base_has_head else "base model (untrained head)"
+
+    @property
+    def rows(self) -> int:
+        return len(self.tuned.row_correct)
+
+    @cached_property
+    def all(self) -> dict[str, Evaluation]:
+        """Every predictor by the name to show, the tuned one first."""
+        return {TUNED: self.tuned, self.base_name: self.base, **self.baselines}
+
+    @cached_property
+    def gains(self) -> dict[str, Gain]:
+        """How far the tuned model is above each other predictor, by that one's name."""
+        return {name: self._gain(other) for name, other in self.all.items() if other is not self.tuned}
+
+    def _gain(self, other: Evaluation) -> Gain:
+        value, (low, high) = bootstrap.difference(other.row_correct, self.tuned.row_correct, self.seed)
+        return Gain(value=value, low=low, high=high)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        base = self.gains[self.base_name]
+        rival = min(self.baselines, key=lambda name: self.gains[name].value, default=None)
+        tuned_share, base_share = _share(self.tuned), _share(self.base)
+        sentences = [
+            (
+                f"On {self.rows:,} test rows the {TUNED} is right in {tuned_share}, the {self._base_phrase} in "
+                f"{base_share}: {base}."
+            )
+        ]
+        if rival is not None:
+            share = _share(self.baselines[rival])
+            sentences.append(f"The best trivial baseline, {rival}, is right in {share}: {self.gains[rival]}.")
+        if not self.base_has_head:
+            sentences.append(
+                "The base model brings no head for these labels. Its head has random weights, so its score is that of "
+                "guessing and says nothing of what the model knows."
+            )
+        sentences += self.tuned.details.get("notes", ())
+        level, headline = self._headline(base.level, rival)
+        return Verdict(level=level, headline=headline, sentences=tuple(sentences))
+
+    def _headline(self, against_base: Level, rival: str | None) -> tuple[Level, str]:
+        if against_base == "bad":
+            return "bad", f"Worse than the {self._base_phrase}"
+        if against_base == "unclear":
+            return "unclear", f"No clear difference from the {self._base_phrase}"
+        if rival is None:
+            return "good", f"Better than the {self._base_phrase}"
+        against_rival = self.gains[rival].level
+        if against_rival == "good":
+            return "good", f"Better than the {self._base_phrase} and every trivial baseline"
+        word = "worse than" if against_rival == "bad" else "not clearly better than"
+        return against_rival, f"Better than the {self._base_phrase}, but {word} {rival}"
+
+    def as_json(self) -> dict[str, t.Any]:
+        """What metrics.json holds."""
+        return {
+            "main": list(self.tuned.main),
+            "test_rows": self.rows,
+            "base_has_head": self.base_has_head,
+            "tuned": _scores(self.tuned),
+            "base": _scores(self.base),
+            "baselines": {name: _scores(found) for name, found in self.baselines.items()},
+            "gains": {name: {"value": g.value, "interval": [g.low, g.high]} for name, g in self.gains.items()},
+            "per_class": self.tuned.details.get("per_class"),
+            "confusion_matrix": self.tuned.details.get("confusion_matrix"),
+            "labels": self.tuned.details.get("labels"),
+            "notes": self.tuned.details.get("notes", []),
+        }
+
+    def lines(self) -> list[str]:
+        """The main scores of all predictors as aligned lines."""
+        width = max(map(len, self.all))
+        head = " " * width + "".join(f"  {name:>10}" for name in self.tuned.main)
+        return [head] + [
+            f"{name:<{width}}" + "".join(f"  {_number(found.metrics[m]):>10}" for m in found.main)
+            for name, found in self.all.items()
+        ]
+
+
+def _scores(found: Evaluation) -> dict[str, t.Any]:
+    return {"metrics": dict(found.metrics), "intervals": {k: list(v) for k, v in found.intervals.items()}}
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _share(found: Evaluation) -> str:
+    low, high = found.intervals["accuracy"]
+    return f"{100 * t.cast(float, found.metrics['accuracy']):.1f} % ({100 * low:.1f} to {100 * high:.1f})"

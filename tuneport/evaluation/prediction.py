@@ -1,0 +1,56 @@
+"""Answers of a model to the rows of a split, and whether the model came with a head for them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import typing as t
+from collections.abc import Sequence
+from pathlib import Path
+
+from tuneport.tasks import Meta, Row, Task
+
+log = logging.getLogger("tuneport.model_evaluation")
+BLOCK_ROWS = 2048  # between two progress lines
+PROGRESS_SECONDS = 10.0
+
+
+def predict(
+    task: Task, folder: Path, tokenizer: Path, meta: Meta, rows: Sequence[Row], *, batch_size: int, seed: int, name: str
+) -> list[Row]:
+    """Load the model in ``folder`` with the task's head, on the GPU where there is one, and answer the rows.
+
+    A head that the folder lacks gets the weights that ``seed`` gives it. ``name`` is for the progress lines.
+    """
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    torch.manual_seed(seed)
+    model = task.load_model(folder, meta)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    predictor = task.predictor(str(tokenizer), model=model.to(device), batch_size=batch_size)
+    started = shown = time.monotonic()
+    answers: list[Row] = []
+    for start in range(0, len(rows), max(BLOCK_ROWS, batch_size)):
+        answers += predictor(rows[start : start + max(BLOCK_ROWS, batch_size)])
+        if len(answers) < len(rows) and time.monotonic() - shown > PROGRESS_SECONDS:
+            shown = time.monotonic()
+            log.info("%s: %d of %d rows", name, len(answers), len(rows))
+    seconds = time.monotonic() - started
+    rate = len(rows) / max(seconds, 1e-9)
+    log.info("%s: %d rows in %.1f s on %s, %.0f rows/s", name, len(rows), seconds, device, rate)
+    return answers
+
+
+def has_head(folder: Path, tuned: Path) -> bool:
+    """Whether the model in ``folder`` already has the head of the one in ``tuned``: same class, same labels."""
+    head = _head(folder)
+    return bool(head[0]) and head == _head(tuned)
+
+
+def _head(folder: Path) -> tuple[t.Any, t.Any]:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    return config.get("architectures"), config.get("id2label")

@@ -1,0 +1,243 @@
+"""One self-contained HTML report: verdict, scores, curves, errors, data, lineage and parameters."""
+
+from __future__ import annotations
+
+import json
+import math
+import typing as t
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from tuneport.artifacts import Artifact, digest, read_manifest
+from tuneport.evaluation import Evaluation, figures
+from tuneport.evaluation.comparison import LOWER_IS_BETTER, Comparison
+from tuneport.step import show
+from tuneport.tasks import Row, Task
+
+WORST_ERRORS = 20
+TEXT_LENGTH = 600  # characters of a row's text that are shown
+TITLES = {
+    "accuracy": "Accuracy",
+    "f1_macro": "F1, macro",
+    "f1_weighted": "F1, weighted",
+    "f1_micro": "F1, micro",
+    "precision_macro": "Precision, macro",
+    "precision_weighted": "Precision, weighted",
+    "recall_macro": "Recall, macro",
+    "recall_weighted": "Recall, weighted",
+    "mcc": "Matthews correlation (MCC)",
+    "auc": "AUC, one-vs-rest macro",
+    "log_loss": "Log loss",
+    "hamming_loss": "Hamming loss",
+}
+SHORT_TITLES = {**TITLES, "mcc": "MCC", "auc": "AUC"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongAnswer:
+    """A test row that the tuned model gets wrong."""
+
+    row_id: str
+    texts: tuple[str, ...]
+    truth: str
+    predicted: str
+    score: str  # of the predicted labels
+    base: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where an input of the evaluation came from: its manifest in short."""
+
+    name: str
+    type: str
+    step: str
+    version: str
+    digest: str
+    inputs: Mapping[str, str]  # name -> digest
+    parameters: Mapping[str, str]
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What the training left behind: transformers' log, and our summary of it."""
+
+    history: Sequence[Mapping[str, t.Any]]
+    best_step: int | None
+    summary: Mapping[str, t.Any]
+
+
+def wrong_answers(
+    task: Task, rows: Sequence[Row], tuned: Sequence[Row], base: Sequence[Row], found: Evaluation
+) -> list[WrongAnswer]:
+    """The rows that are answered wrong, most wrong first, at most `WORST_ERRORS`."""
+    wrong = [i for i, correct in enumerate(found.row_correct) if not correct]
+    wrong.sort(key=lambda i: -found.row_losses[i])
+    return [
+        WrongAnswer(
+            row_id=rows[i]["row_id"],
+            texts=tuple(_cut(text) for text in task.identity(rows[i]).split("\0")),
+            truth=_joined(task.labels(rows[i])),
+            predicted=_joined(tuned[i]["label"]),
+            score=_joined(tuned[i]["score"]),
+            base=_joined(base[i]["label"]),
+        )
+        for i in wrong[:WORST_ERRORS]
+    ]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"
+
+
+def _joined(value: t.Any) -> str:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return ", ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values) or "none"
+
+
+def origin(name: str, artifact: Artifact) -> Origin:
+    """Read where an artifact came from out of its manifest."""
+    manifest = read_manifest(artifact)
+    return Origin(
+        name=name,
+        type=manifest["type"],
+        step=manifest["producer"]["step"],
+        version=manifest["producer"]["version"],
+        digest=digest(artifact),
+        inputs=manifest["inputs"],
+        parameters={k: _parameter(v) for k, v in manifest["parameters"].items()},
+        files=len(manifest["files"]),
+        bytes=sum(entry["size"] for entry in manifest["files"].values()),
+    )
+
+
+def training(folder: Path) -> Training:
+    """Read a tuned model's training log; empty where the folder holds none."""
+    state, summary = (_read_json(folder / name) for name in ("trainer_state.json", "training.json"))
+    history = [_finite(entry) for entry in state.get("log_history", ())]
+    return Training(history=history, best_step=state.get("best_global_step"), summary=summary)
+
+
+def _read_json(path: Path) -> dict[str, t.Any]:
+    found: dict[str, t.Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return found
+
+
+def _finite(entry: Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """A log entry without what a diverged training writes: no curve can be drawn through it."""
+    return {k: v for k, v in entry.items() if not isinstance(v, float) or math.isfinite(v)}
+
+
+def render(
+    *,
+    task_name: str,
+    comparison: Comparison,
+    errors: Sequence[WrongAnswer],
+    training: Training,
+    data: Mapping[str, t.Any],
+    max_seq_length: int,
+    lineage: Sequence[Origin],
+    parameters: Mapping[str, t.Any],
+) -> str:
+    """Return the report as one HTML page that needs nothing beside it.
+
+    ``data`` is preprocess's data report, ``parameters`` are those of the evaluation.
+    """
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"score": _score, "size": _size, "duration": _duration}
+    template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text("utf-8"))
+    return template.render(
+        task=task_name.replace("_", " ").capitalize(),
+        comparison=comparison,
+        verdict=comparison.verdict,
+        details=comparison.tuned.details,
+        table=_table(comparison),
+        short_titles=SHORT_TITLES,
+        figures=_figures(comparison, training, data),
+        errors=errors,
+        wrong=sum(not correct for correct in comparison.tuned.row_correct),
+        training=training,
+        data=data,
+        reasons=_drop_reasons(data),
+        max_seq_length=max_seq_length,
+        lineage=lineage,
+        parameters={k: _parameter(v) for k, v in parameters.items()},
+    )
+
+
+def _table(comparison: Comparison) -> list[dict[str, t.Any]]:
+    """One entry a metric: each predictor's value and interval, and which is best."""
+    rows = []
+    main = comparison.tuned.main
+    for name in (*main, *(name for name in comparison.tuned.metrics if name not in main)):
+        values = [found.metrics.get(name) for found in comparison.all.values()]
+        known = [v for v in values if v is not None]
+        best = (min if name in LOWER_IS_BETTER else max)(known, default=None)
+        cells = [
+            {"value": value, "interval": found.intervals.get(name), "best": value is not None and value == best}
+            for value, found in zip(values, comparison.all.values(), strict=True)
+        ]
+        note = " (lower is better)" if name in LOWER_IS_BETTER else ""
+        rows.append({"title": TITLES.get(name, name), "note": note, "cells": cells, "main": name in main})
+    return rows
+
+
+def _figures(comparison: Comparison, training: Training, data: Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """The SVGs by name; they are ours, so the template takes them as they are."""
+    from markupsafe import Markup
+
+    main = {name: SHORT_TITLES.get(name, name) for name in comparison.tuned.main}
+    found: dict[str, str | None] = {"scores": figures.score_intervals(comparison.all, main)}
+    if training.history:
+        found["curves"] = figures.training_curves(training.history, training.best_step, main)
+    if matrix := comparison.tuned.details.get("confusion_matrix"):
+        labels = comparison.tuned.details["labels"]
+        found["confusion"] = figures.confusion_matrix(matrix, labels, "Tuned model", figures.ACCENT, 4.9)
+        other = comparison.base.details["confusion_matrix"]
+        title = comparison.base_name.capitalize()
+        found["base_confusion"] = figures.confusion_matrix(other, labels, title, figures.SECOND, 3.7)
+    splits = data["splits"]
+    if labels := {name: split["labels"] for name, split in splits.items() if split.get("labels")}:
+        found["labels"] = figures.label_shares(labels)
+    if tokens := {name: split["tokens"] for name, split in splits.items() if split.get("tokens")}:
+        found["lengths"] = figures.token_lengths({name: entry["histogram"] for name, entry in tokens.items()})
+    return {name: Markup(svg) for name, svg in found.items() if svg}
+
+
+def _drop_reasons(data: Mapping[str, t.Any]) -> list[tuple[str, str, int, Sequence[str]]]:
+    """(split, reason, rows, where the first ones stand) of every reason for which rows were dropped."""
+    return [
+        (split, reason, entry["rows"], entry["first"])
+        for split, source in data["sources"].items()
+        for reason, entry in source["dropped"].items()
+    ]
+
+
+def _parameter(value: t.Any) -> str:
+    if value in (None, ""):
+        return "not set" if value is None else "empty"
+    return value if isinstance(value, str) else show(value)
+
+
+def _score(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def _size(value: float) -> str:
+    for unit, limit in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= limit:
+            return f"{value / limit:.1f} {unit}"
+    return f"{value:.0f} bytes"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{seconds:.1f} s"
+    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes / 60:.1f} h"
