@@ -15,7 +15,6 @@ class Finetune(Step, TaskParams, TrainingParams):
     """Fine-tune a pretrained model on a prepared dataset."""
 
     image = "trainer"
-    deterministic = False
     keeps_on_failure = ("checkpoints",)
 
     model_selector_output: Model = consumes("Imported base model.")
@@ -30,15 +29,14 @@ class Finetune(Step, TaskParams, TrainingParams):
 
     def run(self) -> None:
         from tuneport.data.prepared import Prepared
-        from tuneport.tracking import tracked
+        from tuneport.tracking import save_run, tracked
         from tuneport.training.trainer import train
 
         prepared = Prepared(self.preprocess_output.path)
         self._check_lineage(prepared.info.task_name)
         output = self.pytorch_model_folder.path
         with tracked(self.context, self.name()) as run:
-            tracking = {"tracking_uri": self.context.tracking_uri, "run_id": run.run_id}
-            write_atomically(output / "tracking.json", json.dumps(tracking))
+            save_run(output, run.run_id, self.context)
             run.log_params({n: getattr(self, n) for n, p in self.ports().items() if p.kind == "param"})
             metric: str = vars(self)["metric_for_best_model"]  # each task has its own choices
             task = tasks.load(self.task_name)

@@ -10,6 +10,7 @@ class ModelImport(Step):
     """Import a base model: config, safetensors and tokenizer in one checked folder."""
 
     image = "trainer"
+    network = True
 
     pytorch_model_path: CustomModel | None = consumes("Hugging Face model folder: config.json, weights, tokenizer.")
     mlflow_model_path: CustomMLflowModel | None = consumes("MLflow model folder of a transformers flavour, or of ours.")

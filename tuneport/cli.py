@@ -3,19 +3,26 @@ the environment."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import traceback
 import typing as t
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import click
 
+import tuneport
 from tuneport.errors import UserError, did_you_mean
 from tuneport.step import REQUIRED, Context, Port, Step, show
 
+if t.TYPE_CHECKING:
+    from tuneport.graph import Pipeline
+
 EXIT_USER_ERROR = 2
+EXIT_BROKEN_PIPE = 141  # whoever read our output is gone
 EXIT_INTERRUPTED = 130  # Ctrl-C
 EXIT_TERMINATED = 143  # SIGTERM
 
@@ -124,7 +131,9 @@ def run_stage(argv: Sequence[str], names: Sequence[str], load: Callable[..., typ
 def _run_stage(argv: list[str], names: Sequence[str], load: Callable[..., type[Step]]) -> None:
     if not argv or argv[0] in ("--help", "-h"):
         lines = [f"  {name:20}{load(name).description()}" for name in names]
-        click.echo("Usage: python -m steps STAGE --flag value …   (STAGE --help lists the flags)\n\n" + "\n".join(lines))
+        click.echo(
+            "Usage: python -m steps STAGE --flag value …   (STAGE --help lists the flags)\n\n" + "\n".join(lines)
+        )
         return
     step = load(argv[0], _peek(argv, "task_name"))
 
@@ -147,3 +156,208 @@ def _peek(argv: Sequence[str], name: str) -> str | None:
         if flag.startswith(f"--{name}="):
             return flag.partition("=")[2]
     return None
+
+
+# -- the `tuneport` command -------------------------------------------------------------------------------------------
+
+Load = Callable[[str], "Pipeline"]
+
+
+class Commands(click.Group):
+    """A click group that guesses what a misspelt command should have been."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            raise UserError(
+                f"unknown command '{args[0]}'; there are: {', '.join(known)}.{did_you_mean(args[0], known)}"
+            )
+        return super().resolve_command(ctx, args)
+
+
+class PipelineCommand(click.Command):
+    """A click command over one pipeline: the pipeline's own inputs are no flags but ``name=value``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as e:
+            known = [option for parameter in self.params for option in parameter.opts if option.startswith("-")]
+            guess = did_you_mean(e.option_name, known) or " A pipeline's inputs are written name=value, without dashes."
+            raise UserError(f"unknown option '{e.option_name}'; there are: {', '.join(known)}.{guess}") from None
+
+
+def main(argv: Sequence[str], names: Callable[[], Sequence[str]], load: Load) -> int:
+    """`tuneport COMMAND …`; returns the exit code."""
+    configure_logging()
+
+    def work() -> int:
+        try:
+            code = commands(names(), load, argv).main(list(argv), prog_name="tuneport", standalone_mode=False)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `tuneport … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_BROKEN_PIPE
+        return int(code or 0)
+
+    return guard(work)
+
+
+def commands(pipelines: Sequence[str], load: Load, argv: Sequence[str]) -> click.Group:
+    """The commands; ``argv`` is what the user typed, shown again as the way to go on after a failure."""
+
+    @click.group(
+        cls=Commands,
+        invoke_without_command=True,
+        help="Fine-tune, evaluate and package a model with one command.",
+        epilog=f"Pipelines: {', '.join(pipelines)}",
+        context_settings={"max_content_width": 120},
+    )
+    @click.version_option(tuneport.__version__, message="tuneport %(version)s")
+    @click.pass_context
+    def group(ctx: click.Context) -> None:
+        if ctx.invoked_subcommand is None:
+            click.echo(ctx.get_help())
+
+    def named(pipeline: str | None) -> Pipeline:
+        if pipeline is None:
+            raise UserError(f"no pipeline is named; wanted one of {', '.join(pipelines)}.")
+        return load(pipeline)
+
+    for command in (_run_command(named, argv), _validate_command(named), _schema_command(named), _init_command(named)):
+        group.add_command(command)
+    return group
+
+
+def _pipeline_command(
+    name: str,
+    help: str,
+    load: Callable[[str | None], Pipeline],
+    work: Callable[..., int],
+    options: Sequence[click.Parameter] = (),
+) -> click.Command:
+    """A command that calls ``work(pipeline, every input's value, **options)``."""
+
+    def callback(
+        pipeline: str | None, overrides: tuple[str, ...], config: Path | None, help: bool, **rest: t.Any
+    ) -> int:
+        if help:
+            click.echo(click.get_current_context().get_help() + (_inputs_help(load(pipeline)) if pipeline else ""))
+            return 0
+        from tuneport.config import given
+
+        traced = load(pipeline)
+        return work(traced, traced.resolve(given(traced, config, overrides, Path.cwd())), **rest)
+
+    parameters: list[click.Parameter] = [
+        click.Argument(["pipeline"], required=False),
+        click.Argument(["overrides"], nargs=-1, metavar="[NAME=VALUE]..."),
+        _path_option("--config", "FILE", "YAML file with values for the pipeline's inputs."),
+        *options,
+        click.Option(["--help"], is_flag=True, help="Show this message; after PIPELINE also all its inputs."),
+    ]
+    settings = {"max_content_width": 120}
+    return PipelineCommand(
+        name, params=parameters, callback=callback, help=help, add_help_option=False, context_settings=settings
+    )
+
+
+def _path_option(flag: str, metavar: str, help: str) -> click.Option:
+    return click.Option([flag], type=click.Path(path_type=Path), metavar=metavar, help=help)
+
+
+def _run_command(load: Callable[[str | None], Pipeline], argv: Sequence[str]) -> click.Command:
+    from tuneport import targets
+
+    def run(
+        pipeline: Pipeline, values: Mapping[str, t.Any], target: str, output_dir: Path | None, start_from: str | None
+    ) -> int:
+        chosen = targets.load(target)
+        request = targets.Request(
+            output_dir=Path.cwd() / (output_dir or Path("runs", pipeline.name)),
+            folder=Path.cwd(),
+            environment=dict(os.environ),
+            start_from=start_from,
+            command=("tuneport", *_without(argv, "--from")),
+        )
+        return chosen.submit(chosen.compile(pipeline, values, request))
+
+    options = (
+        click.Option(["--target"], default="local", show_default=True, help=f"Where: {', '.join(targets.names())}."),
+        _path_option("--output_dir", "DIR", "Folder of the run.  [default: runs/PIPELINE]"),
+        click.Option(
+            ["--from", "start_from"], metavar="STAGE", help="Keep what earlier stages wrote; rerun from here."
+        ),
+    )
+    help = "Run a pipeline; what is done and unchanged is not done again."
+    return _pipeline_command("run", help, load, run, options)
+
+
+def _without(argv: Sequence[str], flag: str) -> list[str]:
+    """Arguments without one flag and its value."""
+    kept, skip = [], False
+    for argument in argv:
+        if not skip and argument != flag and not argument.startswith(f"{flag}="):
+            kept.append(argument)
+        skip = not skip and argument == flag
+    return kept
+
+
+def _validate_command(load: Callable[[str | None], Pipeline]) -> click.Command:
+    def validate(pipeline: Pipeline, values: Mapping[str, t.Any]) -> int:
+        from tuneport.targets import check, instantiate
+
+        steps = instantiate(pipeline, values, Path.cwd() / "runs" / pipeline.name)
+        check(steps)
+        click.echo(f"valid: {pipeline.name} ({' → '.join(steps)})")
+        return 0
+
+    return _pipeline_command("validate", "Check values, files and columns without running anything.", load, validate)
+
+
+def _schema_command(load: Callable[[str | None], Pipeline]) -> click.Command:
+    @click.command("schema", help="Print the JSON schema of a configuration file, for editors.")
+    @click.argument("pipeline", required=False)
+    def schema(pipeline: str | None) -> None:
+        from tuneport.config import json_schema
+
+        click.echo(json.dumps(json_schema(load(pipeline)), indent=1, ensure_ascii=False))
+
+    return schema
+
+
+def _init_command(load: Callable[[str | None], Pipeline]) -> click.Command:
+    @click.command("init", help="Write a commented example configuration for a task.")
+    @click.argument("task", required=False)
+    @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Default: standard output.")
+    def init(task: str | None, output: Path | None) -> None:
+        from tuneport.config import example
+
+        text = example(load(task))
+        if output is None:
+            click.echo(text, nl=False)
+            return
+        try:
+            with output.open("x", encoding="utf-8") as f:
+                f.write(text)
+        except FileExistsError:
+            raise UserError(f"{output}: exists already and is not overwritten. Name another file.") from None
+        except OSError as e:
+            raise UserError(f"{output}: cannot be written ({e.strerror}). Name another file.") from None
+        click.echo(f"wrote {output}. Fill in what is required, then: tuneport run {task} --config {output}")
+
+    return init
+
+
+def _inputs_help(pipeline: Pipeline) -> str:
+    """Every input of a pipeline under the heading of its group."""
+    formatter = click.HelpFormatter(width=120)
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for option in map(PortOption, pipeline.params.values()):
+        sections.setdefault(option.group, []).append((f"{option.name}={option.metavar}", option.help or ""))
+    for title, rows in sections.items():
+        with formatter.section(title):
+            formatter.write_dl(rows)
+    return "\n\n" + formatter.getvalue().rstrip()

@@ -148,7 +148,8 @@ class Context:
 observer: ContextVar[Callable[[Step], None] | None] = ContextVar("observer", default=None)
 
 
-@t.dataclass_transform(kw_only_default=True, field_specifiers=(consumes, param, produces, dc.field))
+# No port is a field specifier: to a type checker each has a default, as `trace` and optional ports need.
+@t.dataclass_transform(eq_default=False, kw_only_default=True, field_specifiers=(dc.field,))
 class Params:
     """A group of parameters that steps mix in: each group stands beside the code that uses it."""
 
@@ -168,7 +169,8 @@ class Step(Params):
     """
 
     image: t.ClassVar[str] = "base"  # which image runs it: base (no torch) or trainer
-    deterministic: t.ClassVar[bool] = True  # equal inputs give equal outputs, so a target may cache it
+    cacheable: t.ClassVar[bool] = True  # False: it has an effect beyond its outputs, so no target may skip it
+    network: t.ClassVar[bool] = False  # may need more of the network than the tracking server, e.g. a model hub
     only_if: t.ClassVar[str | None] = None  # skipped in a pipeline unless this parameter has a value
     keeps_on_failure: t.ClassVar[tuple[str, ...]] = ()  # what a failed run leaves in its output folders
     fixed: t.ClassVar[Mapping[str, t.Any]] = {}  # parameters that a specialised step class has settled

@@ -1,0 +1,212 @@
+"""A run's values: a YAML file, `key=value` overrides, the JSON schema for editors and the commented example.
+
+Precedence, the later one wins: a port's default < the configuration file < an override on the command line.
+A plain value means the same in the file and on the command line: its text goes through `Port.parse`, so that
+`label_key: no` is the column "no" and `learning_rate: 2e-5` a number. An empty value unsets an optional parameter;
+an empty value of any other parameter in the file leaves it as if the line were not there.
+Relative paths count from the folder of the file, and on the command line from the current folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import typing as t
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tuneport.errors import UserError
+from tuneport.graph import Pipeline
+from tuneport.step import REQUIRED, Port, parse_values
+
+if t.TYPE_CHECKING:
+    from yaml.nodes import MappingNode, Node
+
+URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # runs:/…, models:/…, s3://…: no path of this machine
+JSON_TYPES: dict[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
+JSON_BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
+
+
+def given(pipeline: Pipeline, file: Path | None, overrides: Sequence[str], folder: Path) -> dict[str, t.Any]:
+    """The values that a user gave for a pipeline's inputs, validated; `Pipeline.resolve` adds the defaults.
+
+    Raises one `UserError` that lists everything wrong in the file, with line numbers, and in the overrides.
+    """
+    problems: list[str] = []
+    values: dict[str, t.Any] = {}
+    try:
+        values |= from_file(pipeline, file) if file else {}
+    except UserError as e:
+        problems.append(str(e))
+    try:
+        values |= from_overrides(pipeline, overrides, folder)
+    except UserError as e:
+        problems.append(str(e))
+    if problems:
+        raise UserError("\n".join(problems))
+    return values
+
+
+def from_file(pipeline: Pipeline, file: Path) -> dict[str, t.Any]:
+    """Read a YAML file whose keys are the pipeline's inputs.
+
+    Raises `UserError` with the line for what is no flat YAML mapping, a key given twice and every invalid value.
+    """
+    values: dict[str, t.Any] = {}
+    problems: list[str] = []
+    seen: dict[str, int] = {}
+    for key, value, line in _entries(file):
+        try:
+            if key in seen:
+                raise UserError(f"'{key}' is given twice, first on line {seen[key]}. Keep one of the two.")
+            seen[key] = line
+            port = pipeline.params.get(key)
+            if value is None and port is not None and not port.optional:
+                continue
+            values |= parse_values(pipeline.params, {key: _located(port, value, file.parent)}, pipeline.name)
+        except UserError as e:
+            problems.append(f"{file} line {line}: {e}")
+    if problems:
+        raise UserError("\n".join(problems))
+    return values
+
+
+def from_overrides(pipeline: Pipeline, overrides: Iterable[str], folder: Path) -> dict[str, t.Any]:
+    """Read ``key=value`` texts; of two for one key the later one holds.
+
+    Raises one `UserError` that lists every text without ``=``, unknown key and invalid value.
+    """
+    texts: dict[str, t.Any] = {}
+    problems = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        port = pipeline.params.get(key)
+        if not equals:
+            problems.append(f"'{text}': not valid; wanted key=value, for example {next(iter(pipeline.params))}=….")
+        else:
+            texts[key] = None if value == "" and port is not None and port.optional else _located(port, value, folder)
+    try:
+        values = parse_values(pipeline.params, texts, pipeline.name)
+    except UserError as e:
+        problems.append(str(e))
+    if problems:
+        raise UserError("\n".join(problems))
+    return values
+
+
+def _located(port: Port | None, value: str | None, folder: Path) -> str | None:
+    """A user's path as an absolute one; everything else as it is."""
+    if value is None or port is None:
+        return value
+    if "\0" in value:
+        raise UserError(f"{port.name}={value!r}: not valid; it holds a NUL character. Remove it.")
+    if port.kind != "input" or value == "" or URI.match(value):
+        return value
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:  # `~name` where there is no such user
+        path = Path(value)
+    return str(folder.absolute() / path)
+
+
+def _entries(file: Path) -> Iterable[tuple[str, str | None, int]]:
+    """Key, text and line (from 1) of each entry of a flat YAML mapping; None is YAML's null."""
+    for key, value in _root(file).value:
+        for node in (key, value):
+            if _shape(node) != "scalar":
+                raise UserError(
+                    f"{file} line {node.start_mark.line + 1}: holds a {_shape(node)}; wanted one 'name: value' a line. "
+                    "Write a list or mapping as JSON text in quotes."
+                )
+        null = value.tag == "tag:yaml.org,2002:null"
+        yield key.value, None if null else value.value, key.start_mark.line + 1
+
+
+def _shape(node: Node) -> str:
+    return type(node).__name__.removesuffix("Node").lower()  # scalar, sequence, mapping
+
+
+def _root(file: Path) -> MappingNode:
+    import yaml
+
+    try:
+        with file.open("rb") as f:
+            root: Node | None = yaml.compose(f, Loader=yaml.SafeLoader)
+    except OSError as e:
+        raise UserError(f"{file}: cannot be read ({e.strerror}). Name a YAML file with --config.") from None
+    except yaml.MarkedYAMLError as e:
+        mark = e.problem_mark or e.context_mark
+        line = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{file}{line}: is not valid YAML ({e.problem or e.context}).") from None
+    except (yaml.YAMLError, UnicodeError, RecursionError) as e:
+        raise UserError(f"{file}: is not valid YAML ({str(e).splitlines()[0]}); wanted UTF-8 text.") from None
+    if root is None:  # empty, or comments alone
+        return yaml.MappingNode("tag:yaml.org,2002:map", [])
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(
+            f"{file} line {root.start_mark.line + 1}: holds a {_shape(root)}; wanted a mapping, one 'name: value' a line."
+        )
+    return root
+
+
+def json_schema(pipeline: Pipeline) -> dict[str, t.Any]:
+    """The JSON schema of a pipeline's configuration file, for editors.
+
+    Nothing is required of the file, because the command line may give the rest.
+    """
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"tuneport run {pipeline.name}",
+        "description": pipeline.doc,
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {name: _property(port) for name, port in pipeline.params.items()},
+    }
+
+
+def _property(port: Port) -> dict[str, t.Any]:
+    null = [None] if port.optional else []
+    schema: dict[str, t.Any] = {"description": port.help}
+    if port.choices:
+        numbers = [int(c) for c in port.choices if isinstance(c, str) and c.isdecimal()]  # `precision: 32` is fine, too
+        schema["enum"] = [*port.choices, *numbers, *null]
+    else:
+        name = "string" if port.kind == "input" else JSON_TYPES[port.type]
+        schema["type"] = [name, "null"] if port.optional else name
+    schema |= {JSON_BOUNDS[bound]: limit for bound, limit in port.bounds.items()}
+    return schema if port.default is REQUIRED else schema | {"default": port.default}
+
+
+def example(pipeline: Pipeline) -> str:
+    """A commented YAML file with every input of a pipeline: required ones to fill in, the rest with its default."""
+    groups: dict[str, list[Port]] = {}
+    for port in pipeline.params.values():
+        groups.setdefault("Required" if port.required else "Inputs" if port.kind == "input" else port.group, []).append(
+            port
+        )
+    first = [name for name in ("Required", "Inputs") if name in groups]
+    header = (
+        f"# {pipeline.doc}\n"
+        f"# Run it with: tuneport run {pipeline.name} --config THIS_FILE\n"
+        "# Relative paths count from this file's folder. A line that stays a comment takes the default it shows.\n"
+    )
+    parts = [header]
+    for name in [*first, *(name for name in groups if name not in first)]:
+        parts.append(f"\n# ---- {name or 'Parameters'} ----\n")
+        parts += [_example_entry(port) for port in groups[name]]
+    return "".join(parts)
+
+
+def _example_entry(port: Port) -> str:
+    help = port.help if port.kind == "input" else f"{port.help} ({port.wanted})"
+    comment = "".join(f"# {line}\n" for line in help.splitlines())
+    return f"\n{comment}{port.name}:\n" if port.required else f"\n{comment}# {port.name}:{_yaml(port.default)}\n"
+
+
+def _yaml(value: t.Any) -> str:
+    """A default as it stands after the colon."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return f" {value}" if re.fullmatch(r"[A-Za-z0-9_][\w./-]*", value) else f" {json.dumps(value)}"
+    return f" {json.dumps(value)}"

@@ -1,0 +1,108 @@
+"""Where a graph runs: one module = one target, found by file name and imported when asked for."""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import importlib
+import pkgutil
+import typing as t
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+from tuneport.errors import UserError, did_you_mean
+from tuneport.graph import Node, Pipeline, Ref
+from tuneport.step import Step
+
+
+@dc.dataclass(frozen=True, kw_only=True)
+class Request:
+    """How the user wants a pipeline run, with what the surroundings say; read in the command line, passed on here."""
+
+    output_dir: Path  # absolute
+    folder: Path  # the current one, absolute
+    environment: Mapping[str, str]
+    start_from: str | None = None  # the stage to go on from, with earlier stages' outputs as they are
+    command: tuple[str, ...] = ()  # what the user typed, without --from: the way to go on
+
+
+class Target(ABC):
+    """Turns a pipeline into a platform's own document and sends it there."""
+
+    @abstractmethod
+    def compile(self, pipeline: Pipeline, values: Mapping[str, t.Any], request: Request) -> t.Any:
+        """Return the platform's document; touches nothing.
+
+        Raises `UserError` for what this target cannot honour.
+        """
+
+    @abstractmethod
+    def submit(self, document: t.Any) -> int:
+        """Check the user's files, send the document, and return the process's exit code."""
+
+
+def names() -> list[str]:
+    """The targets, found by file name."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def load(name: str) -> Target:
+    """Return a target by name.
+
+    Raises `UserError` for a name that is not a target.
+    """
+    if name not in names():
+        raise UserError(f"unknown target '{name}'; there are: {', '.join(names())}.{did_you_mean(name, names())}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    (target,) = (
+        v
+        for v in vars(module).values()
+        if isinstance(v, type) and issubclass(v, Target) and v.__module__ == module.__name__
+    )
+    return target()
+
+
+def output_path(output_dir: Path, ref: Ref) -> Path:
+    """Where a stage's output stands under a run's folder: ``<stage>/<port>``."""
+    return output_dir / str(ref.node) / ref.port
+
+
+def instantiate(pipeline: Pipeline, values: Mapping[str, t.Any], output_dir: Path) -> dict[str, Step]:
+    """The steps that run with these values, in topological order, each with its values and outputs bound.
+
+    Raises one `UserError` that lists what the steps refuse.
+    """
+    found: dict[str, Step] = {}
+    problems: list[str] = []
+    for node in pipeline.active(values):
+        bound = pipeline.bind(node, values, lambda ref: output_path(output_dir, ref))
+        try:
+            found[node.name] = node.step(**bound, **_outputs(node, output_dir))
+        except UserError as e:
+            problems += str(e).splitlines()
+    _raise(problems)
+    return found
+
+
+def _outputs(node: Node, output_dir: Path) -> dict[str, Path]:
+    ports = node.step.ports().values()
+    return {p.name: output_path(output_dir, Ref(node.name, p.name)) for p in ports if p.kind == "output"}
+
+
+def check(steps: Mapping[str, Step]) -> None:
+    """Let every step look at its values and the user's files, before any work.
+
+    Raises one `UserError` that lists what they refuse.
+    """
+    problems: list[str] = []
+    for step in steps.values():
+        try:
+            step.check()
+        except UserError as e:
+            problems += str(e).splitlines()
+    _raise(problems)
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))  # two steps may refuse the same value

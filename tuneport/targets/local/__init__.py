@@ -1,0 +1,331 @@
+"""Run a pipeline here: each stage a subprocess, in topological order, skipped where its result already stands."""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import errno
+import fcntl
+import os
+import shlex
+import site
+import sys
+import time
+import typing as t
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuneport.artifacts import Artifact, MLflowModel, Report
+from tuneport.errors import UserError, did_you_mean
+from tuneport.graph import Node, Pipeline, Ref
+from tuneport.step import Context, Step, show
+from tuneport.targets import Request, Target, check, instantiate, output_path
+from tuneport.targets.local import cache
+from tuneport.targets.local.process import Interrupted, Signals, run
+from tuneport.targets.local.progress import Progress, open_progress
+
+
+DATABASE = "mlflow.db"
+ODD = "'%?#\n"  # what MLflow or an sqlite URI takes for something else in a folder's name
+
+
+@dc.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage's command and all that is known of it before it runs."""
+
+    name: str
+    argv: tuple[str, ...]
+    parameters: Mapping[str, t.Any]
+    inputs: Mapping[str, Artifact]
+    outputs: Mapping[str, Artifact]
+    environment: Mapping[str, str]  # what is set on top of the surrounding environment
+    log: Path
+    cacheable: bool = True
+    step: Step = dc.field(compare=False, repr=False)
+
+    @property
+    def folder(self) -> Path:
+        return self.log.parent.parent / self.name
+
+
+@dc.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The local target's document: what runs, in order, and what comes of it."""
+
+    pipeline: str
+    output_dir: Path
+    folder: Path
+    stages: tuple[Stage, ...]
+    outputs: Mapping[str, Artifact]
+    environment: Mapping[str, str]
+    start_from: str | None
+    command: tuple[str, ...]
+    tracking_uri: str
+
+
+@dc.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended: the process's exit code, and what to tell the user where it is not 0."""
+
+    code: int = 0
+    message: str = ""
+
+
+class Local(Target):
+    """This machine: one subprocess after another."""
+
+    def compile(self, pipeline: Pipeline, values: Mapping[str, t.Any], request: Request) -> Plan:
+        steps = instantiate(pipeline, values, request.output_dir)
+        _check_start(pipeline, steps, request.start_from)
+        nodes = {node.name: node for node in pipeline.nodes}
+        types = {Ref(n.name, p.name): p.type for n in pipeline.nodes for p in n.step.ports().values()}
+        return Plan(
+            pipeline=pipeline.name,
+            output_dir=request.output_dir,
+            folder=request.folder,
+            stages=tuple(_stage(pipeline, nodes[name], step, request) for name, step in steps.items()),
+            outputs={
+                name: types[ref](output_path(request.output_dir, ref))
+                for name, ref in pipeline.outputs.items()
+                if ref.node in steps
+            },
+            environment=request.environment,
+            start_from=request.start_from,
+            command=request.command,
+            tracking_uri=request.environment.get("MLFLOW_TRACKING_URI") or default_tracking_uri(request.folder),
+        )
+
+    def submit(self, document: Plan) -> int:
+        """Run the stages; returns 0, the exit code of the stage that failed, or 128 + the signal that stopped us."""
+        check({stage.name: stage.step for stage in document.stages})
+        with _locked(document.output_dir) as lock, open_progress([s.name for s in document.stages]) as progress:
+            outcome = _run_all(document, progress, lock)
+        if outcome.code == 0:
+            progress.say(_summary(document))
+        else:
+            progress.complain(outcome.message)
+        return outcome.code
+
+
+def _check_start(pipeline: Pipeline, steps: Mapping[str, Step], start: str | None) -> None:
+    if start is None or start in steps:
+        return
+    for node in pipeline.nodes:
+        if node.name == start:
+            raise UserError(
+                f"--from {start}: this stage does not run, as {node.step.only_if} has no value. "
+                "Set it, or leave --from out."
+            )
+    raise UserError(f"--from {start}: unknown stage; there are: {', '.join(steps)}.{did_you_mean(start, steps)}")
+
+
+def _stage(pipeline: Pipeline, node: Node, step: Step, request: Request) -> Stage:
+    ports = step.ports()
+    values = {name: value for name in ports if (value := getattr(step, name)) is not None}
+    environment = stage_environment(pipeline.name, step, request)
+    surroundings = {**request.environment, **environment}
+    step.context = Context(
+        tracking_uri=surroundings.get("MLFLOW_TRACKING_URI"),
+        experiment=surroundings.get("MLFLOW_EXPERIMENT_NAME"),
+        run_id=surroundings.get("MLFLOW_RUN_ID") or None,
+    )
+    # -P: a folder that happens to be called like a package of ours, or like a library, must not come first
+    argv = [sys.executable, "-P", "-m", _package(step), node.name]
+    for name, value in values.items():
+        argv += [f"--{name}", _text(value)]
+    return Stage(
+        name=node.name,
+        argv=tuple(argv),
+        parameters={n: getattr(step, n) for n, p in ports.items() if p.kind == "param"},
+        inputs={n: v for n, v in values.items() if ports[n].kind == "input"},
+        outputs={n: v for n, v in values.items() if ports[n].kind == "output"},
+        environment=environment,
+        log=request.output_dir / "logs" / f"{node.name}.log",
+        cacheable=step.cacheable,
+        step=step,
+    )
+
+
+def _package(step: Step) -> str:
+    """The package whose `__main__` runs this step."""
+    return type(step).__module__.partition(".")[0]
+
+
+def _text(value: t.Any) -> str:
+    """A value as a stage's command line takes it."""
+    if isinstance(value, bool):
+        return show(value)
+    return str(value.path) if isinstance(value, Artifact) else str(value)
+
+
+def stage_environment(pipeline: str, step: Step, request: Request) -> dict[str, str]:
+    """The variables a stage gets beyond those that are set already; the user's own win, but for the network's."""
+    defaults = {"MLFLOW_TRACKING_URI": default_tracking_uri(request.folder), "MLFLOW_EXPERIMENT_NAME": pipeline}
+    defaults["OMP_WAIT_POLICY"] = "PASSIVE"  # waiting threads that spin cost a busy machine more than they gain
+    if not request.environment.get("MLFLOW_TRACKING_URI") and any(c in str(request.folder) for c in ODD):
+        # MLflow puts its store's folder into SQL and decodes it as if it were a URI: so give it one
+        defaults["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (request.folder / "mlruns").as_uri()
+    environment = {name: value for name, value in defaults.items() if not request.environment.get(name)}
+    if not step.network:
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment | {"PYTHONUNBUFFERED": "1"} | _python_path(step, request.environment)
+
+
+def default_tracking_uri(folder: Path) -> str:
+    """MLflow's own default, an sqlite file in the current folder; so a plain `mlflow ui` there shows the runs."""
+    database = str(folder / DATABASE)
+    if any(character in database for character in ODD):  # an sqlite URI cannot hold them all, escaped or not
+        database = DATABASE
+    return f"sqlite:///{database}"
+
+
+def _python_path(step: Step, environment: Mapping[str, str]) -> dict[str, str]:
+    """Where the stage's Python finds the package of the step, if that is not installed but was found beside us."""
+    root = str(Path(next(iter(sys.modules[_package(step)].__path__))).absolute().parent)
+    if root in (*site.getsitepackages(), site.getusersitepackages()):
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))}
+
+
+@contextmanager
+def _locked(output_dir: Path) -> Iterator[int]:
+    """Keep other runs out of a run's folder; yields the lock, which a stage holds as well as long as it lives."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(output_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as e:
+        raise UserError(
+            f"{output_dir}: cannot be written to ({e.strerror}). Name another folder with --output_dir."
+        ) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        if e.errno not in (errno.EAGAIN, errno.EACCES):
+            raise UserError(f"{output_dir}: cannot be locked ({e.strerror}). Name a folder on another disk.") from None
+        raise UserError(
+            f"{output_dir}: another run (process {holder}) is using this folder. "
+            "Wait for it, or name another --output_dir."
+        ) from None
+    try:
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _run_all(plan: Plan, progress: Progress, lock: int) -> Outcome:
+    digests = cache.Digests()
+    name = plan.stages[0].name
+    reuse = plan.start_from is not None
+    try:
+        with Signals(progress.stopping, lock) as signals:
+            for stage in plan.stages:
+                name = stage.name
+                reuse = reuse and name != plan.start_from
+                if reuse:
+                    _reuse(stage, progress)
+                    continue
+                code = _run_stage(plan, stage, progress, signals, digests)
+                if code != 0:
+                    progress.end(name, "failed", _ending(code))
+                    return Outcome(code=code if code > 0 else 128 - code, message=_failure(plan, stage, code))
+                signals.raise_if_received()
+    except Interrupted as e:
+        progress.end(name, "stopped")
+        again = shlex.join((*plan.command, *(("--from", name) if plan.start_from else ())))
+        message = f"{e} in {name}. To go on, repeat the same command; finished stages are kept:\n{again}"
+        return Outcome(code=128 + e.signal, message=message)
+    return Outcome()
+
+
+def _reuse(stage: Stage, progress: Progress) -> None:
+    """With ``--from``: an earlier stage's outputs are taken as they are, if they are whole."""
+    for output in stage.outputs.values():
+        try:
+            cache.check_sizes(output)
+        except UserError as e:
+            raise UserError(f"--from needs what {stage.name} wrote earlier. {e}") from None
+    progress.end(stage.name, "reused")
+
+
+def _run_stage(plan: Plan, stage: Stage, progress: Progress, signals: Signals, digests: cache.Digests) -> int:
+    """Run a stage, or find that its result stands; returns its exit code."""
+    progress.begin(stage.name)
+    packages = (_package(stage.step), __name__.partition(".")[0])
+    record = cache.record(stage.name, stage.parameters, stage.inputs, packages, digests)
+    reason = f"--from {plan.start_from}" if plan.start_from else ""
+    if not reason and stage.cacheable:
+        reason = cache.stale(stage.folder, record, stage.outputs)
+        if not reason:
+            progress.end(stage.name, "cached")
+            return 0
+    progress.line(stage.name, f"running ({reason})" if reason else "running")
+    if plan.start_from:
+        cache.forget(stage.folder)
+    started = time.monotonic()
+    environment = {**plan.environment, **stage.environment}
+    try:
+        code = run(stage.argv, environment, stage.log, lambda line: progress.line(stage.name, line), signals)
+    except OSError as e:
+        raise UserError(f"{stage.name}: cannot be started ({e.strerror}: {e.filename or stage.argv[0]}).") from None
+    if code == 0:
+        cache.remember(stage.folder, record, stage.outputs, time.monotonic() - started)
+        progress.end(stage.name, "done")
+    else:
+        signals.raise_if_received()
+    return code
+
+
+def _ending(code: int) -> str:
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _failure(plan: Plan, stage: Stage, code: int) -> str:
+    lines = [f"stage {stage.name} failed ({_ending(code)})", *(f"  {line}" for line in _last_words(stage.log))]
+    if code == -9:
+        lines.append(
+            "It was killed from outside, most often because the machine ran out of memory: try a smaller batch."
+        )
+    lines.append(f"Its whole log: {stage.log}")
+    again = shlex.join((*plan.command, "--from", stage.name))
+    lines.append(f"Mend the cause and repeat the same command: finished stages are kept. To rerun from here: {again}")
+    return "\n".join(lines)
+
+
+def _last_words(path: Path) -> list[str]:
+    """A stage's error message, else the end of its log."""
+    try:
+        with path.open("rb") as f:
+            f.seek(max(0, path.stat().st_size - 20_000))
+            lines = f.read().decode(errors="replace").replace("\r", "\n").splitlines()
+    except OSError:
+        return []
+    lines = [line for line in lines if line.strip() and not line.startswith("$ ")]
+    messages = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    if messages and all(line.startswith("       ") for line in lines[messages[-1] + 1 :]):
+        return lines[messages[-1] :]
+    return lines[-20:]
+
+
+def _summary(plan: Plan) -> str:
+    """What a finished run leaves, and how to look at it."""
+    lines = ["", f"{plan.pipeline} finished. Outputs:"]
+    width = max((len(name) for name in plan.outputs), default=0)
+    lines += [f"  {name:{width}}  {artifact.path}" for name, artifact in plan.outputs.items()]
+    for artifact in plan.outputs.values():
+        if isinstance(artifact, Report) and (artifact.path / "report.html").is_file():
+            lines += ["Read the report:", f"  {artifact.path / 'report.html'}"]
+        if isinstance(artifact, MLflowModel):
+            command = ("mlflow", "models", "serve", "--env-manager", "local", "-m", str(artifact.path))
+            lines += ["Serve the model:", f"  {shlex.join(command)}"]
+    uri = plan.tracking_uri
+    if uri.startswith(("http://", "https://")):
+        lines += ["See the run in MLflow:", f"  {uri}"]
+    else:
+        command = shlex.join(("mlflow", "ui", "--backend-store-uri", uri))
+        relative = uri == f"sqlite:///{DATABASE}"
+        lines += ["See the run in MLflow:", "  " + (f"cd {shlex.quote(str(plan.folder))} && " if relative else "") + command]
+    return "\n".join(lines)

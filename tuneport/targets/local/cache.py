@@ -1,0 +1,164 @@
+"""When a stage's result still stands: its parameters, inputs, code and libraries are the same and its outputs whole."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import platform
+import typing as t
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from tuneport.artifacts import MANIFEST, Artifact, digest, files, read_manifest, sha256, verify, write_atomically
+from tuneport.errors import UserError
+
+RECORD = "stage.json"
+SECTIONS = {"parameters": "parameter", "inputs": "input", "code": "code", "libraries": "library"}
+# Of tuneport itself: what decides how a run is described and started, and never what a stage writes.
+NOT_CODE = ("tuneport/targets/", "tuneport/cli.py", "tuneport/config.py")
+# The libraries that a stage's result may depend on; others are not looked at.
+LIBRARIES = (
+    "accelerate", "huggingface_hub", "matplotlib", "mlflow", "mlflow-skinny", "numpy", "pandas", "pyarrow",
+    "safetensors", "scikit-learn", "tokenizers", "torch", "transformers",
+)  # fmt: skip
+
+Record = dict[str, t.Any]
+
+
+class Digests:
+    """Digests of what the user supplies, each read once in a run, however many stages read it."""
+
+    def __init__(self) -> None:
+        self.known: dict[Path, str] = {}
+
+    def of(self, artifact: Artifact) -> str:
+        if not artifact.user_supplied:
+            return digest(artifact)
+        if artifact.path not in self.known:
+            self.known[artifact.path] = _user_digest(artifact)
+        return self.known[artifact.path]
+
+
+def _user_digest(artifact: Artifact) -> str:
+    """Of the bytes, never of a manifest that the folder may hold: the user may have edited the files since."""
+    if not artifact.path.is_dir():
+        # a URI that no file of this machine stands for counts by its text
+        return hashlib.sha256(
+            f"{artifact.path.name}\0{digest(artifact)}".encode("utf-8", "surrogateescape")
+        ).hexdigest()
+    total = hashlib.sha256()
+    for path in files(artifact.path):
+        total.update(f"{path.relative_to(artifact.path)}\0{sha256(path)}\n".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
+
+
+def record(
+    name: str,
+    parameters: Mapping[str, t.Any],
+    inputs: Mapping[str, Artifact],
+    packages: Iterable[str],
+    digests: Digests,
+) -> Record:
+    """All that a stage's result depends on, and one key that stands for it."""
+    parts: Record = {
+        "step": name,
+        "parameters": dict(parameters),
+        "inputs": {port: digests.of(artifact) for port, artifact in inputs.items()},
+        "code": {package: code_digest(package) for package in packages},
+        "libraries": library_versions(),
+    }
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return {"key": key, **parts}
+
+
+@cache
+def code_digest(package: str) -> str:
+    """One SHA-256 over the files of a package that can change what a stage writes."""
+    total = hashlib.sha256()
+    for root in importlib.import_module(package).__path__:
+        for path in files(Path(root)):
+            name = f"{package}/{path.relative_to(root).as_posix()}"
+            if "__pycache__" not in path.parts and not name.startswith(NOT_CODE):
+                total.update(f"{name}\0{sha256(path)}\n".encode())
+    return total.hexdigest()
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Installed version of each library that matters."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def stale(folder: Path, now: Record, outputs: Mapping[str, Artifact]) -> str:
+    """Why a stage must run again, in words; empty where its result still stands."""
+    try:
+        before = json.loads((folder / RECORD).read_text("utf-8"))
+        written = before["outputs"]
+        differing = _differences(before, now)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "no finished result"
+    if differing or before["key"] != now["key"]:
+        return f"changed: {', '.join(differing) or 'key'}"
+    try:
+        for port, artifact in outputs.items():
+            if written.get(port) != _seal(artifact):
+                return f"its {port} is not the one it wrote"
+            check_sizes(artifact)
+            if _touched(artifact, (folder / RECORD).stat().st_mtime_ns):
+                verify(artifact)
+    except UserError as e:
+        return str(e)
+    return ""
+
+
+def _differences(before: Record, now: Record) -> list[str]:
+    return [
+        f"{word} {name}"
+        for section, word in SECTIONS.items()
+        for name in sorted(set(before[section]) | set(now[section]))
+        if before[section].get(name) != now[section].get(name)
+    ]
+
+
+def check_sizes(artifact: Artifact) -> None:
+    """Hold an artifact's files against its manifest without reading them.
+
+    Raises `UserError` where the artifact or one of its files is absent or has another size.
+    """
+    for name, want in read_manifest(artifact)["files"].items():
+        path = artifact.path / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != want["size"]:
+            found = "is missing" if size is None else f"has {size} bytes, its manifest says {want['size']}"
+            raise UserError(f"{path}: {found}. Run the step that wrote it again.")
+
+
+def _touched(artifact: Artifact, since: int) -> bool:
+    """Whether a file was written to after ``since`` (nanoseconds): then its size alone proves nothing."""
+    return any(path.stat().st_mtime_ns > since for path in files(artifact.path))
+
+
+def forget(folder: Path) -> None:
+    """What stands of an earlier run is no result any more, as the user wants it made anew."""
+    (folder / RECORD).unlink(missing_ok=True)
+
+
+def remember(folder: Path, record: Record, outputs: Mapping[str, Artifact], seconds: float) -> None:
+    """A stage ended well: keep what its result depends on, and its outputs' digests."""
+    seals = {port: _seal(artifact) for port, artifact in outputs.items()}
+    text = json.dumps({**record, "outputs": seals, "seconds": round(seconds, 3)}, indent=1, ensure_ascii=False)
+    write_atomically(folder / RECORD, text)
+
+
+def _seal(artifact: Artifact) -> str | None:
+    manifest = artifact.path / MANIFEST
+    return sha256(manifest) if manifest.is_file() else None
