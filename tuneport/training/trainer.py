@@ -130,7 +130,7 @@ def training_arguments(options: TrainingParams, folder: Path) -> TrainingArgumen
         learning_rate=options.learning_rate,
         lr_scheduler_type=options.lr_scheduler_type or "linear",
         warmup_steps=options.warmup_steps,
-        optim={"": "adamw_torch", "adamw_hf": "adamw_torch"}.get(options.optim, options.optim),
+        optim="adafactor" if options.optim == "adafactor" else "adamw_torch_fused",  # the same AdamW, in one kernel
         weight_decay=options.weight_decay,
         adam_beta1=options.adam_beta1,
         adam_beta2=options.adam_beta2,

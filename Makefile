@@ -1,0 +1,56 @@
+# make demo: fine-tune a real classifier on this machine's CPU · make test · make lint · make bench
+# Everything is installed in $(VENV), made with $(PYTHON), Python 3.11 or newer: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= examples/text_classification/config.yaml
+PYTEST_ARGS ?=
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# Threads that spin while they wait cost more than they gain on a machine with other work to do.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test lint format bench setup clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.train
+	$(BIN)/python examples/text_classification/fetch.py
+	$(BIN)/tuneport run text_classification --config $(CONFIG)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+setup: $(VENV)/.dev
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11. Name another: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is newer than what it was installed from, so that a second `make` installs nothing.
+$(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV) (some minutes the first time) …"
+	$(PIP_INSTALL) -e '.[train]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV) (some minutes the first time) …"
+	$(PIP_INSTALL) -e '.[train,dev]'
+	@touch $@ $(VENV)/.train
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
