@@ -1,11 +1,11 @@
 """Stage `finetune`: train the imported model on the prepared splits and hand back the best checkpoint."""
 
 import dataclasses as dc
-import json
 
 from tuneport import tasks
-from tuneport.artifacts import Dataset, Model, digest, read_manifest, write_atomically
+from tuneport.artifacts import Dataset, Model, digest, read_manifest
 from tuneport.errors import UserError
+from tuneport.stage import save_json
 from tuneport.step import Step, consumes, produces
 from tuneport.tasks import TaskParams
 from tuneport.training.parameters import TrainingParams
@@ -33,7 +33,8 @@ class Finetune(Step, TaskParams, TrainingParams):
         from tuneport.training.trainer import train
 
         prepared = Prepared(self.preprocess_output.path)
-        self._check_lineage(prepared.info.task_name)
+        prepared.check_task(self.task_name)
+        self._check_lineage()
         output = self.pytorch_model_folder.path
         with tracked(self.context, self.name()) as run:
             save_run(output, run.run_id, self.context)
@@ -42,26 +43,21 @@ class Finetune(Step, TaskParams, TrainingParams):
             task = tasks.load(self.task_name)
             base = self.model_selector_output.path
             result = train(task, base, prepared, self, metric_for_best_model=metric, output=output, run=run)
-        write_atomically(output / "training.json", json.dumps(dc.asdict(result), indent=1))
+        save_json(output / "training.json", dc.asdict(result))
         self.log.info(
             "best %s %.4f at step %d of %d: %s",
             result.metric_for_best_model,
             result.best_metric,
             result.best_step,
             result.steps,
-            output / result.best_checkpoint,
+            result.best_checkpoint,
         )
 
-    def _check_lineage(self, prepared_task: str) -> None:
-        """Refuse rows that were prepared for another task, or tokenised for another model."""
-        where = self.preprocess_output.path
-        if prepared_task != self.task_name:
-            raise UserError(
-                f"{where}: was prepared for {prepared_task}; wanted {self.task_name}. Run preprocess for this task."
-            )
+    def _check_lineage(self) -> None:
+        """Refuse rows that were tokenised for another model."""
         tokenised_for = read_manifest(self.preprocess_output)["inputs"].get("model_selector_output")
         if tokenised_for != digest(self.model_selector_output):
             raise UserError(
-                f"{where}: was tokenised for another model than {self.model_selector_output.path}. "
-                "Run preprocess with this model, or pass the model that it was run with."
+                f"{self.preprocess_output.path}: was tokenised for another model than "
+                f"{self.model_selector_output.path}. Run preprocess with this model, or pass the one that it was run with."
             )

@@ -4,7 +4,6 @@ import time
 
 from tuneport import tasks
 from tuneport.artifacts import Dataset, MLflowModel, Model
-from tuneport.errors import UserError
 from tuneport.step import Step, consumes, produces
 from tuneport.tasks import TaskParams
 
@@ -26,11 +25,7 @@ class ModelExport(Step, TaskParams):
         started = time.monotonic()
         model, output = self.pytorch_model_folder.path, self.mlflow_model_folder.path
         prepared = Prepared(self.preprocess_output.path)
-        if prepared.info.task_name != self.task_name:
-            raise UserError(
-                f"{prepared.path}: was prepared for {prepared.info.task_name}; wanted {self.task_name}. "
-                "Pass the dataset that the model was trained on."
-            )
+        prepared.check_task(self.task_name)
         task = tasks.load(self.task_name)
         write_mlflow_model(
             task,

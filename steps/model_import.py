@@ -23,7 +23,7 @@ class ModelImport(Step):
         source, destination = self._source().path, self.model_selector_output.path
         model_source.import_model(model_source.model_folders(source), destination)
         size = sum(f.stat().st_size for f in destination.iterdir())
-        self.log.info("imported %s: %.1f MB, in %s", source, size / 1e6, destination)
+        self.log.info("imported %s: %.1f MB", source, size / 1e6)
 
     def _source(self) -> CustomModel | CustomMLflowModel:
         given = [m for m in (self.pytorch_model_path, self.mlflow_model_path) if m is not None]

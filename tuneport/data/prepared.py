@@ -39,6 +39,13 @@ class Prepared:
         splits = {split: entry["rows"] for split, entry in value.pop("splits").items()}
         return Info(**value, splits=splits)
 
+    def check_task(self, task_name: str) -> None:
+        """Raise `UserError` where the rows were prepared for another task."""
+        if self.info.task_name != task_name:
+            raise UserError(
+                f"{self.path}: was prepared for {self.info.task_name}; wanted {task_name}. Run preprocess for this task."
+            )
+
     def encoded_file(self, split: str) -> Path:
         """The Arrow IPC stream of a split's tokens: row_id, the task's encoded columns, length."""
         return self._file("encoded", split)

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import shlex
+import shutil
 import site
 import sys
 import time
@@ -23,7 +24,6 @@ from tuneport.targets import Request, Target, check, instantiate, output_path
 from tuneport.targets.local import cache
 from tuneport.targets.local.process import Interrupted, Signals, run
 from tuneport.targets.local.progress import Progress, open_progress
-
 
 DATABASE = "mlflow.db"
 ODD = "'%?#\n"  # what MLflow or an sqlite URI takes for something else in a folder's name
@@ -319,13 +319,20 @@ def _summary(plan: Plan) -> str:
         if isinstance(artifact, Report) and (artifact.path / "report.html").is_file():
             lines += ["Read the report:", f"  {artifact.path / 'report.html'}"]
         if isinstance(artifact, MLflowModel):
-            command = ("mlflow", "models", "serve", "--env-manager", "local", "-m", str(artifact.path))
-            lines += ["Serve the model:", f"  {shlex.join(command)}"]
+            command = _mlflow("models", "serve", "--env-manager", "local", "-m", str(artifact.path))
+            lines += ["Serve the model:", f"  {command}"]
     uri = plan.tracking_uri
     if uri.startswith(("http://", "https://")):
         lines += ["See the run in MLflow:", f"  {uri}"]
     else:
-        command = shlex.join(("mlflow", "ui", "--backend-store-uri", uri))
-        relative = uri == f"sqlite:///{DATABASE}"
-        lines += ["See the run in MLflow:", "  " + (f"cd {shlex.quote(str(plan.folder))} && " if relative else "") + command]
+        folder = f"cd {shlex.quote(str(plan.folder))} && " if uri == f"sqlite:///{DATABASE}" else ""
+        lines += ["See the run in MLflow:", f"  {folder}{_mlflow('ui', '--backend-store-uri', uri)}"]
     return "\n".join(lines)
+
+
+def _mlflow(*arguments: str) -> str:
+    """An `mlflow` command as the user can type it: with its path, unless that very one is found by its name."""
+    program = Path(sys.executable).with_name("mlflow")
+    found = shutil.which("mlflow")
+    by_name = not program.exists() or (found is not None and Path(found) == program)
+    return shlex.join(("mlflow" if by_name else str(program), *arguments))

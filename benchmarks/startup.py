@@ -1,0 +1,67 @@
+"""How long the commands take that people wait for at a prompt: `python benchmarks/startup.py [RUNS]`.
+
+Prints the median of several runs of each command, its goal, and their ratio; a ratio above 1 misses the goal.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def inputs(folder: Path) -> list[str]:
+    """A model folder and 1,000 rows of data, as small as `tuneport validate` takes them for real."""
+    import torch
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer, models
+
+    model = folder / "model"
+    model.mkdir()
+    shape = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+        "vocab_size": 2,
+    }
+    config = {"model_type": "bert", "architectures": ["BertModel"], **shape}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 64, "pad_token": "[PAD]"}))
+    Tokenizer(models.WordPiece({"[UNK]": 0, "[PAD]": 1}, unk_token="[UNK]")).save(str(model / "tokenizer.json"))
+    save_file({"embeddings.word_embeddings.weight": torch.zeros(2, 8)}, model / "model.safetensors")
+    rows = (json.dumps({"text": f"question {i}", "label": str(i % 3)}) for i in range(1000))
+    (folder / "train.jsonl").write_text("\n".join(rows))
+    paths = [f"train_file_path={folder}/train.jsonl", f"pytorch_model_path={model}"]
+    return ["sentence1_key=text", "label_key=label", *paths]
+
+
+def seconds(command: list[str]) -> float:
+    """Wall time of one run of a command."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def main(runs: int) -> None:
+    """Time every command and print the table."""
+    tuneport = str(Path(sys.executable).with_name("tuneport"))
+    with tempfile.TemporaryDirectory() as folder:
+        validate = ["validate", "text_classification", *inputs(Path(folder))]
+        goals = {
+            "python -c pass": ([sys.executable, "-c", "pass"], None),
+            "tuneport --help": ([tuneport, "--help"], 0.3),
+            "python -m steps finetune --help": ([sys.executable, "-m", "steps", "finetune", "--help"], 0.3),
+            "tuneport validate": ([tuneport, *validate], 1.0),
+        }
+        print(f"{'command':34}{'median s':>9}{'goal s':>8}{'ratio':>7}   ({runs} runs)")
+        for name, (command, goal) in goals.items():
+            seconds(command)  # fills the disk's cache, writes the byte code
+            median = statistics.median(seconds(command) for _ in range(runs))
+            print(f"{name:34}{median:9.3f}" + (f"{goal:8.1f}{median / goal:7.2f}" if goal else ""))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 9)
