@@ -2,7 +2,6 @@
 
 from functools import partial
 
-from pipelines.finetuning import finetuning
 from tuneport import tasks
 from tuneport.errors import UserError, did_you_mean
 from tuneport.graph import Pipeline, trace
@@ -20,6 +19,8 @@ def load(name: str) -> Pipeline:
     """
     if name not in names():
         raise UserError(f"unknown pipeline '{name}'; there are: {', '.join(names())}.{did_you_mean(name, names())}")
+    from pipelines.finetuning import finetuning  # imports every stage, which no help text needs
+
     function = partial(finetuning, name)
     function.__doc__ = finetuning.__doc__
     return trace(function, name)

@@ -59,5 +59,5 @@ class Finetune(Step, TaskParams, TrainingParams):
         if tokenised_for != digest(self.model_selector_output):
             raise UserError(
                 f"{self.preprocess_output.path}: was tokenised for another model than "
-                f"{self.model_selector_output.path}. Run preprocess with this model, or pass the one that it was run with."
+                f"{self.model_selector_output.path}. Run preprocess with this model, or pass the right one."
             )

@@ -50,18 +50,11 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
         self._track(comparison)
         for line in (*comparison.lines(), comparison.verdict.headline):
             self.log.info("%s", line)
-        self.log.info("report: %s", self._final / "report.html")
-
-    def check(self) -> None:
-        self._final = Path(self.evaluation_result.path) if self.evaluation_result else Path()
 
     def _check_inputs(self, prepared: "Prepared") -> None:
         """Refuse inputs that do not belong together."""
+        prepared.check_task(self.task_name)
         info, data, model = prepared.info, self.preprocess_output.path, self.pytorch_model_folder.path
-        if info.task_name != self.task_name:
-            raise UserError(
-                f"{data}: was prepared for {info.task_name}; wanted {self.task_name}. Run preprocess for this task."
-            )
         if not info.splits.get("test"):
             raise UserError(f"{data}: its test split has no rows; wanted at least one. Run preprocess with test data.")
         labels = json.loads((model / "config.json").read_text("utf-8")).get("id2label")

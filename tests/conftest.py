@@ -1,5 +1,6 @@
 """Real but tiny inputs that every suite shares: a two-layer BERT with its tokenizer, and rows that can be learnt."""
 
+import itertools
 import json
 import os
 import random
@@ -45,17 +46,19 @@ def questions() -> list[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a BERT of 2 layers × 32, without a head, and a WordPiece tokenizer trained on the words above."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    """A folder with a BERT of 2 layers × 32, without a head, and a WordPiece tokenizer that knows the words above."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
 
     folder = tmp_path_factory.mktemp("tiny-bert")
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = sorted({w for text in [*itertools.chain(*WORDS.values()), *FRAMES] for w in text.split() if w.isalpha()})
+    pieces = [prefix + character for prefix in ("", "##") for character in "abcdefghijklmnopqrstuvwxyz0123456789"]
+    # A fixed vocabulary: a trained one differs from process to process, and tests with it.
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*special, *pieces, *words]))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    corpus = [word for words in WORDS.values() for word in words] + FRAMES + [str(n) for n in range(100)]
-    tokenizer.train_from_iterator(corpus * 3, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

@@ -144,7 +144,8 @@ def _root(file: Path) -> MappingNode:
         return yaml.MappingNode("tag:yaml.org,2002:map", [])
     if not isinstance(root, yaml.MappingNode):
         raise UserError(
-            f"{file} line {root.start_mark.line + 1}: holds a {_shape(root)}; wanted a mapping, one 'name: value' a line."
+            f"{file} line {root.start_mark.line + 1}: holds a {_shape(root)}; "
+            "wanted a mapping, one 'name: value' a line."
         )
     return root
 

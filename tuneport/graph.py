@@ -126,7 +126,8 @@ def _match(port: Port, node: Node, types: Mapping[Ref, type]) -> None:
         raise TypeError(f"{node.name}.{port.name} reads {ref.node}.{ref.port}, which no earlier step produces")
     if not issubclass(types[ref], port.type):
         raise TypeError(
-            f"{node.name}.{port.name} takes a {port.type.__name__}, but {ref.node}.{ref.port} is a {types[ref].__name__}"
+            f"{node.name}.{port.name} takes a {port.type.__name__}, "
+            f"but {ref.node}.{ref.port} is a {types[ref].__name__}"
         )
 
 

@@ -278,7 +278,7 @@ def test_the_log_holds_the_scores_side_by_side_and_the_reports_final_path(inputs
     (base,) = [line for line in said if line.startswith("base model, untrained head ")]
     assert f"{metrics['tuned']['metrics']['accuracy']:.4f}" in tuned
     assert len(tuned) == len(base)
-    assert f"report: {tmp_path / 'report' / 'report.html'}" in said
+    assert f"evaluation_result: {tmp_path / 'report'}" in said
 
 
 def test_a_model_tuned_for_other_labels_is_refused(inputs, tiny_model, questions, write_jsonl, tmp_path):

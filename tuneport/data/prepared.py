@@ -43,7 +43,8 @@ class Prepared:
         """Raise `UserError` where the rows were prepared for another task."""
         if self.info.task_name != task_name:
             raise UserError(
-                f"{self.path}: was prepared for {self.info.task_name}; wanted {task_name}. Run preprocess for this task."
+                f"{self.path}: was prepared for {self.info.task_name}; wanted {task_name}. "
+                "Run preprocess for this task."
             )
 
     def encoded_file(self, split: str) -> Path:

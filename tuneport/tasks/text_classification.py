@@ -173,8 +173,8 @@ class TextClassification(Task):
         for split in ("validation", "test"):
             if unseen := [label for label in _order(histograms[split]) if label not in histograms["train"]]:
                 raise UserError(
-                    f"column '{options.label_key}': the label(s) {', '.join(map(repr, unseen))} are in the {split} rows "
-                    f"but in no training row; training rows have: {', '.join(labels)}. "
+                    f"column '{options.label_key}': the label(s) {', '.join(map(repr, unseen))} are in the {split} "
+                    f"rows but in no training row; training rows have: {', '.join(labels)}. "
                     "Add training rows of that label, or drop it."
                 )
         known = list((config.get("label2id") or {}).keys())

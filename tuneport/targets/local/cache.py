@@ -12,7 +12,17 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from tuneport.artifacts import MANIFEST, Artifact, digest, files, read_manifest, sha256, verify, write_atomically
+from tuneport.artifacts import (
+    MANIFEST,
+    Artifact,
+    digest,
+    expand,
+    files,
+    read_manifest,
+    sha256,
+    verify,
+    write_atomically,
+)
 from tuneport.errors import UserError
 
 RECORD = "stage.json"
@@ -44,11 +54,10 @@ class Digests:
 
 def _user_digest(artifact: Artifact) -> str:
     """Of the bytes, never of a manifest that the folder may hold: the user may have edited the files since."""
+    if not expand(artifact.path):  # a URI, that no file of this machine stands for, counts by its text
+        return hashlib.sha256(str(artifact.path).encode("utf-8", "surrogateescape")).hexdigest()
     if not artifact.path.is_dir():
-        # a URI that no file of this machine stands for counts by its text
-        return hashlib.sha256(
-            f"{artifact.path.name}\0{digest(artifact)}".encode("utf-8", "surrogateescape")
-        ).hexdigest()
+        return digest(artifact)
     total = hashlib.sha256()
     for path in files(artifact.path):
         total.update(f"{path.relative_to(artifact.path)}\0{sha256(path)}\n".encode("utf-8", "surrogateescape"))
