@@ -10,6 +10,7 @@ from tuneport.artifacts import (
     MANIFEST,
     Dataset,
     File,
+    MLTable,
     Model,
     digest,
     expand,
@@ -160,3 +161,13 @@ def test_writing_atomically_replaces_the_whole_text_and_leaves_nothing_beside_it
     write_atomically(path, "ü")
     assert path.read_text("utf-8") == "ü"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_mltables_digest_covers_the_files_that_its_yaml_names_elsewhere(tmp_path: Path) -> None:
+    table, data = tmp_path / "table", tmp_path / "data.csv"
+    table.mkdir()
+    (table / "MLTable").write_text("paths:\n  - file: ../data.csv\n")
+    data.write_text("text,label\na,b\n")
+    before = digest(MLTable(table))
+    data.write_text("text,label\na,c\n")
+    assert digest(MLTable(table)) != before

@@ -34,6 +34,10 @@ class Artifact:
     def type_name(cls) -> str:
         return cls.__name__
 
+    def members(self) -> list[Path]:
+        """The files whose bytes this artifact stands for."""
+        return expand(self.path)
+
 
 class Model(Artifact):
     """A Hugging Face model folder: config, safetensors, tokenizer; after training also ``checkpoints/``."""
@@ -67,6 +71,17 @@ class MLTable(Artifact):
     """A user's MLTable folder."""
 
     user_supplied = True
+
+    def members(self) -> list[Path]:
+        """Its own files, and those elsewhere that its YAML names; preprocess says what is wrong with it."""
+        import yaml
+
+        try:
+            table = yaml.safe_load((self.path / "MLTable").read_text("utf-8"))
+            named = [self.path / str(value) for entry in table["paths"] for value in entry.values()]
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+            named = []
+        return sorted({*expand(self.path), *(file for path in named for file in expand(path))})
 
 
 class CustomModel(Artifact):
@@ -186,7 +201,7 @@ def digest(artifact: Artifact) -> str:
     if (artifact.path / MANIFEST).is_file():
         return sha256(artifact.path / MANIFEST)
     total = hashlib.sha256()
-    for path in expand(artifact.path):
+    for path in artifact.members():
         name = os.path.relpath(path, artifact.path.parent)
         total.update(f"{name}\0{sha256(path)}\n".encode("utf-8", "surrogateescape"))
     return total.hexdigest()

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +15,63 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from toy_pipeline import Toy
 
 from tuneport.artifacts import Dataset, Report
 from tuneport.errors import UserError
 from tuneport.graph import Pipeline
 from tuneport.targets import Request, load, names
 from tuneport.targets.local import Plan, Stage, default_tracking_uri
+
+
+class Toy:
+    """A copy of the package `toy` in a folder, and the tuneport command over it, run in that folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.package = folder / "lib" / "toy"
+        shutil.copytree(Path(__file__).parent / "toy", self.package, ignore=shutil.ignore_patterns("__pycache__"))
+        self.notes = folder / "notes.txt"
+        self.text = folder / "text.txt"
+        self.text.write_text("hello", "utf-8")
+        self.output = folder / "runs" / "toy"
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(self.package.parent), "TOY_NOTES": str(self.notes), **more}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "toy.tuneport_toy", *arguments]
+
+    def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the command to its end."""
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self("run", "toy", "text=text.txt", *arguments)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start the command as a process of its own."""
+        return subprocess.Popen(
+            self.command("run", "toy", "text=text.txt", *arguments),
+            cwd=self.folder,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def states(self, result: subprocess.CompletedProcess[str]) -> dict[str, str]:
+        """What each stage came to: done, cached, reused, failed."""
+        ends = [line.split(" | ", 1) for line in result.stdout.splitlines() if " | " in line]
+        words = ("done", "cached", "reused", "failed", "stopped")
+        return {stage: text.split()[0] for stage, text in ends if text.startswith(words)}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import platform
 import typing as t
 from collections.abc import Iterable, Mapping
@@ -59,8 +60,9 @@ def _user_digest(artifact: Artifact) -> str:
     if not artifact.path.is_dir():
         return digest(artifact)
     total = hashlib.sha256()
-    for path in files(artifact.path):
-        total.update(f"{path.relative_to(artifact.path)}\0{sha256(path)}\n".encode("utf-8", "surrogateescape"))
+    for path in artifact.members():
+        name = os.path.relpath(path, artifact.path)
+        total.update(f"{name}\0{sha256(path)}\n".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 
