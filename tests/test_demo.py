@@ -1,6 +1,7 @@
 """The example from end to end, as a newcomer runs it: real model, real data, real server. Minutes long."""
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -22,6 +23,11 @@ BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.slow
 
 
+def without_ours(path: str) -> str:
+    """PATH without the folder of the environment that the tests run in."""
+    return os.pathsep.join(folder for folder in path.split(os.pathsep) if Path(folder) != BIN)
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `make demo` does, in a folder of its own: fetch, run, and keep the output and the time taken."""
@@ -31,7 +37,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     config.write_bytes((EXAMPLE / "config.yaml").read_bytes())
     started = time.monotonic()
     command = [BIN / "tuneport", "run", "text_classification", "--config", config]
-    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    outside = {**os.environ, "PATH": without_ours(os.environ["PATH"])}
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=outside)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return {"folder": folder, "output": ended.stdout, "seconds": time.monotonic() - started, "command": command}
 
@@ -69,7 +76,7 @@ def test_a_second_run_finds_every_stage_done(demo: dict[str, Any]) -> None:
 
 
 def test_the_printed_serve_command_answers_a_request(demo: dict[str, Any]) -> None:
-    (command,) = re.findall(r"^ +(\S*mlflow models serve .*)$", demo["output"], re.MULTILINE)
+    (command,) = re.findall(r"^ +(\S.*mlflow models serve .*)$", demo["output"], re.MULTILINE)
     question = {"dataframe_records": [{"text": "How many people live in Norway ?"}, {"text": "Who wrote Hamlet ?"}]}
     with served(command) as url:
         request = urllib.request.Request(
@@ -86,8 +93,9 @@ def served(command: str) -> Iterator[str]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    shell = f'PATH="{BIN}:$PATH" exec {command} --port {port}'
-    server = subprocess.Popen(["bash", "-c", shell], start_new_session=True)
+    shell = f"{command} --port {port}"
+    surroundings = {**os.environ, "PATH": without_ours(os.environ["PATH"])}  # a shell that no one activated
+    server = subprocess.Popen(["bash", "-c", shell], start_new_session=True, env=surroundings)
     try:
         url = f"http://127.0.0.1:{port}"
         wait(f"{url}/ping", server)

@@ -76,12 +76,11 @@ def test_the_registered_version_loads_by_name_and_carries_its_scores(
     version = client.get_model_version("question model", "1")
     assert (version.run_id, version.status) == (run_id, "READY")
     assert version.tags == {"test_accuracy": "0.75", "test_f1_macro": "0.666667"}
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(tracked_run.uri)
     try:
         model = mlflow.pyfunc.load_model("models:/question model/1")
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)  # unsets the variable as well, which later tests' processes would inherit
     assert model.predict({"text": "is it red or not"})["label"][0] in ("animal", "colour", "number")
 
 
@@ -230,10 +229,9 @@ def test_a_run_on_a_server_over_http_holds_the_model_and_its_registered_version(
         "READY",
         run.run_id,
     )
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(server)
     try:
         model = mlflow.pyfunc.load_model("models:/served/1")
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)  # unsets the variable as well, which later tests' processes would inherit
     assert model.predict({"text": "is it red or not"})["label"][0] in ("animal", "colour", "number")

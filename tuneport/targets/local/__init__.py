@@ -331,8 +331,9 @@ def _summary(plan: Plan) -> str:
 
 
 def _mlflow(*arguments: str) -> str:
-    """An `mlflow` command as the user can type it: with its path, unless that very one is found by its name."""
-    program = Path(sys.executable).with_name("mlflow")
+    """An `mlflow` command as the user can type it, with our programs' folder on PATH: serving starts one of them."""
+    folder = Path(sys.executable).parent
+    command = shlex.join(("mlflow", *arguments))
     found = shutil.which("mlflow")
-    by_name = not program.exists() or (found is not None and Path(found) == program)
-    return shlex.join(("mlflow" if by_name else str(program), *arguments))
+    ours = found is not None and Path(found).parent == folder
+    return command if ours else f'PATH={shlex.quote(str(folder))}:"$PATH" {command}'
