@@ -40,7 +40,7 @@ def test_entity_scores_are_seqevals_and_word_scores_sklearns(seed):
     assert found["accuracy"] == pytest.approx(seqeval.accuracy_score(truth, said))
     truth, said = sentences(PLAIN, seed)
     found = evaluate(truth, answers(said), PLAIN, False, 0).metrics
-    flat, flat_said = sum(truth, []), sum(said, [])
+    flat, flat_said = ([tag for row in rows for tag in row] for rows in (truth, said))
     assert found["accuracy"] == pytest.approx(sklearn.accuracy_score(flat, flat_said))
     assert found["f1"] == pytest.approx(sklearn.f1_score(flat, flat_said, average="macro"))
     assert found["f1_weighted"] == pytest.approx(sklearn.f1_score(flat, flat_said, average="weighted"))

@@ -1,8 +1,11 @@
-"""Tagging from rows to served answers, on a BERT, a RoBERTa with a byte-level tokenizer and a Llama of a few weights."""
+"""Tagging from rows to answers, on a tiny BERT, a RoBERTa with a byte-level tokenizer and a Llama."""
 
 import csv
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -180,7 +183,7 @@ def test_a_plain_sentence_is_split_and_its_entities_are_spans_of_words(run: Simp
 def test_every_word_has_a_tag_however_long_the_row_and_however_odd_the_words(run: SimpleNamespace) -> None:
     predictor = tasks.load(TASK).predictor(str(run.tuned), batch_size=3)
     rows = [
-        {"tokens": "3 ann lives in new york".split() * 40},
+        {"tokens": ["3", "ann", "lives", "in", "new", "york"] * 40},
         {"tokens": []},
         {"tokens": ["", "\u200b", "ann" * 200, "ü", "rome"]},
     ]
@@ -303,10 +306,51 @@ def test_a_bad_row_is_refused_by_its_number(
     ],
 )
 def test_tags_that_cannot_be_learnt_are_refused(
-    train: Any, test: Any, message: str, imported_model: Path, write_jsonl: Any, tmp_path: Path
+    train: Any, test: Any, message: str, write_jsonl: Any, tmp_path: Path, *, imported_model: Path
 ) -> None:
     rows = [{**row, "tags": train * len(row["words"])} if train else row for row in entity_rows()]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     other = write_jsonl(tmp_path / "test.jsonl", [{"words": ["zoo"], "tags": test}])
     with pytest.raises(UserError, match=message):
         prepare(imported_model, data, tmp_path / "data", test_file_path=other)
+
+
+SERVE = """
+import json, sys, mlflow, pandas as pd
+model = mlflow.pyfunc.load_model(sys.argv[1])
+payloads = json.loads(sys.stdin.read())
+print(json.dumps([model.predict(p).to_dict("records") for p in (*payloads, pd.DataFrame(payloads[0]))]))
+assert not [name for name in sys.modules if name.partition(".")[0] in ("tuneport", "steps")]
+try:
+    model.predict([{"words": 3}])
+except mlflow.exceptions.MlflowException as e:
+    assert "row 1: column 'words' holds 3; wanted text or a list of text" in str(e), e
+else:
+    raise AssertionError("a number was answered")
+"""
+
+
+def test_the_exported_model_answers_lists_and_sentences_without_tuneport(run: SimpleNamespace, tmp_path: Path) -> None:
+    fence = "import sys\nfor name in ('tuneport', 'steps', 'pipelines'):\n    sys.modules[name] = None\n"
+    code = SERVE.replace("sys.modules if", "sys.modules if sys.modules[name] and")
+    records = [{"words": row["tokens"]} for row in run.prepared.rows("test")[:5]]
+    payloads: list[Any] = [records, {"words": [r["words"] for r in records]}, [{"words": "3 ann lives in new york"}]]
+    done = subprocess.run(
+        [sys.executable, "-c", fence + code, str(run.exported)],
+        input=json.dumps(payloads),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
+    assert done.returncode == 0, done.stderr
+    table, columns, sentence, frame = json.loads(done.stdout)
+    predictor = tasks.load(TASK).predictor(str(run.tuned))
+    wanted = predictor([{"tokens": row["words"]} for row in records])
+    for got in (table, columns, frame):
+        assert [row["tags"] for row in got] == [row["tags"] for row in wanted]
+        for a, b in zip(got, wanted, strict=True):
+            assert a["scores"] == pytest.approx(b["scores"], abs=1e-5)
+            assert [e["text"] for e in a["entities"]] == [e["text"] for e in b["entities"]]
+    assert sentence[0]["tags"] == predictor([{"tokens": "3 ann lives in new york"}])[0]["tags"]

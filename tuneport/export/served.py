@@ -60,7 +60,7 @@ class Served:
         value = value.tolist() if hasattr(value, "tolist") else value
         if isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)):
             return value
-        self._refuse(f"row {number + 1}: column '{column}' holds {value!r}; wanted text or a list of text")
+        return self._refuse(f"row {number + 1}: column '{column}' holds {value!r}; wanted text or a list of text")
 
     def _refuse(self, message: str) -> t.NoReturn:
         from mlflow.exceptions import MlflowException
