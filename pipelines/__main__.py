@@ -3,11 +3,14 @@
 import sys
 
 import pipelines
-from tuneport.cli import main
+from tuneport import tasks
+from tuneport.cli import add_tasks, guard, main
 
 
 def run() -> None:
     """Entry point of the `tuneport` command."""
+    if code := guard(lambda: add_tasks(tasks.add_folder)):
+        sys.exit(code)
     sys.exit(main(sys.argv[1:], names=pipelines.names, load=pipelines.load))
 
 

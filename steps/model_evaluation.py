@@ -45,7 +45,8 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
         comparison = self._compare(prepared, rows, tuned, base)
         output = self.evaluation_result.path
         save_json(output / "metrics.json", comparison.as_json())
-        _write_predictions(output / "predictions.jsonl", rows, tuned, base, comparison.tuned.row_correct)
+        short = [tasks.load(self.task_name).short(answer) for answer in base]
+        _write_predictions(output / "predictions.jsonl", rows, tuned, short, comparison.tuned.row_correct)
         (output / "report.html").write_text(self._report(prepared, rows, tuned, base, comparison), "utf-8")
         self._track(comparison)
         for line in (*comparison.lines(), comparison.verdict.headline):
@@ -141,11 +142,10 @@ def _tracked_metrics(comparison: "Comparison") -> dict[str, float]:
 def _write_predictions(
     path: Path, rows: list[tasks.Row], tuned: list[tasks.Row], base: list[tasks.Row], correct: Sequence[bool]
 ) -> None:
-    """One line a test row: its id and fields, the tuned model's whole answer, the base model's label."""
+    """One line a test row: its id and fields, the tuned model's whole answer, the gist of the base model's."""
     with path.open("w", encoding="utf-8") as f:
         for row, answer, other, right in zip(rows, tuned, base, correct, strict=True):
-            short = {name: other[name] for name in ("label", "score")}
-            line = {**row, "tuned": answer, "correct": right, "base": short}
+            line = {**row, "tuned": answer, "correct": right, "base": other}
             f.write(json.dumps(_finite(line), ensure_ascii=False, allow_nan=False) + "\n")
 
 

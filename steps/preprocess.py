@@ -69,9 +69,13 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
 
     def wanted_columns(self) -> dict[str, str]:
         """The user's column by the option that names it."""
-        columns = tasks.load(self.task_name).columns(self)
-        options = {field: f"{field}_key" if f"{field}_key" in self.ports() else field for field in columns}
-        return {options[field]: column for field, column in columns.items()}
+        task = tasks.load(self.task_name)
+        options = {getattr(self, name): name for name in task.params[self.name()].ports() if name.endswith("_key")}
+        found: dict[str, str] = {}
+        for field, column in task.columns(self).items():
+            option = f"{field}_key"
+            found[option if option in self.ports() else options.get(column, field)] = column
+        return found
 
     def _source(self, split: str) -> Source | None:
         file, mltable = f"{split}_file_path", f"{split}_mltable_path"

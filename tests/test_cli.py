@@ -100,9 +100,9 @@ def test_help_imports_no_heavy_library(argv: list[str]) -> None:
     ("argv", "message"),
     [
         (["rnu"], "unknown command 'rnu'; there are: init, run, schema, validate. Did you mean 'run'?"),
-        (["run"], "no pipeline is named; wanted one of text_classification."),
+        (["run"], "no pipeline is named; wanted one of text_classification, token_classification."),
         (["schema", "txt_clasification"], "Did you mean 'text_classification'?"),
-        (["run", "text_clasification"], "unknown pipeline 'text_clasification'; there are: text_classification."),
+        (["run", "text_clasification"], "unknown pipeline 'text_clasification'; there are: text_classification, "),
         (["run", "text_classification", "--form", "x"], "unknown option '--form';"),
         (["run", "text_classification", "--form", "x"], "Did you mean '--from'?"),
         (["run", "text_classification", "--learning_rate", "1"], "inputs are written name=value, without dashes."),

@@ -71,6 +71,21 @@ FINETUNE: dict[str, tuple[dict[str, Any], Any, Any]] = {
     "metric_for_best_model": ({}, "loss", "accuracy"),
 }
 MODEL_EVALUATION = {"trivial_baselines": ({}, True, False)}
+# Of the other tasks: what text_classification has not.
+TOKEN_PREPROCESS: dict[str, tuple[Any, Any]] = {
+    "token_key": ("words", "other_words"),
+    "tag_key": ("tags", "other_tags"),
+    "label_all_tokens": (False, True),
+}
+TOKEN_ROWS: list[dict[str, Any]] = [
+    {
+        "words": [f"purplewords{i}", "cat"],
+        "other_words": ["dog", f"n{i}"],
+        "tags": ["A", "B"],
+        "other_tags": ["C", "D"],
+    }
+    for i in range(40)
+]
 CONDITIONS = {"registered_model_name": ({}, None, "questions")}
 
 
@@ -79,6 +94,30 @@ def test_the_tables_cover_every_parameter_of_the_pipeline() -> None:
     tested = [name for table in tables for name in table]
     accepted = [name for name, port in PIPELINE.params.items() if port.kind == "param"]
     assert sorted(tested) == sorted(accepted)
+
+
+def test_the_tables_cover_every_parameter_of_token_classification() -> None:
+    own = {"sentence1_key", "sentence2_key", "label_key", "multi_label"}
+    tested = {*PREPROCESS, *FINETUNE, *MODEL_EVALUATION, *CONDITIONS, *TOKEN_PREPROCESS} - own
+    assert tested == {n for n, p in pipelines.load("token_classification").params.items() if p.kind == "param"}
+
+
+@pytest.mark.parametrize("name", TOKEN_PREPROCESS)
+def test_a_preprocess_parameter_of_token_classification_has_an_effect(
+    name: str, imported_model: Path, write_jsonl: Any, tmp_path: Path
+) -> None:
+    inputs = {
+        "model_selector_output": imported_model,
+        "train_file_path": write_jsonl(tmp_path / "rows.jsonl", TOKEN_ROWS),
+        "token_key": "words",
+        "tag_key": "tags",
+    }
+    runs = [
+        outcome("preprocess", inputs | {name: value}, tmp_path / str(value), "token_classification")
+        for value in TOKEN_PREPROCESS[name]
+    ]
+    assert all(isinstance(run, dict) for run in runs), runs
+    assert runs[0] != runs[1]
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +151,9 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def outcome(name: str, values: Mapping[str, Any], output: Path) -> Any:
+def outcome(name: str, values: Mapping[str, Any], output: Path, task: str = TASK) -> Any:
     """Run a stage; what it wrote, or the message it refused with."""
-    stage_class = steps.load(name, TASK)
+    stage_class = steps.load(name, task)
     (port,) = (p.name for p in stage_class.ports().values() if p.kind == "output")
     try:
         execute(stage_class(**values, **{port: output}))

@@ -74,6 +74,12 @@ def context_from_environment() -> Context:
     )
 
 
+def add_tasks(add: Callable[[Path], None]) -> None:
+    """Hand over the folder that TUNEPORT_TASKS names; the stages of a run inherit the variable."""
+    if folder := os.environ.get("TUNEPORT_TASKS"):
+        add(Path(folder))
+
+
 class GroupedCommand(click.Command):
     """A click command whose help lists options under the headings of their groups."""
 

@@ -7,10 +7,10 @@ from sklearn.metrics import log_loss, roc_auc_score
 from tuneport.evaluation import bootstrap
 from tuneport.evaluation.classification import (
     _patterns,
-    _statistics,
     baselines,
     evaluate,
     scores,
+    statistics_of_sums,
 )
 
 LABELS = ["desc", "hum", "loc"]
@@ -66,7 +66,7 @@ def test_the_vectorised_statistics_equal_sklearn_on_every_random_draw(multi_labe
         truth, predicted = random_cells(40, 4, seed) if multi_label else random_classes(40, 4, seed)
         drawn = np.random.default_rng(seed).integers(0, 40, 40)
         features, counts = _patterns(truth[drawn], predicted[drawn], 4)
-        fast = _statistics(multi_label)((counts @ features)[None])
+        fast = statistics_of_sums(multi_label)((counts @ features)[None])
         for name, value in scores(truth[drawn], predicted[drawn], 4).items():
             assert fast[name][0] == pytest.approx(value, abs=1e-12), (seed, name)
 
@@ -77,7 +77,7 @@ def test_the_vectorised_statistics_equal_sklearn_where_a_class_is_absent(multi_l
     if multi_label:
         truth, predicted = np.eye(3, dtype=int)[truth] * 0, np.eye(3, dtype=int)[predicted]
     features, counts = _patterns(truth, predicted, 3)
-    fast = _statistics(multi_label)((counts @ features)[None])
+    fast = statistics_of_sums(multi_label)((counts @ features)[None])
     for name, value in scores(truth, predicted, 3).items():
         assert fast[name][0] == pytest.approx(value), name
 
@@ -86,7 +86,7 @@ def test_intervals_agree_with_scipys_bootstrap_and_hold_the_metric():
     from scipy.stats import bootstrap as scipy_bootstrap
 
     truth, predicted = random_classes(300, 3, 1)
-    found = bootstrap.intervals(*_patterns(truth, predicted, 3), _statistics(False), seed=0)
+    found = bootstrap.intervals(*_patterns(truth, predicted, 3), statistics_of_sums(False), seed=0)
     right = (truth == predicted).astype(float)
     reference = scipy_bootstrap((right,), np.mean, n_resamples=2000, method="percentile", rng=0).confidence_interval
     assert found["accuracy"] == pytest.approx(tuple(reference), abs=0.012)
@@ -97,7 +97,7 @@ def test_intervals_agree_with_scipys_bootstrap_and_hold_the_metric():
 
 def test_the_seed_decides_the_intervals():
     truth, predicted = random_classes(200, 3, 1)
-    args = (*_patterns(truth, predicted, 3), _statistics(False))
+    args = (*_patterns(truth, predicted, 3), statistics_of_sums(False))
     assert bootstrap.intervals(*args, seed=3) == bootstrap.intervals(*args, seed=3)
     assert bootstrap.intervals(*args, seed=3) != bootstrap.intervals(*args, seed=4)
 
@@ -150,7 +150,7 @@ def test_multi_label_counts_a_row_as_right_only_if_all_its_labels_are():
 
 
 def test_the_difference_of_two_predictors_is_paired():
-    base, tuned = [True] * 50 + [False] * 50, [True] * 60 + [False] * 40
+    base, tuned = ([(float(i < right), 1.0) for i in range(100)] for right in (50, 60))
     gain, (low, high) = bootstrap.difference(base, tuned, 0)
     assert gain == pytest.approx(0.1)
     assert 0.03 < low < 0.1 < high < 0.18  # unpaired it would be about -0.04 to 0.24

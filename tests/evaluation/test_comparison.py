@@ -2,7 +2,7 @@
 
 import pytest
 
-from tuneport.evaluation import Evaluation
+from tuneport.evaluation import Evaluation, bootstrap
 from tuneport.evaluation.comparison import Comparison
 
 
@@ -12,6 +12,7 @@ def found(right: int, of: int = 200) -> Evaluation:
         main=("accuracy",),
         metrics={"accuracy": share, "auc": None},
         intervals={"accuracy": (share - 0.01, share + 0.01)},
+        row_parts=[(float(i < right), 1.0) for i in range(of)],
         row_losses=[0.0] * of,
         row_correct=[i < right for i in range(of)],
     )
@@ -63,3 +64,28 @@ def test_json_holds_scores_intervals_and_gains():
     assert value["baselines"]["words"]["metrics"]["accuracy"] == 0.7
     assert value["gains"]["words"]["value"] == pytest.approx(0.2)
     assert value["main"] == ["accuracy"]
+
+
+def test_a_metric_that_is_better_when_lower_turns_the_verdict_round():
+    def loss(value: float) -> Evaluation:
+        return Evaluation(
+            main=("loss",),
+            metrics={"loss": value},
+            intervals={"loss": (value, value)},
+            headline="loss",
+            row_parts=[(value + i % 3 / 100, 1.0) for i in range(60)],
+            lower_is_better=frozenset({"loss"}),
+            row_losses=[0.0] * 60,
+            row_correct=[False] * 60,
+        )
+
+    comparison = Comparison(loss(0.2), loss(0.9), True, {"guess": loss(0.1), "luck": loss(2.0)}, 0)
+    assert comparison.gains["base model"].level == "good"
+    assert comparison.verdict.headline == "Better than the base model, but worse than guess"
+
+
+def test_a_gain_may_be_of_a_ratio_of_sums_over_rows():
+    tuned, base = ([(float(hits), 4.0) for hits in row] for row in ([4, 3, 4, 2], [1, 3, 0, 2]))
+    gain, (low, high) = bootstrap.difference(base, tuned, 0)
+    assert gain == pytest.approx(13 / 16 - 6 / 16)
+    assert low <= gain <= high

@@ -12,6 +12,8 @@ import pytest
 from tuneport.evaluation import figures, report
 from tuneport.evaluation.classification import evaluate
 from tuneport.evaluation.comparison import Comparison
+from tuneport.tasks import ShownAnswer
+from tuneport.tasks.text_classification import _joined
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -38,9 +40,8 @@ def page(*, labels=("desc", "hum", "loc"), rows=90, skill=0.3, text="who wrote i
     dropped = {"null in column 'text'": {"rows": 3, "first": ["a.csv row 4", "a.csv row 9", "a.csv row 11"]}}
     tuned, base, luck = (evaluation(labels, rows, s, seed) for seed, s in enumerate((skill, 0.0, 0.0)))
     split = {"rows": 30, "labels": counts, "tokens": tokens, "truncated": 2}
-    wrong = report.WrongAnswer(
-        row_id="a.csv:17", texts=(text,), truth=labels[0], predicted=labels[1], score="0.900", base="x"
-    )
+    shown = ShownAnswer(texts=(text,), truth=labels[0], predicted=labels[1], score="0.900", base="x")
+    wrong = report.WrongAnswer(row_id="a.csv:17", shown=shown)
     origin = report.Origin(
         name="preprocess_output",
         type="Dataset",
@@ -174,9 +175,9 @@ def test_labels_that_are_markup_or_formulas_are_drawn_as_they_are():
 
 def test_a_long_text_is_cut_and_a_list_of_labels_is_joined():
     assert len(report._cut("x" * 5000)) == report.TEXT_LENGTH
-    assert report._joined(["a", "b"]) == "a, b"
-    assert report._joined([0.5, 0.25]) == "0.500, 0.250"
-    assert report._joined([]) == "none"
+    assert _joined(["a", "b"]) == "a, b"
+    assert _joined([0.5, 0.25]) == "0.500, 0.250"
+    assert _joined([]) == "none"
 
 
 def browse(html: str, folder: Path) -> tuple[str, list[str]]:

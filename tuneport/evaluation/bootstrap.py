@@ -13,6 +13,7 @@ CELLS = 4_000_000  # how many numbers are held at once
 GROUPS = 10_000  # how many distinct values a mean is taken over
 
 Interval = tuple[float, float]
+Parts = tuple[float, float]
 
 
 def draws(counts: np.ndarray, seed: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
@@ -55,12 +56,23 @@ def mean_interval(values: Sequence[float] | np.ndarray, seed: int) -> Interval:
     return interval(np.concatenate([weights @ distinct for weights in draws(counts, seed)]) / counts.sum())
 
 
-def difference(base: Sequence[bool], tuned: Sequence[bool], seed: int) -> tuple[float, Interval]:
-    """How much more of the rows ``tuned`` gets right than ``base``, as a share, with the paired interval."""
+def difference(base: Sequence[Parts], tuned: Sequence[Parts], seed: int) -> tuple[float, Interval]:
+    """How far the ratio of ``tuned`` is above that of ``base``, with the interval from drawing the same rows for both.
+
+    A row's parts are a numerator and a denominator, each summed over the rows.
+    """
     import numpy as np
 
-    gain = np.asarray(tuned, dtype=float) - np.asarray(base, dtype=float)
-    return float(gain.mean()), mean_interval(gain.tolist(), seed)
+    rows = np.column_stack([np.asarray(tuned, dtype=float), np.asarray(base, dtype=float)])
+    distinct, counts = np.unique(rows, axis=0, return_counts=True)
+
+    def gain(sums: np.ndarray) -> np.ndarray:
+        tuned_ratio, base_ratio = (sums[:, i] / np.where(sums[:, i + 1] == 0, 1, sums[:, i + 1]) for i in (0, 2))
+        found: np.ndarray = tuned_ratio - base_ratio
+        return found
+
+    drawn = intervals(distinct, counts, lambda sums: {"gain": gain(sums)}, seed)
+    return float(gain(rows.sum(axis=0, keepdims=True))[0]), drawn["gain"]
 
 
 def interval(values: np.ndarray) -> Interval:

@@ -64,7 +64,7 @@ def evaluate(
         notes.append("auc and log_loss cannot be computed: the model's scores are not all numbers (training diverged).")
     metrics = scores(truth, predicted, len(labels))
     row_correct = truth == predicted if truth.ndim == 1 else (truth == predicted).all(axis=1)
-    found = bootstrap.intervals(*_patterns(truth, predicted, len(labels)), _statistics(multi_label), seed)
+    found = bootstrap.intervals(*_patterns(truth, predicted, len(labels)), statistics_of_sums(multi_label), seed)
     if finite:
         found["log_loss"] = bootstrap.mean_interval(losses, seed)
     return Evaluation(
@@ -82,6 +82,8 @@ def evaluate(
             "per_class": _per_class(truth, predicted, labels, aucs),
             "confusion_matrix": None if multi_label else _confusion(truth, predicted, len(labels)).tolist(),
         },
+        row_parts=[(float(right), 1.0) for right in row_correct.tolist()],
+        lower_is_better=frozenset({"log_loss", "hamming_loss"}),
         row_losses=losses.tolist(),
         row_correct=row_correct.tolist(),
     )
@@ -174,7 +176,7 @@ def _patterns(truth: np.ndarray, predicted: np.ndarray, n_labels: int) -> tuple[
     return np.hstack([true * said, said, true, right, np.ones_like(right)]), counts
 
 
-def _statistics(multi_label: bool) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def statistics_of_sums(multi_label: bool) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """The metrics of `scores`, from sums (resamples, 3 x labels + 2) of the features of `_patterns`."""
     import numpy as np
 

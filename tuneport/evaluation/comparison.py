@@ -10,7 +10,6 @@ from functools import cached_property
 from tuneport.evaluation import Evaluation, bootstrap
 
 TUNED = "tuned model"
-LOWER_IS_BETTER = ("log_loss", "hamming_loss")
 
 Level = t.Literal["good", "unclear", "bad"]
 
@@ -26,15 +25,18 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """The share of rows that the tuned model gets right beyond another's, with its paired 95 % interval."""
+    """How far the tuned model's headline metric is above another's, with its paired 95 % interval."""
 
     value: float
     low: float
     high: float
+    lower_is_better: bool = False
 
     @property
     def level(self) -> Level:
-        return "good" if self.low > 0 else "bad" if self.high < 0 else "unclear"
+        if self.low <= 0 <= self.high:
+            return "unclear"
+        return "bad" if (self.low > 0) == self.lower_is_better else "good"
 
     def __str__(self) -> str:
         return f"{100 * self.value:+.1f} points ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
@@ -73,23 +75,25 @@ class Comparison:
         return {name: self._gain(other) for name, other in self.all.items() if other is not self.tuned}
 
     def _gain(self, other: Evaluation) -> Gain:
-        value, (low, high) = bootstrap.difference(other.row_correct, self.tuned.row_correct, self.seed)
-        return Gain(value=value, low=low, high=high)
+        value, (low, high) = bootstrap.difference(other.row_parts, self.tuned.row_parts, self.seed)
+        return Gain(value=value, low=low, high=high, lower_is_better=self.tuned.headline in self.tuned.lower_is_better)
 
     @cached_property
     def verdict(self) -> Verdict:
         base = self.gains[self.base_name]
-        rival = min(self.baselines, key=lambda name: self.gains[name].value, default=None)
+        sign = -1 if base.lower_is_better else 1
+        rival = min(self.baselines, key=lambda name: sign * self.gains[name].value, default=None)
+        claim, other_claim = self.tuned.claim
         tuned_share, base_share = _share(self.tuned), _share(self.base)
         sentences = [
             (
-                f"On {self.rows:,} test rows the {TUNED} is right in {tuned_share}, the {self._base_phrase} in "
+                f"On {self.rows:,} test rows the {TUNED} {claim} {tuned_share}, the {self._base_phrase} {other_claim} "
                 f"{base_share}: {base}."
             )
         ]
         if rival is not None:
             share = _share(self.baselines[rival])
-            sentences.append(f"The best trivial baseline, {rival}, is right in {share}: {self.gains[rival]}.")
+            sentences.append(f"The best trivial baseline, {rival}, {claim} {share}: {self.gains[rival]}.")
         if not self.base_has_head:
             sentences.append(
                 "The base model brings no head for these labels. Its head has random weights, so its score is that of "
@@ -116,6 +120,7 @@ class Comparison:
         """What metrics.json holds."""
         return {
             "main": list(self.tuned.main),
+            "headline": self.tuned.headline,
             "test_rows": self.rows,
             "base_has_head": self.base_has_head,
             "tuned": _scores(self.tuned),
@@ -147,5 +152,5 @@ def _number(value: float | None) -> str:
 
 
 def _share(found: Evaluation) -> str:
-    low, high = found.intervals["accuracy"]
-    return f"{100 * t.cast(float, found.metrics['accuracy']):.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    low, high = found.intervals[found.headline]
+    return f"{100 * t.cast(float, found.metrics[found.headline]):.1f} % ({100 * low:.1f} to {100 * high:.1f})"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tuneport.artifacts import Artifact, digest, read_manifest
 from tuneport.evaluation import Evaluation, figures
-from tuneport.evaluation.comparison import LOWER_IS_BETTER, Comparison
+from tuneport.evaluation.comparison import Comparison
 from tuneport.step import show
-from tuneport.tasks import Row, Task
+from tuneport.tasks import Row, ShownAnswer, Task
 
 WORST_ERRORS = 20
 TEXT_LENGTH = 600  # characters of a row's text that are shown
@@ -40,11 +40,7 @@ class WrongAnswer:
     """A test row that the tuned model gets wrong."""
 
     row_id: str
-    texts: tuple[str, ...]
-    truth: str
-    predicted: str
-    score: str  # of the predicted labels
-    base: str
+    shown: ShownAnswer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +76,7 @@ def wrong_answers(
     return [
         WrongAnswer(
             row_id=rows[i]["row_id"],
-            texts=tuple(_cut(text) for text in task.identity(rows[i]).split("\0")),
-            truth=_joined(task.labels(rows[i])),
-            predicted=_joined(tuned[i]["label"]),
-            score=_joined(tuned[i]["score"]),
-            base=_joined(base[i]["label"]),
+            shown=_cut_all(task.shown(rows[i], tuned[i], base[i])),
         )
         for i in wrong[:WORST_ERRORS]
     ]
@@ -94,9 +86,9 @@ def _cut(text: str) -> str:
     return text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"
 
 
-def _joined(value: t.Any) -> str:
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return ", ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values) or "none"
+def _cut_all(shown: ShownAnswer) -> ShownAnswer:
+    parts = {name: _cut(getattr(shown, name)) for name in ("truth", "predicted", "score", "base")}
+    return ShownAnswer(texts=tuple(map(_cut, shown.texts)), **parts)
 
 
 def origin(name: str, artifact: Artifact) -> Origin:
@@ -158,7 +150,7 @@ def render(
         verdict=comparison.verdict,
         details=comparison.tuned.details,
         table=_table(comparison),
-        short_titles=SHORT_TITLES,
+        short_titles=SHORT_TITLES | dict(comparison.tuned.titles),
         figures=_figures(comparison, training, data),
         errors=errors,
         wrong=sum(not correct for correct in comparison.tuned.row_correct),
@@ -174,17 +166,18 @@ def render(
 def _table(comparison: Comparison) -> list[dict[str, t.Any]]:
     """One entry a metric: each predictor's value and interval, and which is best."""
     rows = []
-    main = comparison.tuned.main
+    main, lower = comparison.tuned.main, comparison.tuned.lower_is_better
+    titles = {**TITLES, **comparison.tuned.titles}
     for name in (*main, *(name for name in comparison.tuned.metrics if name not in main)):
         values = [found.metrics.get(name) for found in comparison.all.values()]
         known = [v for v in values if v is not None]
-        best = (min if name in LOWER_IS_BETTER else max)(known, default=None)
+        best = (min if name in lower else max)(known, default=None)
         cells = [
             {"value": value, "interval": found.intervals.get(name), "best": value is not None and value == best}
             for value, found in zip(values, comparison.all.values(), strict=True)
         ]
-        note = " (lower is better)" if name in LOWER_IS_BETTER else ""
-        rows.append({"title": TITLES.get(name, name), "note": note, "cells": cells, "main": name in main})
+        note = " (lower is better)" if name in lower else ""
+        rows.append({"title": titles.get(name, name), "note": note, "cells": cells, "main": name in main})
     return rows
 
 
@@ -192,7 +185,8 @@ def _figures(comparison: Comparison, training: Training, data: Mapping[str, t.An
     """The SVGs by name; they are ours, so the template takes them as they are."""
     from markupsafe import Markup
 
-    main = {name: SHORT_TITLES.get(name, name) for name in comparison.tuned.main}
+    short_titles = SHORT_TITLES | dict(comparison.tuned.titles)
+    main = {name: short_titles.get(name, name) for name in comparison.tuned.main}
     found: dict[str, str | None] = {"scores": figures.score_intervals(comparison.all, main)}
     if training.history:
         found["curves"] = figures.training_curves(training.history, training.best_step, main)

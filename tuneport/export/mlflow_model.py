@@ -178,8 +178,10 @@ def _schema(fields: pa.Schema, columns: Mapping[str, str]) -> Schema:
 def _type(kind: pa.DataType) -> t.Any:
     import pyarrow as pa
     from mlflow.types import DataType
-    from mlflow.types.schema import Array, Map, Object, Property
+    from mlflow.types.schema import AnyType, Array, Map, Object, Property
 
+    if pa.types.is_union(kind):
+        return AnyType()  # type: ignore[no-untyped-call]
     if pa.types.is_map(kind):
         return Map(_type(kind.item_type))
     if pa.types.is_list(kind):

@@ -12,7 +12,8 @@ import typing as t
 class Served:
     """Answers tables whose columns bear the user's names.
 
-    ``columns`` maps each field of the predictor to a column, ``kinds`` each column to the MLflow type it holds.
+    ``columns`` maps each field of the predictor to a column, ``kinds`` each column to the type it holds: a string, or
+    with ``dense_union`` a string or a list of them.
     """
 
     def __init__(
@@ -50,7 +51,16 @@ class Served:
                 if not isinstance(value, str):
                     self._refuse(f"row {number + 1}: column '{column}' holds {value!r}; wanted text")
         values = {field: table[column].tolist() for field, column in self.columns.items()}
+        for field, column in self.columns.items():
+            if self.kinds[column] == "dense_union":
+                values[field] = [self._texts(value, column, i) for i, value in enumerate(values[field])]
         return [{field: values[field][i] for field in values} for i in range(len(table))]
+
+    def _texts(self, value: t.Any, column: str, number: int) -> t.Any:
+        value = value.tolist() if hasattr(value, "tolist") else value
+        if isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)):
+            return value
+        return self._refuse(f"row {number + 1}: column '{column}' holds {value!r}; wanted text or a list of text")
 
     def _refuse(self, message: str) -> t.NoReturn:
         from mlflow.exceptions import MlflowException

@@ -7,6 +7,7 @@ import pkgutil
 import typing as t
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -26,6 +27,17 @@ Meta = dict[str, t.Any]  # what a task learns from the data and later stages nee
 
 class Drop(Exception):
     """This row cannot be used; the message is the reason, counted and exported by preprocess."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownAnswer:
+    """A row and what models answer to it, as a person reads them in the report."""
+
+    texts: tuple[str, ...]
+    truth: str
+    predicted: str
+    score: str  # of what is predicted
+    base: str
 
 
 class Predictor(t.Protocol):
@@ -106,17 +118,45 @@ class Task(ABC):
     def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
         """Return the function that transformers' Trainer calls with predictions and label ids."""
 
+    def reduce(self, logits: t.Any, labels: t.Any) -> t.Any:
+        """What `compute_metrics` needs of a batch's logits: what is returned is kept for the whole split."""
+        return logits
+
     @abstractmethod
     def serving_schema(self, fields: Iterable[str], meta: Meta) -> tuple[pa.Schema, pa.Schema]:
-        """Types of the fields that the predictor reads, of those the data has, and types of its answers."""
+        """Types of the fields that the predictor reads, of those the data has, and types of its answers.
+
+        A field that a client may send in several types is a union of them.
+        """
 
     @abstractmethod
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
         """Score a predictor's answers against the rows they answer."""
 
+    @abstractmethod
+    def short(self, answer: Row) -> Row:
+        """The part of an answer that is kept of the base model, beside the tuned model's whole one."""
+
+    @abstractmethod
+    def shown(self, row: Row, answer: Row, base: Row) -> ShownAnswer:
+        """A row, the tuned model's answer and the base model's, as the report shows them among the worst errors."""
+
     def baselines(self, train: Sequence[Row], test: Sequence[Row], meta: Meta, options: t.Any) -> dict[str, list[Row]]:
         """Answers of trivial predictors fitted on the same split, by name; none where the task has no such thing."""
         return {}
+
+
+def add_folder(folder: Path) -> None:
+    """Let each file of a folder be a task, too, by its name; a task of our own goes before one of the same name.
+
+    Raises `UserError` where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"TUNEPORT_TASKS={str(folder)!r}: no such folder; wanted one with a file NAME.py for each task."
+        )
+    if str(folder.absolute()) not in __path__:
+        __path__.append(str(folder.absolute()))
 
 
 def names() -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tuneport.errors import UserError
 from tuneport.step import Params, param
-from tuneport.tasks import Drop, Meta, Row, Task
+from tuneport.tasks import Drop, Meta, Row, ShownAnswer, Task
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -289,6 +289,23 @@ class TextClassification(Task):
             meta["labels"],
             meta["multi_label"],
         )
+
+    def short(self, answer: Row) -> Row:
+        return {"label": answer["label"], "score": answer["score"]}
+
+    def shown(self, row: Row, answer: Row, base: Row) -> ShownAnswer:
+        return ShownAnswer(
+            texts=tuple(self.identity(row).split("\0")),
+            truth=_joined(self.labels(row)),
+            predicted=_joined(answer["label"]),
+            score=_joined(answer["score"]),
+            base=_joined(base["label"]),
+        )
+
+
+def _joined(value: t.Any) -> str:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return ", ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values) or "none"
 
 
 def _kind(value: t.Any, where: str, column: str) -> str:

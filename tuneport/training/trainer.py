@@ -81,6 +81,7 @@ def train(
         eval_dataset=ArrowDataset.from_file(str(prepared.encoded_file("validation"))),
         data_collator=task.collator(model, prepared.info.meta, prepared.info.pad_to),
         compute_metrics=task.compute_metrics(prepared.info.meta),
+        preprocess_logits_for_metrics=task.reduce,
         processing_class=tokenizer,
         callbacks=[EvaluateLastStep(), progress, *_early_stopping(options), *callbacks],
     )

@@ -254,7 +254,8 @@ def _reuse(stage: Stage, progress: Progress) -> None:
 def _run_stage(plan: Plan, stage: Stage, progress: Progress, signals: Signals, digests: cache.Digests) -> int:
     """Run a stage, or find that its result stands; returns its exit code."""
     progress.begin(stage.name)
-    packages = (_package(stage.step), __name__.partition(".")[0])
+    library = __name__.partition(".")[0]
+    packages = (_package(stage.step), library, f"{library}.tasks")  # tasks may stand in a folder of the user's
     record = cache.record(stage.name, stage.parameters, stage.inputs, packages, digests)
     reason = f"--from {plan.start_from}" if plan.start_from else ""
     if not reason and stage.cacheable:

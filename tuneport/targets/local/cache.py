@@ -33,7 +33,7 @@ NOT_CODE = ("tuneport/targets/", "tuneport/cli.py", "tuneport/config.py")
 # The libraries that a stage's result may depend on; others are not looked at.
 LIBRARIES = (
     "accelerate", "huggingface_hub", "matplotlib", "mlflow", "mlflow-skinny", "numpy", "pandas", "pyarrow",
-    "safetensors", "scikit-learn", "tokenizers", "torch", "transformers",
+    "safetensors", "scikit-learn", "seqeval", "tokenizers", "torch", "transformers",
 )  # fmt: skip
 
 Record = dict[str, t.Any]

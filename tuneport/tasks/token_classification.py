@@ -1,0 +1,437 @@
+"""Token classification: one tag a word: entities by IOB2 tags, or parts of speech and the like by plain tags."""
+
+from __future__ import annotations
+
+import json
+import re
+import typing as t
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from tuneport.errors import UserError
+from tuneport.step import Params, param
+from tuneport.tasks import Drop, Meta, Row, ShownAnswer, Task
+
+if t.TYPE_CHECKING:
+    import pyarrow as pa
+    from tokenizers import Encoding, Tokenizer
+
+    from tuneport.evaluation import Evaluation
+
+IGNORED = -100  # what transformers' losses take for: no label
+CONTINUED = -101  # and downwards: the label 0, 1, … of a word's further sub-words; learnt, but not scored
+WORD_SEPARATOR = "\x1f"
+
+
+class TokenClassificationColumns(Params):
+    """Token classification columns."""
+
+    token_key: str = param("Column that holds the list of words (in CSV and TSV: JSON in the cell).")
+    tag_key: str = param("Column that holds the list of tags, one a word (in CSV and TSV: JSON in the cell).")
+    label_all_tokens: bool = param(
+        "Whether every sub-word of a word learns its tag, not the first one only.", default=False
+    )
+
+
+class TokenClassificationMetric(Params):
+    """Best model."""
+
+    metric_for_best_model: t.Literal["loss", "f1", "accuracy", "precision", "recall"] = param(
+        "Validation metric that decides which checkpoint is the best one: accuracy is of words; the others are of "
+        "entities (seqeval) with IOB2 tags, else macro averages over tags.",
+        default="loss",
+    )
+
+
+class TokenClassificationEvaluation(Params):
+    """Token classification evaluation."""
+
+    trivial_baselines: bool = param(
+        "Also score the most frequent tag, and the most frequent tag of each word, in the training split.", default=True
+    )
+
+
+class TokenClassifier:
+    """Answers rows with a tag and a score for every word, and with the entities that IOB2 tags spell.
+
+    ``tokens`` is a list of words, or a sentence that is split at white space. What is longer than the model takes is
+    read in overlapping windows.
+    """
+
+    def __init__(self, folder: str, model: t.Any = None, batch_size: int = 32) -> None:
+        import json
+        from pathlib import Path
+
+        from tokenizers import Tokenizer
+        from transformers import AutoModelForTokenClassification
+
+        self.tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        # Byte-level tokenizers take a word for the middle of another one unless a space stands before it.
+        self.prefix = " " if '"ByteLevel"' in json.dumps(json.loads(self.tokenizer.to_str())["pre_tokenizer"]) else ""
+        config = json.loads(Path(folder, "tokenizer_config.json").read_text("utf-8"))
+        self.max_length = int(min(config.get("model_max_length") or 512, 1_000_000))
+        self.model = (model or AutoModelForTokenClassification.from_pretrained(folder)).eval()
+        self.labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
+        self.batch_size = batch_size
+
+    def __call__(self, rows: t.Sequence[dict[str, t.Any]]) -> list[dict[str, t.Any]]:
+        words = [row["tokens"].split() if isinstance(row["tokens"], str) else list(row["tokens"]) for row in rows]
+        windows = [(i, *window) for i, row in enumerate(words) for window in self._windows(row)]
+        windows.sort(key=lambda window: len(window[2]))
+        # By row and word: (how far from a window's edge the word stands, tag, score); the farthest one counts.
+        best: list[list[tuple[int, str, float]]] = [[(-1, self.labels[0], 0.0)] * len(row) for row in words]
+        for first in range(0, len(windows), self.batch_size):
+            batch = windows[first : first + self.batch_size]
+            for (i, start, ids, places, last), probabilities in zip(
+                batch, self._probabilities([window[2] for window in batch]), strict=True
+            ):
+                score, label = probabilities.max(-1)
+                for word, place in places.items():
+                    edge = min(word if start else len(ids), len(places) - 1 - word if not last else len(ids))
+                    if edge > best[i][start + word][0]:
+                        best[i][start + word] = (edge, self.labels[int(label[place])], float(score[place]))
+        return [self._answer(row, found) for row, found in zip(words, best, strict=True)]
+
+    def _windows(self, words: list[str]) -> t.Iterator[tuple[int, list[int], dict[int, int], bool]]:
+        """(first word, token ids, token of each of its words, whether it reaches the last word) of every window."""
+        blank = getattr(self.tokenizer.model, "unk_token", None) or "."
+        texts = [self.prefix + word for word in words]
+        if not texts:
+            return
+        sizes = [0] * len(texts)
+        for word in self.tokenizer.encode(texts, is_pretokenized=True, add_special_tokens=False).word_ids:
+            if word is not None:
+                sizes[word] += 1
+        # A word of which the tokenizer leaves nothing is read as an unknown one, so that it has a tag, too.
+        texts = [text if size else blank for text, size in zip(texts, sizes, strict=True)]
+        sizes = [size or 1 for size in sizes]
+        room = max(1, self.max_length - self.tokenizer.num_special_tokens_to_add(False))
+        start = end = 0
+        while end < len(texts):
+            end, used = start, 0
+            while end < len(texts) and (end == start or used + sizes[end] <= room):
+                used += sizes[end]
+                end += 1
+            yield (start, *self._encode(texts[start:end], room), end == len(texts))
+            overlap, begin = 0, end
+            while begin > start + 1 and overlap + sizes[begin - 1] <= room // 3:
+                begin -= 1
+                overlap += sizes[begin]
+            start = begin
+
+    def _encode(self, texts: list[str], room: int) -> tuple[list[int], dict[int, int]]:
+        encoding = self.tokenizer.encode(texts, is_pretokenized=True)
+        extra = len(encoding.ids) - room - self.tokenizer.num_special_tokens_to_add(False)
+        if extra > 0:  # one word alone is longer than the model takes
+            self.tokenizer.enable_truncation(self.max_length)
+            encoding = self.tokenizer.encode(texts, is_pretokenized=True)
+            self.tokenizer.no_truncation()
+        places: dict[int, int] = {}
+        for place, word in enumerate(encoding.word_ids):
+            if word is not None:
+                places.setdefault(word, place)
+        return encoding.ids, places
+
+    def _probabilities(self, ids: list[list[int]]) -> t.Any:
+        import torch
+
+        width = max(map(len, ids))
+        pad = self.model.config.pad_token_id or 0
+        tokens = torch.tensor([row + [pad] * (width - len(row)) for row in ids], device=self.model.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=self.model.device)
+        with torch.inference_mode():
+            return self.model(input_ids=tokens, attention_mask=mask).logits.float().softmax(-1).cpu()
+
+    def _answer(self, words: list[str], found: list[tuple[int, str, float]]) -> dict[str, t.Any]:
+        tags, scores = [tag for _, tag, _ in found], [score for _, _, score in found]
+        return {"tags": tags, "scores": scores, "entities": self._entities(words, tags, scores)}
+
+    def _entities(self, words: list[str], tags: list[str], scores: list[float]) -> list[dict[str, t.Any]]:
+        """Spans of words, end exclusive: an I- that continues nothing begins an entity; plain tags spell none."""
+        if any(label != "O" and label[:2] not in ("B-", "I-") for label in self.labels):
+            return []
+        spans: list[tuple[str, int, int]] = []
+        for i, tag in enumerate(tags):
+            kind = tag[2:]
+            if tag[:2] == "I-" and spans and spans[-1][0] == kind and spans[-1][2] == i:
+                spans[-1] = (kind, spans[-1][1], i + 1)
+            elif tag != "O":
+                spans.append((kind, i, i + 1))
+        return [
+            {
+                "text": " ".join(words[start:end]),
+                "label": kind,
+                "start": start,
+                "end": end,
+                "score": sum(scores[start:end]) / (end - start),
+            }
+            for kind, start, end in spans
+        ]
+
+
+class TokenClassification(Task):
+    """Fields of a row: ``tokens``, a list of words, and ``tags``, as many tags."""
+
+    name = "token_classification"
+    params: t.ClassVar = {
+        "preprocess": TokenClassificationColumns,
+        "finetune": TokenClassificationMetric,
+        "model_evaluation": TokenClassificationEvaluation,
+    }
+    metrics: t.ClassVar = {"loss": False, "f1": True, "accuracy": True, "precision": True, "recall": True}
+    architectures = "AutoModelForTokenClassification"
+    predictor = TokenClassifier
+
+    def columns(self, options: TokenClassificationColumns) -> dict[str, str]:
+        return {"tokens": options.token_key, "tags": options.tag_key}
+
+    def row_schema(self, options: TokenClassificationColumns) -> pa.Schema:
+        import pyarrow as pa
+
+        return pa.schema([("tokens", pa.list_(pa.string())), ("tags", pa.list_(pa.string()))])
+
+    def reader(self, options: TokenClassificationColumns) -> Callable[[Mapping[str, t.Any], str], Row]:
+        first: dict[bool, tuple[str, str]] = {}  # by whether it is IOB: the first tag of that kind, and where it stands
+
+        def check_scheme(tags: list[str], where: str) -> None:
+            for tag in tags:
+                if tag == "O":
+                    continue
+                first.setdefault(_is_iob(tag), (tag, where))
+                if len(first) == 2:
+                    (iob, iob_where), (plain, plain_where) = first[True], first[False]
+                    raise UserError(
+                        f"{where}: column '{options.tag_key}' mixes the IOB2 tag {iob!r} ({iob_where}) with {plain!r} "
+                        f"({plain_where}), which is none. Write every tag as O, B-TYPE or I-TYPE, or none of them so."
+                    )
+
+        def read(raw: Mapping[str, t.Any], where: str) -> Row:
+            tokens = _read_list(raw.get(options.token_key), where, options.token_key, "words")
+            tags = _read_list(raw.get(options.tag_key), where, options.tag_key, "tags")
+            if len(tokens) != len(tags):
+                raise UserError(
+                    f"{where}: column '{options.token_key}' holds {len(tokens)} words, column '{options.tag_key}' "
+                    f"{len(tags)} tags; wanted one tag a word. Mend or remove the row."
+                )
+            if not tokens:
+                raise Drop(f"no words in column '{options.token_key}'")
+            if "" in tags:
+                raise Drop(f"an empty tag in column '{options.tag_key}'")
+            check_scheme(tags, where)
+            return {"tokens": tokens, "tags": tags}
+
+        return read
+
+    def identity(self, row: Row) -> str:
+        return WORD_SEPARATOR.join(row["tokens"])
+
+    def labels(self, row: Row) -> list[str]:
+        return sorted(set(row["tags"]))
+
+    def describe(
+        self,
+        histograms: Mapping[str, Mapping[str, int]],
+        config: Mapping[str, t.Any],
+        options: TokenClassificationColumns,
+    ) -> Meta:
+        labels = sorted(histograms["train"], key=lambda tag: (tag != "O", tag[2:] if _is_iob(tag) else tag, tag))
+        if len(labels) < 2:
+            raise UserError(
+                f"column '{options.tag_key}' holds {len(labels)} tag(s) in the training rows ({', '.join(labels)}); "
+                "wanted at least two. A tagger needs words of several tags."
+            )
+        everywhere = {tag: split for split in histograms for tag in histograms[split] if tag != "O"}
+        if len({_is_iob(tag) for tag in everywhere}) == 2:
+            iob = next(tag for tag in everywhere if _is_iob(tag))
+            plain = next(tag for tag in everywhere if not _is_iob(tag))
+            raise UserError(
+                f"column '{options.tag_key}': the {everywhere[iob]} rows hold the IOB2 tag {iob!r}, the "
+                f"{everywhere[plain]} rows {plain!r}, which is none. Write every tag as O, B-TYPE or I-TYPE, or none."
+            )
+        for split in ("validation", "test"):
+            if unseen := [tag for tag in histograms[split] if tag not in histograms["train"]]:
+                raise UserError(
+                    f"column '{options.tag_key}': the tag(s) {', '.join(map(repr, unseen))} are in the {split} rows "
+                    f"but in no training row; training rows have: {', '.join(labels)}. "
+                    "Add training rows with that tag, or drop it."
+                )
+        known = config.get("label2id") or {}
+        if set(known) == set(labels):  # the base model already has a head for these tags: keep its order
+            labels = sorted(known, key=lambda tag: int(known[tag]))
+        return {"labels": labels, "iob": any(map(_is_iob, labels))}
+
+    def encoded_schema(self, meta: Meta, options: TokenClassificationColumns) -> pa.Schema:
+        import pyarrow as pa
+
+        return pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
+
+    def encoder(
+        self, tokenizer: Tokenizer, meta: Meta, options: TokenClassificationColumns
+    ) -> Callable[[Sequence[Row]], dict[str, list[t.Any]]]:
+        index = {tag: i for i, tag in enumerate(meta["labels"])}
+        prefix = " " if '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["pre_tokenizer"]) else ""
+
+        def label_ids(encoding: Encoding, tags: list[str]) -> list[int]:
+            found, previous = [], None
+            for word in encoding.word_ids:
+                if word is None or (word == previous and not options.label_all_tokens):
+                    found.append(IGNORED)
+                elif word == previous:
+                    found.append(CONTINUED - index[_continued(tags[word], index)])
+                else:
+                    found.append(index[tags[word]])
+                previous = word
+            return found
+
+        def encode(rows: Sequence[Row]) -> dict[str, list[t.Any]]:
+            words = [[prefix + word for word in row["tokens"]] for row in rows]
+            encodings = tokenizer.encode_batch(words, is_pretokenized=True)
+            labels = [label_ids(e, row["tags"]) for e, row in zip(encodings, rows, strict=True)]
+            if empty := [row["row_id"] for row, ids in zip(rows, labels, strict=True) if max(ids, default=-1) < 0]:
+                listed = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
+                raise UserError(
+                    f"column '{options.token_key}': the model's tokenizer leaves nothing of the words of {len(empty)} "
+                    f"row(s): {listed}. Remove them, they hold nothing but invisible characters."
+                )
+            return {
+                "input_ids": [e.ids for e in encodings],
+                "labels": labels,
+                "truncated": [bool(e.overflowing) for e in encodings],
+            }
+
+        return encode
+
+    def load_model(self, folder: Path, meta: Meta) -> t.Any:
+        from transformers import AutoConfig, AutoModelForTokenClassification
+
+        labels = meta["labels"]
+        config = AutoConfig.from_pretrained(folder)
+        same_head = config.id2label == dict(enumerate(labels))
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+        model = AutoModelForTokenClassification.from_pretrained(
+            folder, config=config, ignore_mismatched_sizes=not same_head, dtype="float32"
+        )
+        model.register_forward_pre_hook(_learn_continued, with_kwargs=True)
+        return model
+
+    def collator(self, model: t.Any, meta: Meta, pad_to: int | None) -> Callable[[list[Row]], dict[str, t.Any]]:
+        import torch
+
+        pad_token = model.config.pad_token_id or 0
+
+        def collate(rows: list[Row]) -> dict[str, t.Any]:
+            width = pad_to or max(len(row["input_ids"]) for row in rows)
+
+            def pad(values: Sequence[list[int]], value: int) -> torch.Tensor:
+                return torch.tensor([v + [value] * (width - len(v)) for v in values])
+
+            return {
+                "input_ids": pad([row["input_ids"] for row in rows], pad_token),
+                "attention_mask": pad([[1] * len(row["input_ids"]) for row in rows], 0),
+                "labels": pad([row["labels"] for row in rows], IGNORED),
+            }
+
+        return collate
+
+    def reduce(self, logits: t.Any, labels: t.Any) -> t.Any:
+        return logits.argmax(-1)
+
+    def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
+        from tuneport.evaluation.token_classification import scores
+
+        tags = meta["labels"]
+
+        def compute(prediction: t.Any) -> dict[str, float]:
+            places = prediction.label_ids >= 0  # a word's first sub-word
+            truth, predicted = (
+                [[tags[i] for i in row[kept]] for row, kept in zip(ids, places, strict=True)]
+                for ids in (prediction.label_ids, prediction.predictions)
+            )
+            found = scores(truth, predicted, tags, meta["iob"])
+            return {name: found[name] for name in self.metrics if name != "loss"}
+
+        return compute
+
+    def serving_schema(self, fields: Iterable[str], meta: Meta) -> tuple[pa.Schema, pa.Schema]:
+        import pyarrow as pa
+
+        words = pa.dense_union([pa.field("words", pa.list_(pa.string())), pa.field("sentence", pa.string())])
+        entity = [("text", pa.string()), ("label", pa.string()), ("start", pa.int64()), ("end", pa.int64())]
+        entities = pa.list_(pa.struct([*entity, ("score", pa.float64())]))
+        answers = [("tags", pa.list_(pa.string())), ("scores", pa.list_(pa.float64())), ("entities", entities)]
+        return pa.schema([("tokens", words)]), pa.schema(answers)
+
+    def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
+        from tuneport.evaluation.token_classification import evaluate
+
+        return evaluate([row["tags"] for row in rows], answers, meta["labels"], meta["iob"], seed)
+
+    def baselines(
+        self, train: Sequence[Row], test: Sequence[Row], meta: Meta, options: TokenClassificationEvaluation
+    ) -> dict[str, list[Row]]:
+        if not options.trivial_baselines:
+            return {}
+        from tuneport.evaluation.token_classification import baselines
+
+        return baselines(train, test)
+
+    def short(self, answer: Row) -> Row:
+        return {"tags": answer["tags"]}
+
+    def shown(self, row: Row, answer: Row, base: Row) -> ShownAnswer:
+        """The sentence, and of its words those that are tagged wrong."""
+        wrong = [i for i, (want, got) in enumerate(zip(row["tags"], answer["tags"], strict=True)) if want != got]
+
+        def tagged(tags: list[str]) -> str:
+            return ", ".join(f"{row['tokens'][i]}: {tags[i]}" for i in wrong)
+
+        return ShownAnswer(
+            texts=(" ".join(row["tokens"]),),
+            truth=tagged(row["tags"]),
+            predicted=tagged(answer["tags"]),
+            score=", ".join(f"{answer['scores'][i]:.3f}" for i in wrong),
+            base=tagged(base["tags"]),
+        )
+
+
+def _is_iob(tag: str) -> bool:
+    return re.fullmatch(r"[BI]-.+", tag, re.DOTALL) is not None
+
+
+def _continued(tag: str, known: Mapping[str, int]) -> str:
+    """The tag of a word's further sub-words: inside the entity that the word begins, where there is such a tag."""
+    inside = f"I-{tag[2:]}"
+    return inside if tag.startswith("B-") and inside in known else tag
+
+
+def _learn_continued(model: t.Any, args: t.Any, inputs: dict[str, t.Any]) -> tuple[t.Any, dict[str, t.Any]]:
+    """Before a forward pass: to the loss all sub-words have plain labels; the metrics tell the first ones."""
+    labels = inputs.get("labels")
+    if labels is None:
+        return args, inputs
+    return args, {**inputs, "labels": labels.where(labels > CONTINUED, CONTINUED - labels)}
+
+
+def _read_list(value: t.Any, where: str, column: str, wanted: str) -> list[str]:
+    if value is None:
+        raise Drop(f"null in column '{column}'")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    if not isinstance(value, (list, tuple)):
+        raise UserError(
+            f"{where}: column '{column}' holds no list; wanted a list of {wanted}, "
+            'in CSV and TSV as JSON in the cell: ["a", "b"].'
+        )
+    for entry in value:
+        if entry is None:
+            raise Drop(f"null in the list in column '{column}'")
+        if not isinstance(entry, (str, int, float)):
+            raise UserError(f"{where}: column '{column}' holds the entry {entry!r}; wanted {wanted} as text.")
+    return [str(entry) for entry in value]
