@@ -71,7 +71,8 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
         """The user's column by the option that names it."""
         columns = tasks.load(self.task_name).columns(self)
         options = {field: f"{field}_key" if f"{field}_key" in self.ports() else field for field in columns}
-        return {options[field]: column for field, column in columns.items()}
+        group = {"group_key": self.group_key} if self.group_key is not None else {}
+        return {options[field]: column for field, column in columns.items()} | group
 
     def _source(self, split: str) -> Source | None:
         file, mltable = f"{split}_file_path", f"{split}_mltable_path"
