@@ -424,7 +424,7 @@ def test_a_missing_group_column_is_refused_with_a_suggestion(refuse, train):
 
 
 @pytest.mark.parametrize(("groups", "held"), [(1, "all are of one group"), (2, "are of 2 groups")])
-def test_too_few_groups_to_split_are_refused(refuse, apart, write_jsonl, tmp_path, groups, held):
+def test_too_few_groups_to_split_are_refused(*, refuse, apart, write_jsonl, tmp_path, groups, held):
     path = write_jsonl(tmp_path / "train.jsonl", [{**q, "g": i % groups} for i, q in enumerate(apart)])
     message = refuse(train_file_path=path, group_key="g")
     assert message.startswith(f"group_key='g': the 120 training rows of train.jsonl {held}; wanted at least 3")

@@ -1,7 +1,7 @@
 """Turn a user's rows into tokenised splits, in two passes and in memory that does not grow with the rows.
 
 Pass 1 reads the sources, keeps usable rows in a scratch file and 13 bytes a row in memory: hash of the inputs, code
-of the labels, the source; 8 more with a group; about 100 more where near copies are removed, else they are looked for in
+of the labels, the source; 8 more with a group; about 100 more where near copies are removed, else sought in
 a bounded sample. Copies and splits follow from those. Pass 2 streams the scratch file through the tokenizer.
 """
 
