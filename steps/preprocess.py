@@ -75,7 +75,8 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
         for field, column in task.columns(self).items():
             option = f"{field}_key"
             found[option if option in self.ports() else options.get(column, field)] = column
-        return found
+        group = {"group_key": self.group_key} if self.group_key is not None else {}
+        return found | group
 
     def _source(self, split: str) -> Source | None:
         file, mltable = f"{split}_file_path", f"{split}_mltable_path"

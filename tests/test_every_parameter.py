@@ -36,6 +36,8 @@ PREPROCESS: dict[str, tuple[dict[str, Any], Any, Any]] = {
     "min_rows": ({}, 10, 1000),
     "max_dropped_fraction": ({"label_key": "holes"}, 0.5, 0.05),
     "deduplicate": ({"sentence1_key": "repeated"}, "exact", "none"),
+    "near_duplicate_threshold": ({"deduplicate": "near"}, 1.0, 0.7),
+    "group_key": ({}, None, "group"),
     "validation_split_ratio": ({}, 0.1, 0.3),
     "test_split_ratio": ({}, 0.1, 0.3),
     "split_seed": ({}, 42, 43),
@@ -131,6 +133,7 @@ def table(questions: list[dict[str, str]], tmp_path_factory: pytest.TempPathFact
             "second_label": ("odd", "even")[i // 2 % 2],
             "labels": json.dumps([row["label"], ("odd", "even")[i // 2 % 2]]),
             "holes": "" if i % 10 == 0 else row["label"],
+            "group": str(i // 4),
             "repeated": row["text"] if i > 5 else "the same",
         }
         for i, row in enumerate(questions)

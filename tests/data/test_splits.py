@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tuneport.data.splits import SPLITS, assign_splits
+from tuneport.data.splits import SPLITS, assign_group_splits, assign_splits
 
 TRAIN, VALIDATION, TEST = range(3)
 
@@ -102,3 +102,50 @@ def test_given_splits_stay_as_given_and_only_missing_ones_are_taken_from_train(g
 def test_a_tiny_set_still_gives_a_row_to_each_split():
     split = assign(rows(3, 3), validation=0.01, test=0.01)
     assert sorted(np.bincount(split)) == [1, 1, 4]
+
+
+# -- groups ------------------------------------------------------------------------------------------------------------
+
+
+def assign_groups(strata: np.ndarray, groups: np.ndarray, seed: int = 0, given: tuple[str, ...] = ("train",)):
+    return assign_group_splits(
+        np.zeros(len(strata), np.uint8),
+        strata,
+        groups.astype(np.uint64),
+        given,
+        validation_ratio=0.1,
+        test_ratio=0.2,
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_group_straddles_splits_and_every_class_keeps_training_rows(seed):
+    rng = np.random.default_rng(seed)
+    n, classes = int(rng.integers(30, 600)), int(rng.integers(1, 6))
+    groups = rng.zipf(1.5, n) % rng.integers(8, 200)
+    strata = rng.integers(0, classes, n).astype(np.int32)
+    if seed % 2:  # a group of one class
+        strata = (groups % classes).astype(np.int32)
+    split = assign_groups(strata, groups, seed)
+    for group in np.unique(groups):
+        assert len(np.unique(split[groups == group])) == 1
+    assert set(strata[split == TRAIN]) == set(strata)
+    assert (split == assign_groups(strata, groups, seed)).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_of_a_few_rows_give_each_class_its_share(seed):
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, 500, 2000)
+    strata = rng.choice(3, 2000, p=[0.7, 0.25, 0.05]).astype(np.int32)
+    split = assign_groups(strata, groups, seed)
+    for code, ratio in ((VALIDATION, 0.1), (TEST, 0.2)):
+        assert (split == code).mean() == pytest.approx(ratio, abs=0.01)
+        for stratum in range(3):
+            assert (split[strata == stratum] == code).mean() == pytest.approx(ratio, abs=0.05)
+
+
+def test_three_large_groups_give_one_to_each_split():
+    split = assign_groups(np.zeros(90, np.int32), np.repeat([1, 2, 3], 30))
+    assert np.bincount(split).tolist() == [30, 30, 30]

@@ -1,6 +1,7 @@
 """preprocess turns a user's rows into tokenised splits, or names the row that is wrong and leaves nothing behind."""
 
 import csv
+import hashlib
 import json
 import logging
 import shutil
@@ -295,9 +296,8 @@ def test_copies_are_removed_before_splitting_and_not_counted_as_dropped(
         "with_another_label": 5,
         "removed": {"train": 125, "validation": 0, "test": 0},
     }
-    assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
-        "125 copies removed, of which 5 with another label"
-    ]
+    warnings = [r.message for r in caplog.records if r.levelno == logging.WARNING and "near" not in r.message]
+    assert warnings == ["125 copies removed, of which 5 with another label"]
 
 
 def test_a_copy_stays_in_the_test_rows_rather_than_in_validation_or_train(preprocess, questions, write_jsonl, tmp_path):
@@ -329,6 +329,111 @@ def test_copies_may_be_kept_and_are_then_reported(preprocess, questions, write_j
         "within": {"train": 1, "validation": 0, "test": 0},
         "across": {"validation rows also in train": 5, "test rows also in train": 0, "test rows also in validation": 2},
     }
+
+
+# -- near copies and groups --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def apart(questions) -> list[dict[str, str]]:
+    """The questions with a long text of its own each, so that no two are near copies."""
+    return [
+        {"text": f"{hashlib.sha256(q['text'].encode()).hexdigest()} {q['text']}", "label": q["label"]}
+        for q in questions
+    ]
+
+
+def test_a_planted_near_copy_across_splits_is_removed_and_stays_in_test(
+    preprocess, apart, write_jsonl, tmp_path, caplog
+):
+    planted = [{"text": q["text"].upper() + "  ?", "label": "animal"} for q in apart[:3]]
+    files = {
+        "train_file_path": write_jsonl(tmp_path / "train.jsonl", [*apart, apart[5]]),
+        "validation_file_path": write_jsonl(tmp_path / "validation.jsonl", [*planted[1:], {**apart[9], "text": "new"}]),
+        "test_file_path": write_jsonl(tmp_path / "test.jsonl", planted[:2]),
+    }
+    prepared = preprocess(**files, deduplicate="near")
+    assert prepared.info.splits == {"train": 117, "validation": 2, "test": 2}
+    assert texts(prepared, "train") == [q["text"] for q in apart[3:]]
+    report = prepared.report()
+    assert report["duplicates"]["removed"] == {"train": 1, "validation": 1, "test": 0}
+    assert report["near_duplicates"] == {
+        "threshold": 0.8,
+        "checked_rows": 124,
+        "rows": 126,
+        "near_copies": 3,
+        "removed": {"train": 3, "validation": 0, "test": 0},
+    }
+    assert "3 near copies removed, of which 2 with another label" in caplog.text
+    assert report["sources"]["train"]["near_copies_removed"] == 3
+    assert report["sources"]["train"]["kept"] == 117
+
+    caplog.clear()
+    kept = preprocess(**files, out="kept")
+    assert kept.info.splits == {"train": 120, "validation": 2, "test": 2}
+    near = kept.report()["near_duplicates"]
+    assert near["across"] == {
+        "validation rows also in train": 1,
+        "test rows also in train": 2,
+        "test rows also in validation": 0,
+    }
+    assert (
+        "near copies across splits, 1 validation rows also in train, 2 test rows also in train "
+        "(looked for in 124 of 124 rows): deduplicate=near removes them" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("deduplicate", ["none", "exact", "near"])
+def test_a_group_stays_in_one_split(preprocess, apart, write_jsonl, tmp_path, deduplicate):
+    rows = [{**q, "author": i % 31} for i, q in enumerate([*apart, *apart[:7]])]
+    path = write_jsonl(tmp_path / "train.jsonl", [*rows, {**rows[0], "author": None}, {**rows[0], "author": " "}])
+    prepared = preprocess(train_file_path=path, group_key="author", deduplicate=deduplicate)
+    authors = {s: {(int(i.split(":")[1]) - 1) % 31 for i in ids(prepared, s)} for s in SPLITS}
+    assert all(authors.values())
+    assert sum(map(len, authors.values())) == len(set().union(*authors.values())) == 31
+    report = prepared.report()
+    assert report["groups"]["groups"] == {s: len(authors[s]) for s in SPLITS}
+    assert not any(shared["groups"] for shared in report["groups"]["across"].values())
+    assert report["sources"]["train"]["dropped"] == {
+        "no group in column 'author'": {"rows": 2, "first": ["train.jsonl row 128", "train.jsonl row 129"]}
+    }
+
+
+def test_a_group_in_two_given_splits_is_reported_and_nothing_is_dropped(
+    preprocess, apart, write_jsonl, tmp_path, caplog
+):
+    rows = [{**q, "author": f"a{i // 10}"} for i, q in enumerate(apart)]
+    files = {
+        "train_file_path": write_jsonl(tmp_path / "train.jsonl", rows[:95]),
+        "test_file_path": write_jsonl(tmp_path / "test.jsonl", rows[95:]),
+    }
+    prepared = preprocess(**files, group_key="author")
+    assert prepared.info.splits["test"] == 25
+    assert sum(prepared.info.splits.values()) == 120
+    across = prepared.report()["groups"]["across"]
+    assert sum(shared["groups"] for shared in across.values()) == 1
+    assert across["train and validation"] == {"groups": 0, "rows": 0}
+    assert sum(shared["rows"] for shared in across.values()) == 10
+    assert "1 groups are in both " in caplog.text
+
+
+def test_a_missing_group_column_is_refused_with_a_suggestion(refuse, train):
+    message = refuse(train_file_path=train, group_key="labl")
+    assert "group_key=labl" in message
+    assert "Did you mean 'label'?" in message
+
+
+@pytest.mark.parametrize(("groups", "held"), [(1, "all are of one group"), (2, "are of 2 groups")])
+def test_too_few_groups_to_split_are_refused(*, refuse, apart, write_jsonl, tmp_path, groups, held):
+    path = write_jsonl(tmp_path / "train.jsonl", [{**q, "g": i % groups} for i, q in enumerate(apart)])
+    message = refuse(train_file_path=path, group_key="g")
+    assert message.startswith(f"group_key='g': the 120 training rows of train.jsonl {held}; wanted at least 3")
+    assert "Give validation_file_path and test_file_path" in message
+
+
+@pytest.mark.parametrize("threshold", [0.49, 1.01])
+def test_a_threshold_out_of_bounds_is_refused(refuse, train, threshold):
+    assert "near_duplicate_threshold" in refuse(train_file_path=train, near_duplicate_threshold=threshold)
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

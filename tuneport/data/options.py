@@ -19,9 +19,16 @@ class DataParams(Params):
     max_dropped_fraction: float = param(
         "Largest share of a source's rows that may be unusable; above it the step fails.", default=0.05, ge=0, le=1
     )
-    deduplicate: Literal["none", "exact"] = param(
-        "exact: of rows with equal inputs keep one, in the test rows before validation before training rows.",
+    deduplicate: Literal["none", "exact", "near"] = param(
+        "Of rows with equal (exact) or nearly equal (near) inputs keep one, in the test rows before validation before "
+        "training rows.",
         default="exact",
+    )
+    near_duplicate_threshold: float = param(
+        "Smallest Jaccard index of two texts' runs of 5 characters at which they are nearly equal; 1: the same runs.",
+        default=0.8,
+        ge=0.5,
+        le=1,
     )
 
 
@@ -35,6 +42,10 @@ class SplitParams(Params):
         "Share of the training rows to test on if no data is given.", default=0.1, gt=0, lt=1
     )
     split_seed: int = param("Seed of the shuffled, stratified split.", default=42, ge=0)
+    group_key: str | None = param(
+        "Column that names a row's group (author, document, conversation, …); a group's rows stay in one split.",
+        default=None,
+    )
 
 
 class PrepareParams(DataParams, SplitParams):

@@ -1,7 +1,8 @@
 """Turn a user's rows into tokenised splits, in two passes and in memory that does not grow with the rows.
 
-Pass 1 reads the sources, keeps usable rows in a scratch file and 13 bytes a row in memory: a hash of the inputs, a code
-of the labels, the source. Copies and splits follow from those. Pass 2 streams the scratch file through the tokenizer.
+Pass 1 reads the sources, keeps usable rows in a scratch file and 13 bytes a row in memory: hash of the inputs, code
+of the labels, the source; 8 more with a group; about 100 more where near copies are removed, else sought in
+a bounded sample. Copies and splits follow from those. Pass 2 streams the scratch file through the tokenizer.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tuneport.data.copies import Copies, find_copies, identity_hash
+from tuneport.data.near_copies import SAMPLE_ROWS, NearCopies, NearCopyIndex
 from tuneport.data.options import PrepareParams
 from tuneport.data.readers import RawRow, Source
-from tuneport.data.report import LISTED_ROWS, TokenLengths, copies_report
-from tuneport.data.splits import SPLITS, Codes, assign_splits
+from tuneport.data.report import LISTED_ROWS, TokenLengths, copies_report, groups_report, near_copies_report
+from tuneport.data.splits import SPLITS, Codes, assign_group_splits, assign_splits
 from tuneport.data.tokenizing import load_tokenizer, longest_input, read_json, resolve_length
 from tuneport.errors import UserError
 from tuneport.stage import save_json
@@ -49,6 +51,7 @@ class SourceCount:
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_where: dict[str, list[str]] = field(default_factory=dict)
     copies: int = 0
+    near_copies: int = 0
 
     @property
     def usable(self) -> int:
@@ -61,6 +64,7 @@ class Collected:
 
     identities: array[int] = field(default_factory=lambda: array("Q"))
     classes: array[int] = field(default_factory=lambda: array("i"))
+    groups: array[int] = field(default_factory=lambda: array("Q"))  # hashes; empty without a group_key
     class_labels: list[tuple[str, ...]] = field(default_factory=list)  # by class code: the labels of its rows
     sources: dict[str, SourceCount] = field(default_factory=dict)  # by split, in `READ_ORDER`
 
@@ -87,10 +91,17 @@ def prepare(
     tokenizer = load_tokenizer(model, tokenizer_config, max_length)
 
     scratch = output / "scratch.arrow"
-    collected = collect(
-        task, options, sources=sources, wanted=wanted, scratch=scratch, dropped=output / "dropped.jsonl"
+    near = NearCopyIndex(
+        output / "scratch.shingles",
+        options.near_duplicate_threshold,
+        options.split_seed,
+        None if options.deduplicate == "near" else SAMPLE_ROWS,
     )
-    splits, copies = divide(collected, options)
+    collected = collect(
+        task, options, sources=sources, wanted=wanted, scratch=scratch, dropped=output / "dropped.jsonl", near=near
+    )
+    splits, leakage = divide(collected, options, near)
+    near.close()
     histograms = label_histograms(collected, splits)
     meta = task.describe(histograms, config, options)
     lengths = encode(
@@ -126,7 +137,7 @@ def prepare(
             "splits": {
                 split: {"rows": rows[split], "labels": histograms[split], **lengths[split].report()} for split in SPLITS
             },
-            "duplicates": copies,
+            **leakage,
         },
     )
     truncated = sum(length.truncated for length in lengths.values())
@@ -149,6 +160,7 @@ def collect(
     wanted: Mapping[str, str],
     scratch: Path,
     dropped: Path,
+    near: NearCopyIndex,
 ) -> Collected:
     """Write the usable rows of every source to the scratch file and return what the split needs to know of them.
 
@@ -166,7 +178,8 @@ def collect(
                 count.read += 1
                 try:
                     row = read(raw.values, raw.where)
-                    _note(row, task, collected, codes)
+                    group = _group(raw.values, options.group_key)
+                    _note(row, task, collected, codes, group=group, near=near)
                 except Drop as e:
                     _note_drop(raw, str(e), count, dropped_file)
                     continue
@@ -181,11 +194,30 @@ def collect(
     return collected
 
 
-def _note(row: Row, task: Task, collected: Collected, codes: dict[tuple[str, ...], int]) -> None:
+def _group(values: Mapping[str, t.Any], group_key: str | None) -> str | None:
+    """The name of a row's group; None without a ``group_key``."""
+    if group_key is None:
+        return None
+    value = values.get(group_key)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise Drop(f"no group in column '{group_key}'")
+    return value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True)
+
+
+def _note(
+    row: Row,
+    task: Task,
+    collected: Collected,
+    codes: dict[tuple[str, ...], int],
+    *,
+    group: str | None,
+    near: NearCopyIndex,
+) -> None:
     """Remember of a row what takes part in the split."""
-    labels = tuple(task.labels(row))
+    labels, inputs = tuple(task.labels(row)), task.identity(row)
     try:
-        identity = identity_hash(task.identity(row))
+        identity = identity_hash(inputs)
+        group_hash = None if group is None else identity_hash(group)
         if labels not in codes:
             "".join(labels).encode()
             codes[labels] = len(codes)
@@ -194,6 +226,9 @@ def _note(row: Row, task: Task, collected: Collected, codes: dict[tuple[str, ...
         raise Drop("text that is not valid Unicode") from None
     collected.identities.append(identity)
     collected.classes.append(codes[labels])
+    if group_hash is not None:
+        collected.groups.append(group_hash)
+    near.add(inputs)
 
 
 def _note_drop(raw: RawRow, reason: str, count: SourceCount, file: t.TextIO) -> None:
@@ -221,8 +256,10 @@ def _check_dropped(count: SourceCount, allowed: float) -> None:
 # -- between the passes: copies and splits -----------------------------------------------------------------------------
 
 
-def divide(collected: Collected, options: PrepareParams) -> tuple[Codes, dict[str, t.Any]]:
-    """Return the split of each row (or `REMOVED`) and the report on copies.
+def divide(
+    collected: Collected, options: PrepareParams, near: NearCopyIndex
+) -> tuple[Codes, dict[str, dict[str, t.Any]]]:
+    """Return the split of each row (or `REMOVED`) and what the data report says of copies, near copies and groups.
 
     Raises `UserError` where too few rows are left.
     """
@@ -233,24 +270,82 @@ def divide(collected: Collected, options: PrepareParams) -> tuple[Codes, dict[st
     other_label = int((classes[copies.rows] != classes[copies.originals]).sum())
     splits = np.full(len(sources), REMOVED, np.uint8)
     keep = np.ones(len(sources), bool)
-    if options.deduplicate == "exact":
+    if options.deduplicate != "none":
         keep[copies.rows] = False
         _note_removed(collected, sources, copies, other_label)
+    near_copies = near.find(copies.rows, remove=options.deduplicate == "near")
+    if options.deduplicate == "near":
+        keep[near_copies.rows] = False
+        _note_near_removed(collected, sources, near_copies, classes)
     for split, count in collected.sources.items():
         _check_left(split, int((sources[keep] == SPLITS.index(split)).sum()), count)
     strata = _rarest_label(classes, collected.class_labels)
-    splits[keep] = assign_splits(
-        sources[keep],
-        strata[keep],
-        collected.sources,
-        validation_ratio=options.validation_split_ratio,
-        test_ratio=options.test_split_ratio,
-        seed=options.split_seed,
-    )
-    _check_sizes(splits, collected.sources["train"], options.min_rows)
-    return splits, copies_report(
-        options.deduplicate, copies, splits=splits, sources=sources, identities=identities, other_label=other_label
-    )
+    ratios: dict[str, t.Any] = {
+        "validation_ratio": options.validation_split_ratio,
+        "test_ratio": options.test_split_ratio,
+        "seed": options.split_seed,
+    }
+    groups = np.frombuffer(collected.groups, np.uint64)
+    if options.group_key is None:
+        splits[keep] = assign_splits(sources[keep], strata[keep], collected.sources, **ratios)
+    else:
+        _check_groups(groups[keep & (sources == 0)], options.group_key, collected)
+        splits[keep] = assign_group_splits(sources[keep], strata[keep], groups[keep], collected.sources, **ratios)
+    _check_sizes(splits, collected.sources["train"], options)
+    leakage = {
+        "duplicates": copies_report(
+            options.deduplicate, copies, splits=splits, sources=sources, identities=identities, other_label=other_label
+        ),
+        "near_duplicates": near_copies_report(
+            near_copies, splits=splits, sources=sources, threshold=near.threshold, removed=options.deduplicate == "near"
+        ),
+    }
+    if options.group_key is not None:
+        leakage["groups"] = groups_report(options.group_key, groups, splits)
+    _warn(leakage)
+    return splits, leakage
+
+
+def _check_groups(groups: npt.NDArray[np.uint64], group_key: str, collected: Collected) -> None:
+    missing = [split for split in SPLITS if split not in collected.sources]
+    found = len(np.unique(groups))
+    if missing and found <= len(missing):
+        held = "all are of one group" if found == 1 else f"are of {found} groups"
+        raise UserError(
+            f"group_key='{group_key}': the {len(groups)} training rows of {collected.sources['train'].file} {held}; "
+            f"wanted at least {len(missing) + 1}, as a group stays in one split and {' and '.join(missing)} rows are "
+            f"taken from them. Give {' and '.join(f'{split}_file_path' for split in missing)}, or group by another "
+            "column."
+        )
+
+
+def _warn(leakage: Mapping[str, Mapping[str, t.Any]]) -> None:
+    """Say what may leak from one split into another and was left."""
+    near = leakage["near_duplicates"]
+    if found := [f"{n:,} {where}" for where, n in near.get("across", {}).items() if n]:
+        log.warning(
+            "near copies across splits, %s (looked for in %s of %s rows): deduplicate=near removes them",
+            ", ".join(found),
+            f"{near['checked_rows']:,}",
+            f"{near['rows']:,}",
+        )
+    for where, shared in leakage.get("groups", {}).get("across", {}).items():
+        if shared["groups"]:
+            log.warning(
+                "%s groups are in both %s, as given, with %s rows",
+                f"{shared['groups']:,}",
+                where,
+                f"{shared['rows']:,}",
+            )
+
+
+def _note_near_removed(collected: Collected, sources: Codes, near: NearCopies, classes: npt.NDArray[np.int32]) -> None:
+    removed = np.bincount(sources[near.rows], minlength=len(SPLITS))
+    for split, count in collected.sources.items():
+        count.near_copies = int(removed[SPLITS.index(split)])
+    if len(near.rows):
+        other_label = int((classes[near.rows] != classes[near.originals]).sum())
+        log.warning("%s near copies removed, of which %s with another label", f"{len(near.rows):,}", f"{other_label:,}")
 
 
 def _note_removed(collected: Collected, sources: Codes, copies: Copies, other_label: int) -> None:
@@ -265,22 +360,23 @@ def _check_left(split: str, left: int, count: SourceCount) -> None:
     if left == 0:
         raise UserError(
             f"{count.file}: none of its {count.read} rows is left for {split}: {count.dropped.total()} cannot be used "
-            f"and {count.copies} are copies. Wanted at least one."
+            f"and {count.copies + count.near_copies} are copies. Wanted at least one."
         )
 
 
-def _check_sizes(splits: Codes, train: SourceCount, min_rows: int) -> None:
+def _check_sizes(splits: Codes, train: SourceCount, options: PrepareParams) -> None:
     sizes = {split: int((splits == code).sum()) for code, split in enumerate(SPLITS)}
-    if sizes["train"] < min_rows:
+    if sizes["train"] < options.min_rows:
         raise UserError(
             f"{train.file}: leaves {sizes['train']} training rows ({train.read} read, {train.dropped.total()} "
-            f"unusable, {train.copies} copies, the rest went to other splits); wanted at least min_rows={min_rows}. "
-            "Add rows or lower min_rows."
+            f"unusable, {train.copies + train.near_copies} copies, the rest went to other splits); wanted at least "
+            f"min_rows={options.min_rows}. Add rows or lower min_rows."
         )
     for split, size in sizes.items():
         if size == 0:
             raise UserError(
-                f"{train.file}: no row can be spared for {split}, as every label needs one training row. "
+                f"{train.file}: no {'row' if options.group_key is None else 'group'} can be spared for {split}, as "
+                f"every label needs one training {'row' if options.group_key is None else 'group'}. "
                 f"Add rows, or give {split}_file_path."
             )
 
@@ -451,8 +547,9 @@ def _source_report(count: SourceCount) -> dict[str, t.Any]:
     return {
         "file": count.file,
         "read": count.read,
-        "kept": count.usable - count.copies,
+        "kept": count.usable - count.copies - count.near_copies,
         "copies_removed": count.copies,
+        "near_copies_removed": count.near_copies,
         "dropped": {
             reason: {"rows": n, "first": count.dropped_where[reason]} for reason, n in count.dropped.most_common()
         },

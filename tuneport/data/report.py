@@ -1,4 +1,4 @@
-"""What the data report says of copies and of token lengths."""
+"""What the data report says of copies, near copies, groups and token lengths."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tuneport.data.copies import Copies
+from tuneport.data.near_copies import NearCopies
 from tuneport.data.splits import SPLITS, Codes
 
 LISTED_ROWS = 20  # of the rows dropped for one reason, so many are named
@@ -55,9 +56,9 @@ class TokenLengths:
 def copies_report(
     mode: str, copies: Copies, *, splits: Codes, sources: Codes, identities: npt.NDArray[np.uint64], other_label: int
 ) -> dict[str, Any]:
-    """How many rows repeat another one's inputs: removed (``exact``), or left within and across splits (``none``)."""
+    """How many rows repeat another one's inputs: removed, or left within and across splits (``none``)."""
     report: dict[str, Any] = {"deduplicate": mode, "copies": len(copies.rows), "with_another_label": other_label}
-    if mode == "exact":
+    if mode != "none":
         removed = np.bincount(sources[copies.rows], minlength=len(SPLITS)).tolist()
         return report | {"removed": dict(zip(SPLITS, removed, strict=True))}
     distinct = [np.unique(identities[splits == code]) for code in range(len(SPLITS))]
@@ -68,3 +69,44 @@ def copies_report(
         for a, b in pairs
     }
     return report | {"within": within, "across": across}
+
+
+def near_copies_report(
+    near: NearCopies, *, splits: Codes, sources: Codes, threshold: float, removed: bool
+) -> dict[str, Any]:
+    """How many rows nearly repeat another one: removed, or left within and across splits.
+
+    Copies are not counted. Where ``checked_rows`` is less than ``rows``, it was a sample that was compared with itself:
+    the counts are those of the sample, and the whole has more.
+    """
+    rows = len(splits) if removed else int((splits < len(SPLITS)).sum())
+    report: dict[str, Any] = {"threshold": threshold, "checked_rows": near.checked, "rows": rows}
+    if removed:
+        counts = np.bincount(sources[near.rows], minlength=len(SPLITS)).tolist()
+        return report | {"near_copies": len(near.rows), "removed": dict(zip(SPLITS, counts, strict=True))}
+    one, other = splits[near.rows], splits[near.originals]
+    within = {split: len(np.unique(near.rows[(one == code) & (other == code)])) for code, split in enumerate(SPLITS)}
+    across = {
+        f"{SPLITS[b]} rows also in {SPLITS[a]}": len(
+            np.unique(np.concatenate([near.rows[(one == b) & (other == a)], near.originals[(other == b) & (one == a)]]))
+        )
+        for b in range(len(SPLITS))
+        for a in range(b)
+    }
+    return report | {"near_copies": len(np.unique(near.rows)), "within": within, "across": across}
+
+
+def groups_report(group_key: str, groups: npt.NDArray[np.uint64], splits: Codes) -> dict[str, Any]:
+    """How many groups each split has, and how many stand in two splits with how many rows of both."""
+    found = [np.unique(groups[splits == code]) for code in range(len(SPLITS))]
+    across: dict[str, Any] = {}
+    for b in range(len(SPLITS)):
+        for a in range(b):
+            shared = np.intersect1d(found[a], found[b], assume_unique=True)
+            rows = int((np.isin(groups, shared) & ((splits == a) | (splits == b))).sum()) if len(shared) else 0
+            across[f"{SPLITS[a]} and {SPLITS[b]}"] = {"groups": len(shared), "rows": rows}
+    return {
+        "column": group_key,
+        "groups": {split: len(found[code]) for code, split in enumerate(SPLITS)},
+        "across": across,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 
 import numpy as np
@@ -39,6 +40,74 @@ def assign_splits(
             result[train[start : start + size]] = SPLITS.index(split)
         starts, spare = starts + quota, spare - quota
     return result
+
+
+def assign_group_splits(
+    source: Codes,
+    strata: Strata,
+    groups: npt.NDArray[np.uint64],
+    given: Collection[str],
+    *,
+    validation_ratio: float,
+    test_ratio: float,
+    seed: int,
+) -> Codes:
+    """Like `assign_splits`, but all training rows of a group go to one split.
+
+    Groups are tried in random order, first where that brings a split nearer to its share of each class, then where it
+    brings the split nearer to its size. The last group of the training rows that holds a class is not taken.
+    """
+    result = source.copy()
+    wanted = {"validation": validation_ratio, "test": test_ratio}
+    taken = {SPLITS.index(split): ratio for split, ratio in wanted.items() if split not in given}
+    train = np.flatnonzero(source == 0)
+    if not taken or not len(train):
+        return result
+    _names, group = np.unique(groups[train], return_inverse=True)
+    _classes, stratum = np.unique(strata[train], return_inverse=True)
+    classes, rows = int(stratum.max()) + 1, np.bincount(stratum)
+    # One entry for each class of each group, those of a group side by side.
+    entries, counts = np.unique(group.astype(np.int64) * classes + stratum, return_counts=True)
+    held = entries % classes
+    starts = np.searchsorted(entries, np.arange(int(group.max()) + 2) * classes)
+    parts = [slice(start, end) for start, end in itertools.pairwise(starts.tolist())]
+    holders = np.bincount(held, minlength=classes)
+    missing: dict[int, npt.NDArray[np.float64]] = {s: (rows * ratio).astype(np.float64) for s, ratio in taken.items()}
+    split_of = np.zeros(len(parts), np.uint8)
+    order = np.random.default_rng(seed).permutation(len(parts)).tolist()
+
+    def spare(g: int) -> bool:
+        return not split_of[g] and bool((holders[held[parts[g]]] > 1).all())
+
+    def take(g: int, split: int) -> None:
+        split_of[g] = split
+        holders[held[parts[g]]] -= 1
+        missing[split][held[parts[g]]] -= counts[parts[g]]
+
+    for by_class in (True, False):
+        for g in order:
+            if spare(g):
+                gains = {s: _gain(missing[s], held[parts[g]], counts[parts[g]], by_class=by_class) for s in taken}
+                best = max(gains, key=lambda split: gains[split])
+                if gains[best] > 0:
+                    take(g, best)
+    for split in taken:
+        left = [g for g in order if spare(g)]
+        if left and not (split_of == split).any():
+            take(min(left, key=lambda g: int(counts[parts[g]].sum())), split)
+    result[train] = split_of[group]
+    return result
+
+
+def _gain(
+    missing: npt.NDArray[np.float64], held: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], *, by_class: bool
+) -> float:
+    """How many rows nearer to what it should have a split comes with a group of so many rows of the held classes."""
+    total = float(missing.sum())
+    size = abs(total) - abs(total - float(rows.sum()))
+    if size <= 0 or not by_class:
+        return size
+    return float((np.abs(missing[held]) - np.abs(missing[held] - rows)).sum())
 
 
 def share_out(

@@ -1,0 +1,95 @@
+"""Near copies are found, and only they: what is proposed by MinHash is decided by the exact Jaccard index."""
+
+import random
+
+import numpy as np
+import pytest
+
+from tuneport.data.near_copies import NearCopyIndex, rows_per_band, shingles, similarity
+
+NONE = np.array([], np.int64)
+WORDS = [
+    a + b + c for a in ("ka", "lo", "mi", "ru", "te") for b in ("b", "d", "n", "s") for c in ("ar", "en", "is", "os")
+]
+
+
+def texts(count: int) -> list[str]:
+    rng = random.Random(0)
+    return [" ".join(rng.choices(WORDS, k=14)) for _ in range(count)]
+
+
+def find(tmp_path, rows, *, threshold=0.8, most=None, remove=True, skip=NONE):
+    index = NearCopyIndex(tmp_path / "scratch", threshold, 42, most)
+    for row in rows:
+        index.add(row)
+    found = index.find(skip, remove=remove)
+    index.close()
+    assert list(tmp_path.iterdir()) == []
+    return found
+
+
+def jaccard(a: str, b: str) -> float:
+    one, other = ({s[i : i + 5] for i in range(len(s) - 4)} for s in (a, b))
+    return len(one & other) / len(one | other)
+
+
+def test_planted_near_copies_are_found_and_nothing_else(tmp_path):
+    rows = texts(2000)
+    copies = [row.capitalize().replace(" ", "  ", 2) + "!" for row in rows[:100]]
+    found = find(tmp_path, [*rows, *copies])
+    assert found.rows.tolist() == list(range(2000, 2100))
+    assert found.originals.tolist() == list(range(100))
+    assert found.checked == 2100
+
+
+def test_the_similarity_is_that_of_the_sets_of_shingles():
+    rng = random.Random(1)
+    for row in texts(50):
+        words = row.split()
+        words[rng.randrange(14)] = "changed"
+        other = " ".join(words)
+        assert similarity(shingles(row), shingles(other)) == pytest.approx(jaccard(row, other))
+
+
+def test_a_row_of_two_texts_is_a_near_copy_only_if_both_are(tmp_path):
+    long = texts(1)[0]
+    same, other = f"{long * 5}\0who wrote it", f"{long * 5}\0when was that"
+    assert len(find(tmp_path, [same, other]).rows) == 0
+    assert find(tmp_path, [same, f"{long * 5}\0Who  wrote it"]).rows.tolist() == [1]
+
+
+def test_short_and_empty_texts_are_compared_whole(tmp_path):
+    assert find(tmp_path, ["ab", "ac", "AB", "", "日本", "日本"]).rows.tolist() == [2, 5]
+
+
+def test_no_two_rows_that_stay_are_near_copies_in_a_chain_of_them(tmp_path):
+    words = texts(5)[0].split() * 3
+    chain = [" ".join([*words[:i], "other", *words[i + 1 :]]) for i in range(20)]
+    found = find(tmp_path, chain)
+    left = [row for i, row in enumerate(chain) if i not in set(found.rows.tolist())]
+    assert 1 <= len(left) < len(chain)
+    assert all(jaccard(a, b) < 0.8 for i, a in enumerate(left) for b in left[:i])
+    assert not set(found.originals.tolist()) & set(found.rows.tolist())
+
+
+def test_pairs_at_the_threshold_are_proposed(tmp_path):
+    for threshold in (0.5, 0.8, 0.9, 1.0):
+        length = rows_per_band(threshold)
+        assert (1 - threshold**length) ** (128 // length) <= 0.01
+
+
+def test_all_pairs_are_reported_where_nothing_is_removed_and_skipped_rows_are_left_out(tmp_path):
+    row = texts(1)[0]
+    rows = [row, row + " a", row + " b"]
+    found = find(tmp_path, rows, remove=False)
+    assert list(zip(found.rows.tolist(), found.originals.tolist(), strict=True)) == [(1, 0), (2, 0), (2, 1)]
+    assert find(tmp_path, rows, remove=False, skip=np.array([1])).rows.tolist() == [2]
+
+
+def test_a_sample_is_bounded_and_drawn_from_everywhere(tmp_path):
+    rows = [row for row in texts(600) for _ in range(2)]
+    found = find(tmp_path, rows, most=300)
+    assert found.checked == 300
+    assert 0 < len(found.rows) < 150
+    assert found.rows.max() > 800
+    assert found.rows.tolist() == find(tmp_path, rows, most=300).rows.tolist()
