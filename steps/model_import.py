@@ -55,7 +55,9 @@ class ModelImport(Step):
     def origins(self) -> Mapping[str, str]:
         if self.huggingface_id is None:
             return {}
-        commit = self._snapshot.name if self._snapshot else hub.commit_of(self.huggingface_id, self.huggingface_revision)
+        commit = (
+            self._snapshot.name if self._snapshot else hub.commit_of(self.huggingface_id, self.huggingface_revision)
+        )
         return {"huggingface_id": commit} if commit else {}
 
     def _path(self) -> Path:

@@ -78,7 +78,9 @@ class Hub:
             return self.json({"id": ID, "sha": commit, "siblings": []})
         if found := re.fullmatch(rf"/api/models/{ID}/tree/(\w+)", path):
             entries = self.commits[found[1]].items()
-            listed = [{"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for n, b in entries]
+            listed = [
+                {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for n, b in entries
+            ]
             return self.json(listed)
         if found := re.fullmatch(rf"/{ID}/resolve/(\w+)/(.+)", path):
             body = self.commits[found[1]].get(unquote(found[2]))

@@ -193,7 +193,9 @@ def _safetensors(folders: list[Path]) -> list[Path]:
         return []
     named = indexed_files(index)
     if missing := [name for name in named if not (index.parent / name).is_file()]:
-        raise UserError(f"{index.parent}: lacks the shard(s) {', '.join(missing)} that {index.name} lists. Download them.")
+        raise UserError(
+            f"{index.parent}: lacks the shard(s) {', '.join(missing)} that {index.name} lists. Download them."
+        )
     return [index, *(index.parent / name for name in named)]
 
 
