@@ -79,14 +79,14 @@ class Hub:
         if found := re.fullmatch(rf"/api/models/{ID}/tree/(\w+)", path):
             entries = self.commits[found[1]].items()
             listed = [
-                {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for n, b in entries
+                {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha256(b).hexdigest()} for n, b in entries
             ]
             return self.json(listed)
         if found := re.fullmatch(rf"/{ID}/resolve/(\w+)/(.+)", path):
             body = self.commits[found[1]].get(unquote(found[2]))
             if body is None:
                 return 404, {"X-Error-Code": "EntryNotFound"}, b""
-            return 200, {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X-Repo-Commit": found[1]}, body
+            return 200, {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": found[1]}, body
         return 404, {}, b""
 
     @staticmethod
@@ -126,7 +126,7 @@ def fill_cache(tmp_path: Path, files: dict[str, bytes], commit: str = FIRST, rev
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "refs" / revision).write_text(commit)
     for name, content in files.items():
-        blob = root / "blobs" / hashlib.sha1(content).hexdigest()
+        blob = root / "blobs" / hashlib.sha256(content).hexdigest()
         blob.write_bytes(content)
         (root / "snapshots" / commit / name).symlink_to(Path("../../blobs") / blob.name)
 
@@ -175,7 +175,7 @@ def test_a_revision_is_honoured(hub: Hub, tmp_path: Path) -> None:
     ],
 )
 def test_what_the_hub_refuses_is_explained(
-    name: str, revision: str | None, gated: bool, says: str, hub: Hub, tmp_path: Path
+    name: str, revision: str | None, *, gated: bool, says: str, hub: Hub, tmp_path: Path
 ) -> None:
     hub.gated = gated
     given = {"huggingface_id": name} | ({"huggingface_revision": revision} if revision else {})

@@ -1,4 +1,4 @@
-"""Find a model in a folder, in parts of an MLflow model or in a GGUF file, check it, copy it as one canonical folder."""
+"""Find a model in a folder, an MLflow model or a GGUF file, check it, and copy it as one canonical folder."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def _named_in_mlmodel(path: Path) -> list[str]:
         return [glob.escape(binary)]
     if hub_id and not (path / "model").is_dir():
         raise UserError(
-            f"{path}: holds no weights but a reference to the hub model '{hub_id}'. Set huggingface_id={hub_id} instead."
+            f"{path}: holds no weights but a reference to the hub model '{hub_id}'. "
+            f"Set huggingface_id={hub_id} instead."
         )
     return []
 
@@ -185,7 +186,7 @@ def _canonical_files(folders: list[Path]) -> Iterator[Path]:
 
 
 def _safetensors(folders: list[Path]) -> list[Path]:
-    """The weights that transformers would load: one file, or an index and its shards, whatever else lies beside them."""
+    """The weights that transformers would load: one file, or an index and its shards, whatever lies beside them."""
     if single := find(folders, WEIGHTS):
         return [single]
     index = find(folders, WEIGHTS_INDEX)

@@ -1,4 +1,4 @@
-"""Models from a hub by their id, through huggingface_hub: its cache, its mirrors (HF_ENDPOINT), its token (HF_TOKEN)."""
+"""Models from a hub by their id, through huggingface_hub: its cache, its mirrors and its token."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ TIMEOUT = 10.0  # seconds, of the one question what a branch points to
 
 def check_id(model: str, revision: str | None) -> None:
     """Raise `UserError` for what cannot be the id of a hub model; asks no hub."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     wanted = "wanted the id of a hub model, as in organisation/name"
     if url := re.fullmatch(r"https?://[^/]+/([^/]+/[^/]+)(/.*)?", model):
@@ -54,7 +55,10 @@ def commit_of(model: str, revision: str | None) -> str | None:
     if revision is not None and COMMIT.fullmatch(revision):
         return revision
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HTTPError,  # type: ignore[attr-defined]
+        LocalEntryNotFoundError,
+    )
 
     try:
         return HfApi().model_info(model, revision=revision, timeout=TIMEOUT).sha
@@ -111,7 +115,7 @@ def _fetch(model: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
-        HTTPError,
+        HTTPError,  # type: ignore[attr-defined]
         IncompleteSnapshotError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 from tuneport.errors import UserError
 from tuneport.model_source.folder import PICKLE_INDEX, WEIGHTS, find, indexed_files, read_config
@@ -82,9 +83,10 @@ def convert_gguf(file: Path, destination: Path) -> None:
         config = transformers.AutoConfig.from_pretrained(folder, gguf_file=name)
         loader = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
         dense = transformers.GgufConfig(dequantize=True)
-        packed, loading = loader.from_pretrained(
+        loaded: Any = loader.from_pretrained(
             folder, gguf_file=name, dtype="float32", quantization_config=dense, output_loading_info=True
         )
+        packed, loading = loaded
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
     except ImportError as e:
         raise UserError(f"{file}: cannot be read, as a package is missing ({e}). Run: pip install gguf") from None

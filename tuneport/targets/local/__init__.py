@@ -255,7 +255,7 @@ def _run_stage(plan: Plan, stage: Stage, progress: Progress, signals: Signals, d
     """Run a stage, or find that its result stands; returns its exit code."""
     progress.begin(stage.name)
     packages = (_package(stage.step), __name__.partition(".")[0])
-    record = cache.record(stage.name, stage.parameters, stage.inputs, packages, digests, stage.step.origins())
+    record = cache.record(stage.name, stage.parameters, stage.inputs, packages, digests, origins=stage.step.origins())
     reason = f"--from {plan.start_from}" if plan.start_from else ""
     if not reason and stage.cacheable:
         reason = cache.stale(stage.folder, record, stage.outputs)

@@ -63,6 +63,7 @@ def record(
     inputs: Mapping[str, Artifact],
     packages: Iterable[str],
     digests: Digests,
+    *,
     origins: Mapping[str, str],
 ) -> Record:
     """All that a stage's result depends on, and one key that stands for it, but for ``origins``: those not known now
