@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
-from steps.finetune import Finetune
 from steps.model_evaluation import ModelEvaluation
 from steps.model_export import ModelExport
-from steps.model_import import ModelImport
 from steps.model_registration import ModelRegistration
+
+from steps.finetune import Finetune
+from steps.model_import import ModelImport
 from steps.preprocess import Preprocess
 from tuneport.artifacts import Artifact
 from tuneport.tasks import with_task

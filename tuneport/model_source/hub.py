@@ -34,7 +34,7 @@ TIMEOUT = 10.0  # seconds, of the one question what a branch points to
 def check_id(model: str, revision: str | None) -> None:
     """Raise `UserError` for what cannot be the id of a hub model; asks no hub."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+    from huggingface_hub.utils import validate_repo_id
 
     wanted = "wanted the id of a hub model, as in organisation/name"
     if url := re.fullmatch(r"https?://[^/]+/([^/]+/[^/]+)(/.*)?", model):
@@ -56,7 +56,7 @@ def commit_of(model: str, revision: str | None) -> str | None:
         return revision
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
-        HTTPError,  # type: ignore[attr-defined]
+        HTTPError,
         LocalEntryNotFoundError,
     )
 
@@ -115,7 +115,7 @@ def _fetch(model: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
-        HTTPError,  # type: ignore[attr-defined]
+        HTTPError,
         IncompleteSnapshotError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
