@@ -1,9 +1,14 @@
 """Stage `model_import`: make any source of a base model one canonical, checked folder."""
 
-from tuneport import model_source
+from collections.abc import Mapping
+from pathlib import Path
+
 from tuneport.artifacts import CustomMLflowModel, CustomModel, Model
 from tuneport.errors import UserError
-from tuneport.step import Step, consumes, produces
+from tuneport.model_source import folder, hub
+from tuneport.step import Step, consumes, param, produces
+
+SOURCES = ("pytorch_model_path", "mlflow_model_path", "huggingface_id")
 
 
 class ModelImport(Step):
@@ -12,24 +17,54 @@ class ModelImport(Step):
     image = "trainer"
     network = True
 
-    pytorch_model_path: CustomModel | None = consumes("Hugging Face model folder: config.json, weights, tokenizer.")
+    pytorch_model_path: CustomModel | None = consumes(
+        "Hugging Face model folder (config.json, weights, tokenizer), one of ours, or a GGUF file."
+    )
     mlflow_model_path: CustomMLflowModel | None = consumes("MLflow model folder of a transformers flavour, or of ours.")
+    huggingface_id: str | None = param("Id of a model on a hub, as in organisation/name.", default=None)
+    huggingface_revision: str | None = param(
+        "Branch, tag or commit of the hub model. Unset: the newest version.", default=None
+    )
+    gguf_file: str | None = param("Name of the GGUF file to import, where there are several.", default=None)
     model_selector_output: Model = produces("The model as config, safetensors, tokenizer.json, licence.")
 
     def check(self) -> None:
-        model_source.check_contents(model_source.model_folders(self._source().path))
+        self._snapshot: Path | None = None
+        given = [name for name in SOURCES if getattr(self, name) is not None]
+        if len(given) != 1:
+            got = "both " + " and ".join(given) if len(given) == 2 else "all three" if given else "none of them"
+            raise UserError(f"got {got}; wanted exactly one of {', '.join(SOURCES)}. Set one of them.")
+        if self.huggingface_id is not None:
+            hub.check_id(self.huggingface_id, self.huggingface_revision)
+            return
+        if self.huggingface_revision is not None:
+            raise UserError(
+                f"huggingface_revision={self.huggingface_revision}: is of use only with huggingface_id. Leave it out."
+            )
+        if self.mlflow_model_path is not None:
+            folder.check_mlflow_model(self.mlflow_model_path.path)
+        folder.check_source(self._path(), self.gguf_file)
 
     def run(self) -> None:
-        source, destination = self._source().path, self.model_selector_output.path
-        model_source.import_model(model_source.model_folders(source), destination)
+        source = self._path()
+        destination = self.model_selector_output.path
+        folder.import_model(source, destination, self.gguf_file)
         size = sum(f.stat().st_size for f in destination.iterdir())
-        self.log.info("imported %s: %.1f MB", source, size / 1e6)
+        self.log.info("imported %s: %.1f MB", self.huggingface_id or source, size / 1e6)
 
-    def _source(self) -> CustomModel | CustomMLflowModel:
-        given = [m for m in (self.pytorch_model_path, self.mlflow_model_path) if m is not None]
-        if len(given) != 1:
-            got = "both pytorch_model_path and mlflow_model_path" if given else "neither of them"
-            raise UserError(f"got {got}; wanted exactly one of pytorch_model_path, mlflow_model_path. Set one of them.")
-        if isinstance(given[0], CustomMLflowModel):
-            model_source.check_mlflow_model(given[0].path)
-        return given[0]
+    def origins(self) -> Mapping[str, str]:
+        if self.huggingface_id is None:
+            return {}
+        commit = (
+            self._snapshot.name if self._snapshot else hub.commit_of(self.huggingface_id, self.huggingface_revision)
+        )
+        return {"huggingface_id": commit} if commit else {}
+
+    def _path(self) -> Path:
+        """Where the model lies on this machine; a hub model is fetched to the hub's cache first."""
+        if self.huggingface_id is not None:
+            self._snapshot = hub.download(self.huggingface_id, self.huggingface_revision, self.gguf_file)
+            self.log.info("%s is at commit %s", self.huggingface_id, self._snapshot.name)
+            return self._snapshot
+        (given,) = (m for m in (self.pytorch_model_path, self.mlflow_model_path) if m is not None)
+        return given.path

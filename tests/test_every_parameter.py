@@ -6,6 +6,7 @@ What a run merely records of its parameters (manifests) does not count as an eff
 import csv
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ TASK = "text_classification"
 PIPELINE = pipelines.load(TASK)
 
 # parameter: (what is set in both runs, value in the first, value in the second)
+MODEL_IMPORT: dict[str, tuple[dict[str, Any], Any, Any]] = {
+    "huggingface_id": ({}, "acme/one", "acme/other"),
+    "huggingface_revision": ({"huggingface_id": "acme/one"}, None, "old"),
+    "gguf_file": ({"huggingface_id": "acme/one"}, None, "one.gguf"),
+}
 PREPROCESS: dict[str, tuple[dict[str, Any], Any, Any]] = {
     "sentence1_key": ({}, "text", "other"),
     "sentence2_key": ({}, None, "other"),
@@ -92,7 +98,7 @@ CONDITIONS = {"registered_model_name": ({}, None, "questions")}
 
 
 def test_the_tables_cover_every_parameter_of_the_pipeline() -> None:
-    tables = (PREPROCESS, FINETUNE, MODEL_EVALUATION, CONDITIONS)
+    tables = (MODEL_IMPORT, PREPROCESS, FINETUNE, MODEL_EVALUATION, CONDITIONS)
     tested = [name for table in tables for name in table]
     accepted = [name for name, port in PIPELINE.params.items() if port.kind == "param"]
     assert sorted(tested) == sorted(accepted)
@@ -163,6 +169,24 @@ def outcome(name: str, values: Mapping[str, Any], output: Path, task: str = TASK
     except Exception as e:
         return str(e)
     return contents(output)
+
+
+@pytest.mark.parametrize("name", MODEL_IMPORT)
+def test_a_model_import_parameter_has_an_effect(
+    name: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for model, revision, commit in (("one", "main", "1"), ("one", "old", "2"), ("other", "main", "3")):
+        root = tmp_path / "hub" / f"models--acme--{model}"
+        snapshot = Path(shutil.copytree(tiny_model, root / "snapshots" / (commit * 40)))
+        (snapshot / "README.md").write_text(commit)
+        (root / "refs").mkdir(exist_ok=True)
+        (root / "refs" / revision).write_text(commit * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    shared, first, second = MODEL_IMPORT[name]
+    runs = [
+        outcome("model_import", shared | {name: value}, tmp_path / str(i)) for i, value in enumerate((first, second))
+    ]
+    assert runs[0] != runs[1]
 
 
 @pytest.mark.parametrize("name", PREPROCESS)

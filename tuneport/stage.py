@@ -48,7 +48,7 @@ def execute(step: Step) -> None:
             setattr(step, name, artifact)
         with _terminated_on_sigterm():
             step.run()
-            lineage = {n: digest(v) for n, v in inputs.items()}
+            lineage = {n: digest(v) for n, v in inputs.items()} | dict(step.origins())
             for artifact in staged.values():
                 _assert_filled(step, artifact)
                 write_manifest(artifact, step.name(), tuneport.__version__, parameters(step), lineage)

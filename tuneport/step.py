@@ -221,6 +221,14 @@ class Step(Params):
         """Do the work: read the inputs, fill the output folders."""
         raise NotImplementedError
 
+    def origins(self) -> Mapping[str, str]:
+        """The exact version of what it reads beyond its inputs, by the parameter that names it: a hub model's commit.
+
+        Asked before a run, to see whether an earlier result still stands, and after it, for the manifest. Empty where
+        that cannot be known; then an earlier result stands.
+        """
+        return {}
+
     @property
     def log(self) -> logging.Logger:
         return logging.getLogger(f"tuneport.{self.name()}")

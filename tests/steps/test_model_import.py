@@ -169,7 +169,7 @@ def test_mlflow_layouts_are_read(layout: str, tiny_model: Path, tmp_path: Path) 
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("both", "says"), [(True, "got both"), (False, "got neither")])
+@pytest.mark.parametrize(("both", "says"), [(True, "got both"), (False, "got none of them")])
 def test_exactly_one_model_input_is_wanted(both: bool, says: str, tiny_model: Path, tmp_path: Path) -> None:
     models = ["--pytorch_model_path", str(tiny_model), "--mlflow_model_path", str(tiny_model)] if both else []
     command = [sys.executable, "-m", "steps", "model_import", *models, "--model_selector_output", str(tmp_path / "out")]

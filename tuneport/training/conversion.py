@@ -1,15 +1,15 @@
-"""Turn what a canonical model folder must not hold into what it holds: pickles to safetensors, vocabularies to
-tokenizer.json. Imported only where a conversion is needed."""
+"""Turn what a canonical model folder must not hold into what it holds: pickles and GGUF to safetensors, vocabularies
+to tokenizer.json. Imported only where a conversion is needed."""
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 from tuneport.errors import UserError
-from tuneport.model_source import PICKLE_INDEX, WEIGHTS, find, read_config
+from tuneport.model_source.folder import PICKLE_INDEX, WEIGHTS, find, indexed_files, read_config
 
 
 def convert_pickles(folders: list[Path], destination: Path) -> None:
@@ -45,7 +45,7 @@ def _pickled_files(folders: list[Path]) -> list[Path]:
     if index is None:
         single = find(folders, "pytorch_model.bin")
         return [single] if single else []
-    names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    names = indexed_files(index)
     if missing := [n for n in names if not (index.parent / n).is_file()]:
         raise UserError(
             f"{index.parent}: lacks the shard(s) {', '.join(missing)} that {PICKLE_INDEX} lists. Download them."
@@ -67,3 +67,39 @@ def convert_tokenizer(folder: Path) -> None:
         raise UserError(f"the tokenizer of this {kind} model cannot be read ({e}). Add its tokenizer.json.") from None
     if not (folder / "tokenizer.json").is_file():
         raise UserError("the model's tokenizer has no fast version; wanted one that yields tokenizer.json.")
+
+
+def convert_gguf(file: Path, destination: Path) -> None:
+    """Write the model in a GGUF file as config, dense safetensors and tokenizer.json with its chat template.
+
+    Raises `UserError` for a damaged file, an architecture that transformers does not read, and lacking weights.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    folder, name = file.parent, file.name
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, gguf_file=name)
+        loader = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+        dense = transformers.GgufConfig(dequantize=True)
+        loaded: Any = loader.from_pretrained(
+            folder, gguf_file=name, dtype="float32", quantization_config=dense, output_loading_info=True
+        )
+        packed, loading = loaded
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    except ImportError as e:
+        raise UserError(f"{file}: cannot be read, as a package is missing ({e}). Run: pip install gguf") from None
+    except Exception as e:  # a damaged file fails wherever it is damaged
+        reason = (str(e) or type(e).__name__).splitlines()[0]
+        raise UserError(
+            f"{file}: cannot be read as a model ({reason}). Download the file again, or get the model as safetensors."
+        ) from None
+    if missing := sorted(loading["missing_keys"]):
+        raise UserError(f"{file}: lacks the weights {', '.join(missing[:5])}. Get the model as safetensors.")
+    # what was read from a GGUF file counts as quantised and refuses to be saved
+    model = type(packed)(packed.config)
+    model.load_state_dict(packed.state_dict())
+    model.config.__dict__.pop("quantization_config", None)
+    model.save_pretrained(destination)
+    tokenizer.save_pretrained(destination)

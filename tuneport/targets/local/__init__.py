@@ -256,7 +256,7 @@ def _run_stage(plan: Plan, stage: Stage, progress: Progress, signals: Signals, d
     progress.begin(stage.name)
     library = __name__.partition(".")[0]
     packages = (_package(stage.step), library, f"{library}.tasks")  # tasks may stand in a folder of the user's
-    record = cache.record(stage.name, stage.parameters, stage.inputs, packages, digests)
+    record = cache.record(stage.name, stage.parameters, stage.inputs, packages, digests, origins=stage.step.origins())
     reason = f"--from {plan.start_from}" if plan.start_from else ""
     if not reason and stage.cacheable:
         reason = cache.stale(stage.folder, record, stage.outputs)

@@ -27,7 +27,9 @@ from tuneport.artifacts import (
 from tuneport.errors import UserError
 
 RECORD = "stage.json"
-SECTIONS = {"parameters": "parameter", "inputs": "input", "code": "code", "libraries": "library"}
+SECTIONS = {
+    "parameters": "parameter", "inputs": "input", "code": "code", "libraries": "library", "origins": "version of",
+}  # fmt: skip
 # Of tuneport itself: what decides how a run is described and started, and never what a stage writes.
 NOT_CODE = ("tuneport/targets/", "tuneport/cli.py", "tuneport/config.py")
 # The libraries that a stage's result may depend on; others are not looked at.
@@ -72,8 +74,11 @@ def record(
     inputs: Mapping[str, Artifact],
     packages: Iterable[str],
     digests: Digests,
+    *,
+    origins: Mapping[str, str],
 ) -> Record:
-    """All that a stage's result depends on, and one key that stands for it."""
+    """All that a stage's result depends on, and one key that stands for it, but for ``origins``: those not known now
+    are taken to be as they were."""
     parts: Record = {
         "step": name,
         "parameters": dict(parameters),
@@ -82,7 +87,7 @@ def record(
         "libraries": library_versions(),
     }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return {"key": key, **parts}
+    return {"key": key, **parts, "origins": dict(origins)}
 
 
 @cache
@@ -135,7 +140,7 @@ def _differences(before: Record, now: Record) -> list[str]:
     return [
         f"{word} {name}"
         for section, word in SECTIONS.items()
-        for name in sorted(set(before[section]) | set(now[section]))
+        for name in sorted(set(now[section]) if section == "origins" else set(before[section]) | set(now[section]))
         if before[section].get(name) != now[section].get(name)
     ]
 

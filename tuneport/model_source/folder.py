@@ -1,28 +1,33 @@
-"""Where a base model comes from: find it in what the user gave, check it, and copy it as one canonical folder."""
+"""Find a model in a folder, an MLflow model or a GGUF file, check it, and copy it as one canonical folder."""
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tuneport.errors import UserError
+from tuneport.model_source.gguf import find_gguf
 
 log = logging.getLogger("tuneport.model_import")
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES, PICKLE_INDEX = "pytorch_model*.bin", "pytorch_model.bin.index.json"
+WEIGHT_FILES = (WEIGHTS, WEIGHTS_INDEX, "pytorch_model.bin", PICKLE_INDEX)
 TOKENIZER_SOURCES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
-CANONICAL = (
-    *("config.json", "generation_config.json", "*.safetensors", WEIGHTS_INDEX),
+TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
-    *("vocab.*", "merges.txt", "*.model", "LICENSE*", "NOTICE*", "README.md"),
+    *("vocab.*", "merges.txt", "*.model", "*.tiktoken"),
 )
+DOCUMENTS = ("LICENSE*", "NOTICE*", "README.md")
+CANONICAL = ("config.json", "generation_config.json", *TOKENIZER_FILES, *DOCUMENTS)
 # Where MLflow's transformers flavours keep model, tokenizer and config, and our own models-from-code layout.
 MLFLOW_FOLDERS = ("artifacts/*", "model", "components/tokenizer", "data/model", "data/tokenizer", "data/config", "data")
 
@@ -30,16 +35,39 @@ MLFLOW_FOLDERS = ("artifacts/*", "model", "components/tokenizer", "data/model", 
 def model_folders(path: Path) -> list[Path]:
     """The folders that together hold a Hugging Face model: the path itself, or the parts of an MLflow model."""
     if not path.exists():
-        raise UserError(f"{path}: no such folder; wanted a model folder with config.json, weights and tokenizer.")
+        id_ = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))
+        hub = f" If it is the id of a hub model, set huggingface_id={path} instead." if id_ else ""
+        raise UserError(f"{path}: no such folder; wanted a model folder with config.json, weights and tokenizer.{hub}")
     if not path.is_dir():
         raise UserError(f"{path}: is a file; wanted the model's folder, with config.json, weights and tokenizer.")
     if (path / "config.json").is_file() or not (path / "MLmodel").is_file():
         return [path]
-    return [path, *(folder for pattern in MLFLOW_FOLDERS for folder in sorted(path.glob(pattern)) if folder.is_dir())]
+    patterns = (*_named_in_mlmodel(path), *MLFLOW_FOLDERS)
+    found = [folder for pattern in patterns for folder in sorted(path.glob(pattern)) if folder.is_dir()]
+    return list(dict.fromkeys([path, *found]))
 
 
-def check_mlflow_model(path: Path) -> None:
-    """Raise `UserError` where a path is no MLflow model."""
+def _named_in_mlmodel(path: Path) -> list[str]:
+    """Where an MLmodel file of the transformers flavour says that the weights are."""
+    flavor = check_mlflow_model(path)["flavors"].get("transformers")
+    if not isinstance(flavor, dict):
+        return []
+    hub_id, binary = flavor.get("source_model_name"), flavor.get("model_binary")
+    if isinstance(binary, str) and not Path(binary).is_absolute() and ".." not in Path(binary).parts:
+        return [glob.escape(binary)]
+    if hub_id and not (path / "model").is_dir():
+        raise UserError(
+            f"{path}: holds no weights but a reference to the hub model '{hub_id}'. "
+            f"Set huggingface_id={hub_id} instead."
+        )
+    return []
+
+
+def check_mlflow_model(path: Path) -> dict[str, Any]:
+    """What the MLmodel file of an MLflow model says.
+
+    Raises `UserError` where a path is no MLflow model.
+    """
     file = path / "MLmodel"
     if not file.is_file():
         raise UserError(
@@ -49,8 +77,9 @@ def check_mlflow_model(path: Path) -> None:
         content = yaml.safe_load(file.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"{file}: is not YAML ({e}). Save the model again.") from None
-    if not isinstance(content, dict) or "flavors" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("flavors"), dict):
         raise UserError(f"{file}: names no flavors, so it is no MLflow model. Save the model again.")
+    return content
 
 
 def find(folders: list[Path], *patterns: str) -> Path | None:
@@ -84,7 +113,7 @@ def check_contents(folders: list[Path]) -> None:
     """Raise `UserError` where config, weights or tokenizer are missing: what can be seen without reading weights."""
     read_config(folders)
     where = folders[0]
-    if find(folders, WEIGHTS, WEIGHTS_INDEX, "pytorch_model.bin", PICKLE_INDEX) is None:
+    if find(folders, *WEIGHT_FILES) is None:
         raise UserError(
             f"{where}: has no weights; wanted {WEIGHTS} (or its shards with {WEIGHTS_INDEX}) or pytorch_model.bin."
         )
@@ -92,16 +121,43 @@ def check_contents(folders: list[Path]) -> None:
         raise UserError(f"{where}: has no tokenizer; wanted tokenizer.json or the files it is made from.")
 
 
-def import_model(folders: list[Path], destination: Path) -> None:
-    """Copy a model as a canonical folder: config, safetensors, tokenizer.json, licence.
+def check_source(path: Path, gguf_file: str | None = None) -> None:
+    """Raise `UserError` where a path holds no whole model: what can be seen without reading weights."""
+    if _gguf(path, gguf_file) is None:
+        check_contents(model_folders(path))
 
-    Pickled weights and tokenizers without a tokenizer.json are converted. Raises `UserError` for damaged files and for
-    a pickle that holds anything but tensors; nothing in it is run.
+
+def import_model(path: Path, destination: Path, gguf_file: str | None = None) -> None:
+    """Make what a path holds a canonical folder: config, safetensors, tokenizer.json, licence.
+
+    Pickled and quantised weights and tokenizers without a tokenizer.json are converted. Raises `UserError` for damaged
+    files and for a pickle that holds anything but tensors; nothing in it is run.
     """
+    if gguf := _gguf(path, gguf_file):
+        from tuneport.training.conversion import convert_gguf
+
+        _copy(_documents(gguf.parent), destination)
+        convert_gguf(gguf, destination)
+    else:
+        _import_folders(model_folders(path), destination)
+    _check_tokenizer(destination, path)
+
+
+def _gguf(path: Path, name: str | None) -> Path | None:
+    """The GGUF file to import: one that was asked for, or the only weights there are."""
+    asked_for = name is not None or path.suffix == ".gguf"
+    has_weights = path.is_dir() and find([path], *WEIGHT_FILES) is not None
+    return find_gguf(path, name) if path.exists() and (asked_for or (path.is_dir() and not has_weights)) else None
+
+
+def _documents(folder: Path) -> list[Path]:
+    return sorted(f for pattern in DOCUMENTS for f in folder.glob(pattern) if f.is_file())
+
+
+def _import_folders(folders: list[Path], destination: Path) -> None:
     check_contents(folders)
     _refuse_remote_code(folders)
-    for source in _canonical_files(folders):
-        shutil.copyfile(source, destination / source.name)
+    _copy(_canonical_files(folders), destination)
     if not any(destination.glob("*.safetensors")):
         from tuneport.training.conversion import convert_pickles
 
@@ -111,7 +167,11 @@ def import_model(folders: list[Path], destination: Path) -> None:
         from tuneport.training.conversion import convert_tokenizer
 
         convert_tokenizer(destination)
-    _check_tokenizer(destination, folders[0])
+
+
+def _copy(sources: Iterable[Path], destination: Path) -> None:
+    for source in sources:
+        shutil.copyfile(source, destination / source.name)
 
 
 def _canonical_files(folders: list[Path]) -> Iterator[Path]:
@@ -122,22 +182,42 @@ def _canonical_files(folders: list[Path]) -> Iterator[Path]:
             if source.name not in seen:
                 seen.add(source.name)
                 yield source
+    yield from _safetensors(folders)
+
+
+def _safetensors(folders: list[Path]) -> list[Path]:
+    """The weights that transformers would load: one file, or an index and its shards, whatever lies beside them."""
+    if single := find(folders, WEIGHTS):
+        return [single]
+    index = find(folders, WEIGHTS_INDEX)
+    if index is None:
+        return []
+    named = indexed_files(index)
+    if missing := [name for name in named if not (index.parent / name).is_file()]:
+        raise UserError(
+            f"{index.parent}: lacks the shard(s) {', '.join(missing)} that {index.name} lists. Download them."
+        )
+    return [index, *(index.parent / name for name in named)]
+
+
+def indexed_files(index: Path) -> list[str]:
+    """The shards that an index of weights lists.
+
+    Raises `UserError` where the index is damaged.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise ValueError("a shard stands in another folder")
+    except (ValueError, KeyError, AttributeError, TypeError) as e:
+        raise UserError(f"{index}: is damaged ({e}). Download the model again.") from None
+    return names
 
 
 def check_safetensors(folder: Path, named: Path) -> None:
-    """Raise `UserError` where a shard is missing or damaged; ``named`` is the user's folder, for the message."""
+    """Raise `UserError` where a file of weights is damaged; ``named`` is the user's folder, for the message."""
     from safetensors import SafetensorError, safe_open
 
-    index = folder / WEIGHTS_INDEX
-    if index.is_file():
-        try:
-            wanted = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as e:
-            raise UserError(f"{named / WEIGHTS_INDEX}: is damaged ({e}). Download the model again.") from None
-        if missing := [name for name in wanted if not (folder / name).is_file()]:
-            raise UserError(
-                f"{named}: lacks the shard(s) {', '.join(missing)} that {WEIGHTS_INDEX} lists. Download them."
-            )
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="numpy") as tensors:
