@@ -212,3 +212,24 @@ def test_an_id_that_cannot_be_one_is_refused_before_anything_runs(name: str, say
 def test_a_revision_without_an_id_is_refused(tiny_model: Path) -> None:
     with pytest.raises(UserError, match="only with huggingface_id"):
         ModelImport(pytorch_model_path=tiny_model, huggingface_revision="main").check()
+
+
+def commit(tmp_path: Path, **environment: str) -> str:
+    """What `commit_of` says in a process of its own."""
+    code = f"from tuneport.model_source.hub import commit_of; print(commit_of({ID!r}, None))"
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
+    command = [sys.executable, "-c", code]
+    settings = kept | {"HF_HOME": str(tmp_path / "hf")} | environment
+    return subprocess.run(command, env=settings, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_commit_of_an_id_is_the_hubs_then_the_caches_then_unknown(
+    hub: Hub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    assert commit(tmp_path, HF_HUB_OFFLINE="1") == "None"
+    assert commit(tmp_path, HF_ENDPOINT=hub.url) == FIRST
+    hub.main = SECOND
+    hub.commits[SECOND] = hub.commits[FIRST]
+    assert commit(tmp_path, HF_ENDPOINT=hub.url) == SECOND
+    fill_cache(tmp_path, files)
+    assert commit(tmp_path, HF_HUB_OFFLINE="1") == FIRST

@@ -22,8 +22,9 @@ def dataset(tmp_path: Path) -> Dataset:
     return dataset
 
 
-def made(rate: float = 0.1, **inputs: Dataset) -> Record:
-    return record("stage", {"rate": rate}, inputs, ["tuneport"], Digests())
+def made(rate: float = 0.1, commit: str | None = None, **inputs: Dataset) -> Record:
+    origins = {"huggingface_id": commit} if commit else {}
+    return record("stage", {"rate": rate}, inputs, ["tuneport"], Digests(), origins=origins)
 
 
 def test_a_remembered_result_stands_until_something_it_depends_on_differs(dataset: Dataset) -> None:
@@ -36,6 +37,14 @@ def test_a_remembered_result_stands_until_something_it_depends_on_differs(datase
     newer = {**made(), "libraries": {"torch": "99"}, "key": "other"}
     assert "changed: library" in stale(folder, newer, outputs)
     assert "library torch" in stale(folder, newer, outputs)
+
+
+def test_a_moved_hub_model_is_imported_anew_and_one_that_nobody_can_ask_for_stands(dataset: Dataset) -> None:
+    folder, outputs = dataset.path.parent, {"data": dataset}
+    remember(folder, made(commit="1" * 40), outputs, 1.0)
+    assert stale(folder, made(commit="1" * 40), outputs) == ""
+    assert stale(folder, made(commit="2" * 40), outputs) == "changed: version of huggingface_id"
+    assert stale(folder, made(), outputs) == ""
 
 
 def test_another_manifest_than_the_stage_wrote_is_not_its_result(dataset: Dataset) -> None:
