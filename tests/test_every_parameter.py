@@ -106,7 +106,7 @@ def test_the_tables_cover_every_parameter_of_the_pipeline() -> None:
 
 def test_the_tables_cover_every_parameter_of_token_classification() -> None:
     own = {"sentence1_key", "sentence2_key", "label_key", "multi_label"}
-    tested = {*PREPROCESS, *FINETUNE, *MODEL_EVALUATION, *CONDITIONS, *TOKEN_PREPROCESS} - own
+    tested = {*MODEL_IMPORT, *PREPROCESS, *FINETUNE, *MODEL_EVALUATION, *CONDITIONS, *TOKEN_PREPROCESS} - own
     assert tested == {n for n, p in pipelines.load("token_classification").params.items() if p.kind == "param"}
 
 
