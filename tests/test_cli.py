@@ -169,7 +169,10 @@ def test_validate_finds_both_or_neither_of_the_two_model_inputs(
 ) -> None:
     values = ["sentence1_key=text", "label_key=label", f"train_file_path={rows}"]
     assert tuneport("validate", "text_classification", *values) == 2
-    assert "got none of them; wanted exactly one of pytorch_model_path, mlflow_model_path, huggingface_id" in capsys.readouterr().err
+    assert (
+        "got none of them; wanted exactly one of pytorch_model_path, mlflow_model_path, huggingface_id"
+        in capsys.readouterr().err
+    )
     both = [f"pytorch_model_path={tiny_model}", f"mlflow_model_path={tiny_model}"]
     assert tuneport("validate", "text_classification", *values, *both) == 2
     assert "got both pytorch_model_path and mlflow_model_path" in capsys.readouterr().err
