@@ -37,12 +37,13 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
 
         prepared = Prepared(self.preprocess_output.path)
         self._check_inputs(prepared)
-        rows = prepared.rows("test")
+        test = tasks.Split(prepared.rows("test"), prepared.encoded("test"))
         tuned, base = (
-            self._answers(folder.path, prepared, rows, name)
+            self._answers(folder.path, prepared, test, name)
             for folder, name in ((self.pytorch_model_folder, "tuned model"), (self.model_selector_output, "base model"))
         )
-        comparison = self._compare(prepared, rows, tuned, base)
+        rows = test.rows
+        comparison = self._compare(prepared, test, tuned, base)
         output = self.evaluation_result.path
         save_json(output / "metrics.json", comparison.as_json())
         short = [tasks.load(self.task_name).short(answer) for answer in base]
@@ -66,23 +67,32 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
                 f"{', '.join(wanted)}. Pass the model that was tuned on this prepared dataset."
             )
 
-    def _answers(self, folder: Path, prepared: "Prepared", rows: Sequence[tasks.Row], name: str) -> list[tasks.Row]:
+    def _answers(self, folder: Path, prepared: "Prepared", test: tasks.Split, name: str) -> list[tasks.Row]:
         """Both models read texts through the tuned model's tokenizer, which knows the length trained with."""
         from tuneport.evaluation.prediction import predict
 
-        task, tokenizer = tasks.load(self.task_name), self.pytorch_model_folder.path
-        batch_size, seed = self.per_device_eval_batch_size, self.seed
-        meta = prepared.info.meta
-        return predict(task, folder, tokenizer, meta, rows, batch_size=batch_size, seed=seed, name=name)
+        task, meta = tasks.load(self.task_name), prepared.info.meta
+        return predict(
+            task,
+            folder,
+            self.pytorch_model_folder.path,
+            meta,
+            test,
+            settings=task.settings(meta, self),
+            batch_size=self.per_device_eval_batch_size,
+            seed=self.seed,
+            name=name,
+        )
 
     def _compare(
-        self, prepared: "Prepared", rows: list[tasks.Row], tuned: list[tasks.Row], base: list[tasks.Row]
+        self, prepared: "Prepared", test: tasks.Split, tuned: list[tasks.Row], base: list[tasks.Row]
     ) -> "Comparison":
         from tuneport.evaluation.comparison import Comparison
         from tuneport.evaluation.prediction import has_head
 
-        task, meta = tasks.load(self.task_name), prepared.info.meta
-        trivial = task.baselines(prepared.rows("train"), rows, meta, self)
+        task, meta, rows = tasks.load(self.task_name), prepared.info.meta, test.rows
+        train = tasks.Split(prepared.rows("train"), prepared.encoded("train"))
+        trivial = task.baselines(train, test, meta, self)
         return Comparison(
             tuned=task.evaluate(rows, tuned, meta, self.seed),
             base=task.evaluate(rows, base, meta, self.seed),
@@ -94,7 +104,7 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
     def _report(
         self,
         prepared: "Prepared",
-        rows: list[tasks.Row],
+        rows: Sequence[tasks.Row],
         tuned: list[tasks.Row],
         base: list[tasks.Row],
         comparison: "Comparison",
@@ -105,7 +115,7 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
         return report.render(
             task_name=self.task_name,
             comparison=comparison,
-            errors=report.wrong_answers(tasks.load(self.task_name), rows, tuned, base, comparison.tuned),
+            answers=report.shown_answers(tasks.load(self.task_name), rows, tuned, base, comparison.tuned),
             training=report.training(self.pytorch_model_folder.path),
             data=prepared.report(),
             max_seq_length=prepared.info.max_seq_length,
@@ -140,12 +150,13 @@ def _tracked_metrics(comparison: "Comparison") -> dict[str, float]:
 
 
 def _write_predictions(
-    path: Path, rows: list[tasks.Row], tuned: list[tasks.Row], base: list[tasks.Row], correct: Sequence[bool]
+    path: Path, rows: Sequence[tasks.Row], tuned: list[tasks.Row], base: list[tasks.Row], correct: Sequence[bool] | None
 ) -> None:
     """One line a test row: its id and fields, the tuned model's whole answer, the gist of the base model's."""
     with path.open("w", encoding="utf-8") as f:
-        for row, answer, other, right in zip(rows, tuned, base, correct, strict=True):
-            line = {**row, "tuned": answer, "correct": right, "base": other}
+        for i, (row, answer, other) in enumerate(zip(rows, tuned, base, strict=True)):
+            right = {} if correct is None else {"correct": correct[i]}
+            line = {**row, "tuned": answer, **right, "base": other}
             f.write(json.dumps(_finite(line), ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -32,6 +32,7 @@ class ModelExport(Step, TaskParams):
             model,
             columns=prepared.info.columns,
             meta=prepared.info.meta,
+            settings=task.settings(prepared.info.meta, self),
             example_rows=prepared.rows("test"),
             destination=output,
         )

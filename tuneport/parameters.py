@@ -15,3 +15,28 @@ class SeedParams(Params):
     seed: int = param(
         "Seed of everything random in training, a new head's weights included.", default=42, ge=0, lt=2**32
     )
+
+
+class GenerationParams(Params):
+    """Generation of answers."""
+
+    max_new_tokens: int = param(
+        "Most tokens of a generated text. -1: the longest target in training, where that has a limit, else 128.",
+        default=-1,
+        ge=-1,
+    )
+    num_beams: int = param("Beams of beam search; 1: none.", default=1, ge=1)
+    temperature: float = param(
+        "Temperature of sampling; 0: no sampling, the likeliest token each time.", default=0.0, ge=0
+    )
+    top_p: float = param(
+        "Sampling: only from the likeliest tokens that have this probability together.", default=1.0, gt=0, le=1
+    )
+    top_k: int = param("Sampling: only from this many of the likeliest tokens; 0: from all.", default=0, ge=0)
+    repetition_penalty: float = param(
+        "Above 1, tokens that stand in the text already get less likely.", default=1.0, gt=0
+    )
+    no_repeat_ngram_size: int = param("Runs of this many tokens do not occur twice; 0: they may.", default=0, ge=0)
+    length_penalty: float = param(
+        "Beam search: above 0, longer texts are preferred, below 0 shorter ones.", default=1.0
+    )

@@ -41,7 +41,7 @@ def page(*, labels=("desc", "hum", "loc"), rows=90, skill=0.3, text="who wrote i
     tuned, base, luck = (evaluation(labels, rows, s, seed) for seed, s in enumerate((skill, 0.0, 0.0)))
     split = {"rows": 30, "labels": counts, "tokens": tokens, "truncated": 2}
     shown = ShownAnswer(texts=(text,), truth=labels[0], predicted=labels[1], score="0.900", base="x")
-    wrong = report.WrongAnswer(row_id="a.csv:17", shown=shown)
+    wrong = report.Answer(row_id="a.csv:17", shown=shown)
     origin = report.Origin(
         name="preprocess_output",
         type="Dataset",
@@ -56,7 +56,7 @@ def page(*, labels=("desc", "hum", "loc"), rows=90, skill=0.3, text="who wrote i
     return report.render(
         task_name="text_classification",
         comparison=Comparison(tuned, base, False, {"luck": luck}, 0),
-        errors=[wrong],
+        answers=[wrong],
         training=report.Training(
             history=[{"loss": 1.0 / s, "step": s} for s in range(1, 4000)] if history is None else history,
             best_step=2000,

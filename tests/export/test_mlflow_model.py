@@ -93,7 +93,13 @@ def export(
         rows = [{f: texts[i + 20 * n] for n, f in enumerate(columns) if f != "label"} for i in range(8)]
         rows[-1]["sentence1"] *= 40  # longer than the model takes
         write_mlflow_model(
-            task, folder / "model", columns=columns, meta=meta, example_rows=rows, destination=folder / "mlflow"
+            task,
+            folder / "model",
+            columns=columns,
+            meta=meta,
+            settings={},
+            example_rows=rows,
+            destination=folder / "mlflow",
         )
         return Exported(model=folder / "model", folder=folder / "mlflow", columns=columns, rows=rows)
 

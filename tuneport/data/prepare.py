@@ -29,7 +29,8 @@ from tuneport.data.options import PrepareParams
 from tuneport.data.readers import RawRow, Source
 from tuneport.data.report import LISTED_ROWS, TokenLengths, copies_report, groups_report, near_copies_report
 from tuneport.data.splits import SPLITS, Codes, assign_group_splits, assign_splits
-from tuneport.data.tokenizing import load_tokenizer, longest_input, read_json, resolve_length
+from tuneport.data.tokenizing import chat_template, load_tokenizer, longest_input, read_json, resolve_length
+from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
 from tuneport.stage import save_json
 from tuneport.tasks import Drop, Meta, Row, Task
@@ -38,6 +39,7 @@ log = logging.getLogger("tuneport.preprocess")
 
 REMOVED = 255  # the split code of a removed copy
 PROGRESS_SECONDS = 2.0
+GENERATION_CONFIG = "generation_config.json"
 # A copy is removed from the training rows rather than from what they are measured with, so those are read first.
 READ_ORDER = ("test", "validation", "train")
 
@@ -103,7 +105,15 @@ def prepare(
     splits, leakage = divide(collected, options, near)
     near.close()
     histograms = label_histograms(collected, splits)
-    meta = task.describe(histograms, config, options)
+    base = BaseModel(
+        config=config,
+        tokenizer=tokenizer,
+        tokenizer_config=tokenizer_config,
+        generation_config=read_json(model, GENERATION_CONFIG) if (model / GENERATION_CONFIG).is_file() else {},
+        chat_template=chat_template(model, tokenizer_config),
+        max_seq_length=max_length,
+    )
+    meta = task.describe(histograms, base, options)
     lengths = encode(
         task,
         options,
@@ -425,6 +435,7 @@ def encode(
     encoded_schema = _with_row_id(task.encoded_schema(meta, options)).append(pa.field("length", pa.int32()))
     row_schema = _with_row_id(task.row_schema(options))
     progress = Progress("rows encoded", int((splits != REMOVED).sum()))
+    untrainable = Untrainable()
     start = 0
     with ExitStack() as stack:
         writers = [
@@ -448,16 +459,42 @@ def encode(
             if not len(batch):
                 continue
             columns = to_columns(batch.to_pylist())
+            made_from = np.array(columns.pop("row", range(len(batch))), np.int64)
             truncated = np.array(columns.pop("truncated"), bool)
-            columns |= {"row_id": batch["row_id"], "length": [len(ids) for ids in columns["input_ids"]]}
+            row_ids = batch["row_id"].take(pa.array(made_from))
+            if "trainable" in columns:
+                untrainable.add(row_ids.filter(pa.array(~np.array(columns.pop("trainable"), bool))).to_pylist())
+            columns |= {"row_id": row_ids, "length": [len(ids) for ids in columns["input_ids"]]}
             encoded = pa.RecordBatch.from_pydict(columns, schema=encoded_schema)
             for code, writer in enumerate(writers):
-                chosen = codes == code
-                writer.write(encoded.filter(pa.array(chosen)), batch.filter(pa.array(chosen)), truncated[chosen])
+                chosen, of_chosen = codes == code, codes[made_from] == code
+                writer.write(encoded.filter(pa.array(of_chosen)), batch.filter(pa.array(chosen)), truncated[of_chosen])
             progress.advance(len(batch))
+        untrainable.refuse(max_length)
         for writer in writers:
             writer.flush()
     return {split: writer.lengths for split, writer in zip(SPLITS, writers, strict=True)}
+
+
+@dataclass
+class Untrainable:
+    """Rows of which the tokens hold no label."""
+
+    rows: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, row_ids: list[str]) -> None:
+        self.rows += len(row_ids)
+        self.first += row_ids[: LISTED_ROWS - len(self.first)]
+
+    def refuse(self, max_length: int) -> None:
+        """Raise `UserError` if there are any."""
+        if self.rows:
+            listed = ", ".join(self.first) + (", …" if self.rows > len(self.first) else "")
+            raise UserError(
+                f"{self.rows} row(s) leave nothing to learn: within max_seq_length={max_length} tokens none has a "
+                f"label: {listed}. Remove or mend them, or raise max_seq_length."
+            )
 
 
 class SplitWriter:
@@ -477,7 +514,6 @@ class SplitWriter:
         self.batch_size = batch_size
         self.lengths = TokenLengths(max_length)
         self.pending: tuple[list[pa.RecordBatch], list[pa.RecordBatch]] = ([], [])
-        self.waiting = 0
         self.writers = []
         for kind, schema in (("encoded", encoded), ("rows", rows)):
             (output / kind).mkdir(exist_ok=True)
@@ -487,22 +523,21 @@ class SplitWriter:
         if not len(rows):
             return
         self.lengths.add(encoded["length"].to_numpy(), int(truncated.sum()))
-        for pending, batch in zip(self.pending, (encoded, rows), strict=True):
+        for pending, writer, batch in zip(self.pending, self.writers, (encoded, rows), strict=True):
             pending.append(batch)
-        self.waiting += len(rows)
-        if self.waiting >= self.batch_size:
-            self._write(self.waiting // self.batch_size * self.batch_size)
+            waiting = sum(map(len, pending))
+            if waiting >= self.batch_size:
+                self._write(pending, writer, waiting // self.batch_size * self.batch_size)
 
     def flush(self) -> None:
-        if self.waiting:
-            self._write(self.waiting)
-
-    def _write(self, rows: int) -> None:
         for pending, writer in zip(self.pending, self.writers, strict=True):
-            table = pa.Table.from_batches(pending).combine_chunks()
-            writer.write_table(table.slice(0, rows), max_chunksize=self.batch_size)
-            pending[:] = table.slice(rows).to_batches()
-        self.waiting -= rows
+            if pending:
+                self._write(pending, writer, sum(map(len, pending)))
+
+    def _write(self, pending: list[pa.RecordBatch], writer: t.Any, rows: int) -> None:
+        table = pa.Table.from_batches(pending).combine_chunks()
+        writer.write_table(table.slice(0, rows), max_chunksize=self.batch_size)
+        pending[:] = table.slice(rows).to_batches()
 
 
 class Progress:

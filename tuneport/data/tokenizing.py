@@ -40,6 +40,18 @@ def read_json(model: Path, name: str) -> dict[str, Any]:
     return value
 
 
+def chat_template(model: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
+    """A model's own chat template: its file, else what its tokenizer's configuration holds, of several the default."""
+    file = model / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text("utf-8")
+    found = tokenizer_config.get("chat_template")
+    if isinstance(found, list):
+        named = {entry["name"]: entry["template"] for entry in found}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
 def longest_input(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> int | None:
     """The most tokens a model takes, by its tokenizer's and its own configuration; None where neither says."""
     limits = []

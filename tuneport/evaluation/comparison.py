@@ -31,6 +31,7 @@ class Gain:
     low: float
     high: float
     lower_is_better: bool = False
+    percent: bool = True
 
     @property
     def level(self) -> Level:
@@ -39,6 +40,8 @@ class Gain:
         return "bad" if (self.low > 0) == self.lower_is_better else "good"
 
     def __str__(self) -> str:
+        if not self.percent:
+            return f"{self.value:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
         return f"{100 * self.value:+.1f} points ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
 
 
@@ -62,7 +65,7 @@ class Comparison:
 
     @property
     def rows(self) -> int:
-        return len(self.tuned.row_correct)
+        return len(self.tuned.row_parts)
 
     @cached_property
     def all(self) -> dict[str, Evaluation]:
@@ -76,7 +79,8 @@ class Comparison:
 
     def _gain(self, other: Evaluation) -> Gain:
         value, (low, high) = bootstrap.difference(other.row_parts, self.tuned.row_parts, self.seed)
-        return Gain(value=value, low=low, high=high, lower_is_better=self.tuned.headline in self.tuned.lower_is_better)
+        lower_is_better = self.tuned.headline in self.tuned.lower_is_better
+        return Gain(value=value, low=low, high=high, lower_is_better=lower_is_better, percent=self.tuned.percent)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -152,5 +156,7 @@ def _number(value: float | None) -> str:
 
 
 def _share(found: Evaluation) -> str:
-    low, high = found.intervals[found.headline]
-    return f"{100 * t.cast(float, found.metrics[found.headline]):.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    value, (low, high) = t.cast(float, found.metrics[found.headline]), found.intervals[found.headline]
+    if not found.percent:
+        return f"{value:.3f} ({low:.3f} to {high:.3f})"
+    return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"

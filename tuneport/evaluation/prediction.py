@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses as dc
 import json
 import logging
 import time
 import typing as t
-from collections.abc import Sequence
 from pathlib import Path
 
-from tuneport.tasks import Meta, Row, Task
+from tuneport.modeling.likelihood import likelihoods
+from tuneport.tasks import Meta, Row, Split, Task
 
 log = logging.getLogger("tuneport.model_evaluation")
 BLOCK_ROWS = 2048  # between two progress lines
@@ -17,11 +18,21 @@ PROGRESS_SECONDS = 10.0
 
 
 def predict(
-    task: Task, folder: Path, tokenizer: Path, meta: Meta, rows: Sequence[Row], *, batch_size: int, seed: int, name: str
+    task: Task,
+    folder: Path,
+    tokenizer: Path,
+    meta: Meta,
+    split: Split,
+    *,
+    settings: Row,
+    batch_size: int,
+    seed: int,
+    name: str,
 ) -> list[Row]:
     """Load the model in ``folder`` with the task's head, on the GPU where there is one, and answer the rows.
 
-    A head that the folder lacks gets the weights that ``seed`` gives it. ``name`` is for the progress lines.
+    A head that the folder lacks gets the weights that ``seed`` gives it. Where the task asks for it, the answers also
+    hold the `Likelihood` of the encoded labels, under the names of its fields. ``name`` is for the progress lines.
     """
     import torch
     import transformers
@@ -31,7 +42,8 @@ def predict(
     torch.manual_seed(seed)
     model = task.load_model(folder, meta)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = task.predictor(str(tokenizer), model=model.to(device), batch_size=batch_size)
+    predictor = task.predictor(str(tokenizer), settings, model=model.to(device), batch_size=batch_size)
+    rows = split.rows
     started = shown = time.monotonic()
     answers: list[Row] = []
     for start in range(0, len(rows), max(BLOCK_ROWS, batch_size)):
@@ -42,6 +54,9 @@ def predict(
     seconds = time.monotonic() - started
     rate = len(rows) / max(seconds, 1e-9)
     log.info("%s: %d rows in %.1f s on %s, %.0f rows/s", name, len(rows), seconds, device, rate)
+    if task.likelihood:
+        found = likelihoods(model, task.collator(model, meta, None), split.encoded, batch_size)
+        answers = [{**answer, **dc.asdict(row)} for answer, row in zip(answers, found, strict=True)]
     return answers
 
 

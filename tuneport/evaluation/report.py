@@ -16,7 +16,7 @@ from tuneport.evaluation.comparison import Comparison
 from tuneport.step import show
 from tuneport.tasks import Row, ShownAnswer, Task
 
-WORST_ERRORS = 20
+SHOWN_ANSWERS = 20
 TEXT_LENGTH = 600  # characters of a row's text that are shown
 TITLES = {
     "accuracy": "Accuracy",
@@ -36,8 +36,8 @@ SHORT_TITLES = {**TITLES, "mcc": "MCC", "auc": "AUC"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class WrongAnswer:
-    """A test row that the tuned model gets wrong."""
+class Answer:
+    """A test row and its answers."""
 
     row_id: str
     shown: ShownAnswer
@@ -67,19 +67,21 @@ class Training:
     summary: Mapping[str, t.Any]
 
 
-def wrong_answers(
+def shown_answers(
     task: Task, rows: Sequence[Row], tuned: Sequence[Row], base: Sequence[Row], found: Evaluation
-) -> list[WrongAnswer]:
-    """The rows that are answered wrong, most wrong first, at most `WORST_ERRORS`."""
-    wrong = [i for i, correct in enumerate(found.row_correct) if not correct]
-    wrong.sort(key=lambda i: -found.row_losses[i])
-    return [
-        WrongAnswer(
-            row_id=rows[i]["row_id"],
-            shown=_cut_all(task.shown(rows[i], tuned[i], base[i])),
-        )
-        for i in wrong[:WORST_ERRORS]
-    ]
+) -> list[Answer]:
+    """The rows that are answered wrong, most wrong first, at most `SHOWN_ANSWERS`.
+
+    Where answers are not right or wrong: as many rows at even steps from the best answer to the worst.
+    """
+    if found.row_correct is None:
+        ranked = sorted(range(len(rows)), key=lambda i: found.row_losses[i])
+        steps = min(SHOWN_ANSWERS, len(ranked))
+        picked = [ranked[round(i * (len(ranked) - 1) / max(1, steps - 1))] for i in range(steps)]
+    else:
+        wrong = [i for i, correct in enumerate(found.row_correct) if not correct]
+        picked = sorted(wrong, key=lambda i: -found.row_losses[i])[:SHOWN_ANSWERS]
+    return [Answer(row_id=rows[i]["row_id"], shown=_cut_all(task.shown(rows[i], tuned[i], base[i]))) for i in picked]
 
 
 def _cut(text: str) -> str:
@@ -128,7 +130,7 @@ def render(
     *,
     task_name: str,
     comparison: Comparison,
-    errors: Sequence[WrongAnswer],
+    answers: Sequence[Answer],
     training: Training,
     data: Mapping[str, t.Any],
     max_seq_length: int,
@@ -152,8 +154,8 @@ def render(
         table=_table(comparison),
         short_titles=SHORT_TITLES | dict(comparison.tuned.titles),
         figures=_figures(comparison, training, data),
-        errors=errors,
-        wrong=sum(not correct for correct in comparison.tuned.row_correct),
+        answers=answers,
+        wrong=None if (right := comparison.tuned.row_correct) is None else sum(not correct for correct in right),
         training=training,
         data=data,
         reasons=_drop_reasons(data),

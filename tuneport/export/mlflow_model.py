@@ -57,6 +57,7 @@ class ServedModel(Served, mlflow.pyfunc.PythonModel):
 mlflow.models.set_model(
     ServedModel(
         predictor={predictor_name},
+        settings={settings!r},
         columns={columns!r},
         kinds={kinds!r},
         answers={answers!r},
@@ -71,12 +72,14 @@ def write_mlflow_model(
     *,
     columns: Mapping[str, str],
     meta: Meta,
+    settings: Row,
     example_rows: Sequence[Row],
     destination: Path,
 ) -> None:
     """Write the MLflow model of a fine-tuned model folder to ``destination``.
 
-    ``columns`` maps the task's fields to the user's columns, ``example_rows`` hold the task's fields. Neither loads
+    ``columns`` maps the task's fields to the user's columns, ``settings`` are the predictor's, ``example_rows`` hold
+    the task's fields. Neither loads
     the model nor touches the network.
     """
     quieten()
@@ -87,13 +90,13 @@ def write_mlflow_model(
     destination.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=destination) as scratch:  # MLflow wants a folder of its own
         code, saved = Path(scratch, "served_model.py"), Path(scratch, "saved")
-        code.write_text(_code(task, read, inputs, answers), encoding="utf-8")
+        code.write_text(_code(task, settings, read, inputs, answers), encoding="utf-8")
         mlflow.pyfunc.save_model(
             path=saved,
             python_model=str(code),
             artifacts={"model": str(_served_files(model_folder, Path(scratch, "model")))},
-            signature=_signature(inputs, answers, read),
-            input_example=_example(example_rows[:EXAMPLE_ROWS], read),
+            signature=_signature(inputs, answers, read, settings.get("params", {})),
+            input_example=_example([task.example(row) for row in example_rows[:EXAMPLE_ROWS]], read),
             pip_requirements=requirements(),
             metadata={"task": task.name},
         )
@@ -113,12 +116,13 @@ def requirements() -> list[str]:
     return pinned
 
 
-def _code(task: Task, columns: Mapping[str, str], inputs: pa.Schema, answers: pa.Schema) -> str:
+def _code(task: Task, settings: Row, columns: Mapping[str, str], inputs: pa.Schema, answers: pa.Schema) -> str:
     return CODE.format(
         task=task.name.replace("_", " "),
-        predictor=inspect.getsource(task.predictor),
+        predictor="\n\n".join(map(inspect.getsource, (*task.served_with, task.predictor))),
         predictor_name=task.predictor.__name__,
         served=inspect.getsource(Served),
+        settings=settings,
         columns=dict(columns),
         kinds={column: _type_name(inputs.field(field).type) for field, column in columns.items()},
         answers=answers.names,
@@ -159,12 +163,15 @@ def _example(rows: Sequence[Row], columns: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame({column: [row[field] for row in rows] for field, column in columns.items()})
 
 
-def _signature(inputs: pa.Schema, answers: pa.Schema, columns: Mapping[str, str]) -> ModelSignature:
+def _signature(
+    inputs: pa.Schema, answers: pa.Schema, columns: Mapping[str, str], params: Mapping[str, int | float]
+) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec
 
-    params = ParamSchema([ParamSpec("batch_size", "long", BATCH_SIZE)])
-    return ModelSignature(_schema(inputs, columns), _schema(answers, {}), params)
+    served = {"batch_size": BATCH_SIZE, **params}
+    specs = [ParamSpec(name, "double" if isinstance(v, float) else "long", v) for name, v in served.items()]
+    return ModelSignature(_schema(inputs, columns), _schema(answers, {}), ParamSchema(specs))
 
 
 def _schema(fields: pa.Schema, columns: Mapping[str, str]) -> Schema:
@@ -180,7 +187,7 @@ def _type(kind: pa.DataType) -> t.Any:
     from mlflow.types import DataType
     from mlflow.types.schema import AnyType, Array, Map, Object, Property
 
-    if pa.types.is_union(kind):
+    if pa.types.is_union(kind) or kind == pa.json_():
         return AnyType()  # type: ignore[no-untyped-call]
     if pa.types.is_map(kind):
         return Map(_type(kind.item_type))

@@ -13,33 +13,42 @@ class Served:
     """Answers tables whose columns bear the user's names.
 
     ``columns`` maps each field of the predictor to a column, ``kinds`` each column to the type it holds: a string, or
-    with ``dense_union`` a string or a list of them.
+    with ``dense_union`` a string or a list of them; with ``extension`` the predictor checks it.
     """
 
     def __init__(
-        self, predictor: type[t.Any], columns: dict[str, str], kinds: dict[str, str], answers: list[str]
+        self,
+        predictor: type[t.Any],
+        settings: dict[str, t.Any],
+        columns: dict[str, str],
+        kinds: dict[str, str],
+        answers: list[str],
     ) -> None:
         self.predictor_class = predictor
+        self.settings = settings
         self.columns = columns
         self.kinds = kinds
         self.answers = answers
 
     def load_context(self, context: t.Any) -> None:
-        self.predictor = self.predictor_class(context.artifacts["model"])
+        self.predictor = self.predictor_class(context.artifacts["model"], self.settings)
 
     # MLflow takes annotations of `predict` for the schema of the input; the signature says more than they can.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Answer a DataFrame: MLflow has made one of whatever was sent, and held it against the signature.
 
-        ``params``: batch_size.
+        ``params``: batch_size, and those of the settings.
         """
         import pandas as pd
 
-        batch_size = int((params or {}).get("batch_size", self.predictor.batch_size))
-        if batch_size < 1:
-            self._refuse(f"params: batch_size={batch_size} is not valid; wanted a number > 0")
-        self.predictor.batch_size = batch_size
-        return pd.DataFrame(self.predictor(self._rows(model_input)), columns=self.answers)
+        params = dict(params or {})
+        if (size := params.get("batch_size")) is not None and size < 1:
+            self._refuse(f"params: batch_size={size} is not valid; wanted a number > 0")
+        try:
+            answers = self.predictor(self._rows(model_input), **params)
+        except ValueError as e:
+            self._refuse(str(e))
+        return pd.DataFrame(answers, columns=self.answers)
 
     def _rows(self, table: t.Any) -> list[dict[str, t.Any]]:
         texts = [column for column, kind in self.kinds.items() if kind == "string"]

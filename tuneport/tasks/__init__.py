@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError, did_you_mean
 from tuneport.step import Params, Step, param
 
@@ -29,6 +30,14 @@ class Drop(Exception):
     """This row cannot be used; the message is the reason, counted and exported by preprocess."""
 
 
+@dataclass(frozen=True)
+class Split:
+    """The rows of a split and, in the same order unless a row has several encodings, their encoded columns."""
+
+    rows: Sequence[Row]
+    encoded: pa.Table
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShownAnswer:
     """A row and what models answer to it, as a person reads them in the report."""
@@ -42,12 +51,16 @@ class ShownAnswer:
 
 class Predictor(t.Protocol):
     """Answers rows with a model. A task's predictor is self-contained: it imports all it needs inside its methods,
-    so that its source alone, without tuneport, serves the model (see `tuneport.export`)."""
+    so that its source (and that of the task's ``served_with``), without tuneport, serves the model: see
+    `tuneport.export`. ``settings`` are those of `Task.settings`; a call takes their ``params`` by name, too."""
 
-    def __init__(self, folder: str, model: t.Any = None, batch_size: int = 32) -> None: ...
+    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None: ...
 
-    def __call__(self, rows: Sequence[Row]) -> list[Row]:
-        """Return one JSON-able answer per row, in the order of the rows; rows hold the task's field names."""
+    def __call__(self, rows: Sequence[Row], batch_size: int | None = None) -> list[Row]:
+        """Return one JSON-able answer per row, in the order of the rows; rows hold the task's field names.
+
+        Raises ValueError for a row that cannot be answered.
+        """
 
 
 class Task(ABC):
@@ -56,8 +69,10 @@ class Task(ABC):
     name: t.ClassVar[str]
     params: t.ClassVar[Mapping[str, type[Params]]]  # by stage name: the parameters this task adds to that stage
     metrics: t.ClassVar[Mapping[str, bool]]  # training metric -> greater is better
-    architectures: t.ClassVar[str]  # name of the transformers auto class that loads its models
+    architectures: t.ClassVar[tuple[str, ...]]  # names of the transformers auto classes that load its models
     predictor: t.ClassVar[type[Predictor]]
+    served_with: t.ClassVar[tuple[type, ...]] = ()  # self-contained classes that the predictor's source needs
+    likelihood: t.ClassVar[bool] = False  # whether models are also scored by how likely the encoded labels are to them
 
     # -- preprocess: imports no torch ---------------------------------------------------------------------------
     @abstractmethod
@@ -84,12 +99,10 @@ class Task(ABC):
         """A row's labels, for histograms and stratified splits; empty where the task has none."""
 
     @abstractmethod
-    def describe(
-        self, histograms: Mapping[str, Mapping[str, int]], config: Mapping[str, t.Any], options: t.Any
-    ) -> Meta:
-        """Learn the `Meta` from label histograms by split and the base model's config.
+    def describe(self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: t.Any) -> Meta:
+        """Learn the `Meta` from label histograms by split and from the base model.
 
-        Raises `UserError` where the task cannot be learnt from this data.
+        Raises `UserError` where the task cannot be learnt from this data, or with this model.
         """
 
     @abstractmethod
@@ -100,9 +113,11 @@ class Task(ABC):
     def encoder(
         self, tokenizer: Tokenizer, meta: Meta, options: t.Any
     ) -> Callable[[Sequence[Row]], dict[str, list[t.Any]]]:
-        """Return a function rows -> columns: those of `encoded_schema` plus ``truncated`` (bool per row).
+        """Return a function rows -> columns: those of `encoded_schema` plus ``truncated`` (bool per encoded row).
 
-        The tokenizer comes with truncation enabled at the right length.
+        Two more columns are optional: ``trainable`` (bool: whether the encoded row has a label to learn from, True
+        where there is no such column; False refuses the data) and ``row`` (int: which of the rows the encoded one is
+        made from, where that is not one each). The tokenizer comes with truncation enabled at the right length.
         """
 
     # -- finetune and evaluation: torch, imported inside ----------------------------------------------------------
@@ -118,9 +133,24 @@ class Task(ABC):
     def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
         """Return the function that transformers' Trainer calls with predictions and label ids."""
 
-    def reduce(self, logits: t.Any, labels: t.Any) -> t.Any:
+    def reduce(self, logits: t.Any, labels: t.Any, meta: Meta) -> t.Any:
         """What `compute_metrics` needs of a batch's logits: what is returned is kept for the whole split."""
         return logits
+
+    def needs_answers(self, metric_for_best_model: str) -> bool:
+        """Whether the predictor answers the validation rows at each evaluation, to add `score` to the metrics."""
+        return False
+
+    def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
+        """Metrics of the predictor's answers, by the names that `evaluate` gives them."""
+        return {}
+
+    def settings(self, meta: Meta, options: t.Any) -> Row:
+        """What the predictor is made with besides the model: JSON-able, by ``options`` or, for None, their defaults.
+
+        ``params`` are those settings that a request to the served model may change: name -> value.
+        """
+        return {}
 
     @abstractmethod
     def serving_schema(self, fields: Iterable[str], meta: Meta) -> tuple[pa.Schema, pa.Schema]:
@@ -141,7 +171,11 @@ class Task(ABC):
     def shown(self, row: Row, answer: Row, base: Row) -> ShownAnswer:
         """A row, the tuned model's answer and the base model's, as the report shows them among the worst errors."""
 
-    def baselines(self, train: Sequence[Row], test: Sequence[Row], meta: Meta, options: t.Any) -> dict[str, list[Row]]:
+    def example(self, row: Row) -> Row:
+        """A row as a client of the served model would send it."""
+        return row
+
+    def baselines(self, train: Split, test: Split, meta: Meta, options: t.Any) -> dict[str, list[Row]]:
         """Answers of trivial predictors fitted on the same split, by name; none where the task has no such thing."""
         return {}
 

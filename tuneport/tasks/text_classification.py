@@ -7,9 +7,12 @@ import typing as t
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
+from tuneport.modeling.batches import collator
+from tuneport.modeling.heads import load_with_labels
 from tuneport.step import Params, param
-from tuneport.tasks import Drop, Meta, Row, ShownAnswer, Task
+from tuneport.tasks import Drop, Meta, Row, ShownAnswer, Split, Task
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -46,7 +49,7 @@ class TextClassificationEvaluation(Params):
 class TextClassifier:
     """Answers rows with label, score and the probability of every label."""
 
-    def __init__(self, folder: str, model: t.Any = None, batch_size: int = 32) -> None:
+    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -55,7 +58,7 @@ class TextClassifier:
         self.multi_label = self.model.config.problem_type == "multi_label_classification"
         self.batch_size = batch_size
 
-    def __call__(self, rows: t.Sequence[dict[str, t.Any]]) -> list[dict[str, t.Any]]:
+    def __call__(self, rows: t.Sequence[dict[str, t.Any]], batch_size: int | None = None) -> list[dict[str, t.Any]]:
         import inspect
 
         import torch
@@ -65,8 +68,9 @@ class TextClassifier:
         by_length = sorted(
             range(len(rows)), key=lambda i: len(rows[i]["sentence1"]) + len(rows[i].get("sentence2") or "")
         )
-        for start in range(0, len(rows), self.batch_size):
-            picked = by_length[start : start + self.batch_size]
+        size = batch_size or self.batch_size
+        for start in range(0, len(rows), size):
+            picked = by_length[start : start + size]
             texts = [
                 [rows[i][key] for i in picked]
                 for key in ("sentence1", "sentence2")
@@ -106,7 +110,7 @@ class TextClassification(Task):
         "precision_macro": True,
         "recall_macro": True,
     }
-    architectures = "AutoModelForSequenceClassification"
+    architectures = ("AutoModelForSequenceClassification",)
     predictor = TextClassifier
 
     def columns(self, options: TextClassificationColumns) -> dict[str, str]:
@@ -161,7 +165,7 @@ class TextClassification(Task):
     def describe(
         self,
         histograms: Mapping[str, Mapping[str, int]],
-        config: Mapping[str, t.Any],
+        base: BaseModel,
         options: TextClassificationColumns,
     ) -> Meta:
         labels = _order(histograms["train"])
@@ -177,9 +181,10 @@ class TextClassification(Task):
                     f"rows but in no training row; training rows have: {', '.join(labels)}. "
                     "Add training rows of that label, or drop it."
                 )
-        known = list((config.get("label2id") or {}).keys())
+        of_base = base.config.get("label2id") or {}
+        known = list(of_base)
         if set(known) == set(labels):  # the base model already has a head for these labels: keep its order
-            labels = sorted(known, key=lambda label: int(config["label2id"][label]))
+            labels = sorted(known, key=lambda label: int(of_base[label]))
         return {"labels": labels, "multi_label": options.multi_label}
 
     def encoded_schema(self, meta: Meta, options: TextClassificationColumns) -> pa.Schema:
@@ -213,42 +218,13 @@ class TextClassification(Task):
         return encode
 
     def load_model(self, folder: Path, meta: Meta) -> t.Any:
-        from transformers import AutoConfig, AutoModelForSequenceClassification
+        from transformers import AutoModelForSequenceClassification
 
-        labels = meta["labels"]
-        config = AutoConfig.from_pretrained(folder)
-        same_head = config.id2label == dict(enumerate(labels))
-        config.num_labels = len(labels)
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: i for i, label in enumerate(labels)}
-        config.problem_type = "multi_label_classification" if meta["multi_label"] else "single_label_classification"
-        return AutoModelForSequenceClassification.from_pretrained(
-            folder, config=config, ignore_mismatched_sizes=not same_head, dtype="float32"
-        )
+        kind = "multi_label_classification" if meta["multi_label"] else "single_label_classification"
+        return load_with_labels(AutoModelForSequenceClassification, folder, meta["labels"], kind)
 
     def collator(self, model: t.Any, meta: Meta, pad_to: int | None) -> Callable[[list[Row]], dict[str, t.Any]]:
-        import inspect
-
-        import torch
-
-        accepted = inspect.signature(model.forward).parameters
-        pad_token = model.config.pad_token_id or 0
-
-        def pad(rows: list[Row], key: str, value: int) -> torch.Tensor:
-            width = pad_to or max(len(row["input_ids"]) for row in rows)
-            return torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
-
-        def collate(rows: list[Row]) -> dict[str, t.Any]:
-            batch = {
-                "input_ids": pad(rows, "input_ids", pad_token),
-                "attention_mask": pad([{**row, "mask": [1] * len(row["input_ids"])} for row in rows], "mask", 0),
-                "labels": torch.tensor([row["labels"] for row in rows]),
-            }
-            if "token_type_ids" in rows[0] and "token_type_ids" in accepted:
-                batch["token_type_ids"] = pad(rows, "token_type_ids", 0)
-            return batch
-
-        return collate
+        return collator(model, pad_to, {}, per_row=["labels"])
 
     def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
         from tuneport.evaluation.classification import scores
@@ -276,16 +252,16 @@ class TextClassification(Task):
         return evaluate([row["label"] for row in rows], answers, meta["labels"], meta["multi_label"], seed)
 
     def baselines(
-        self, train: Sequence[Row], test: Sequence[Row], meta: Meta, options: TextClassificationEvaluation
+        self, train: Split, test: Split, meta: Meta, options: TextClassificationEvaluation
     ) -> dict[str, list[Row]]:
         if not options.trivial_baselines:
             return {}
         from tuneport.evaluation.classification import baselines
 
         return baselines(
-            [self.identity(row).replace("\0", " \n ") for row in train],
-            [row["label"] for row in train],
-            [self.identity(row).replace("\0", " \n ") for row in test],
+            [self.identity(row).replace("\0", " \n ") for row in train.rows],
+            [row["label"] for row in train.rows],
+            [self.identity(row).replace("\0", " \n ") for row in test.rows],
             meta["labels"],
             meta["multi_label"],
         )

@@ -8,9 +8,13 @@ import typing as t
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from tuneport.encoding.base_model import BaseModel
+from tuneport.encoding.prompts import IGNORED
 from tuneport.errors import UserError
+from tuneport.modeling.batches import collator
+from tuneport.modeling.heads import load_with_labels
 from tuneport.step import Params, param
-from tuneport.tasks import Drop, Meta, Row, ShownAnswer, Task
+from tuneport.tasks import Drop, Meta, Row, ShownAnswer, Split, Task
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -18,7 +22,6 @@ if t.TYPE_CHECKING:
 
     from tuneport.evaluation import Evaluation
 
-IGNORED = -100  # what transformers' losses take for: no label
 CONTINUED = -101  # and downwards: the label 0, 1, … of a word's further sub-words; learnt, but not scored
 WORD_SEPARATOR = "\x1f"
 
@@ -58,7 +61,7 @@ class TokenClassifier:
     read in overlapping windows.
     """
 
-    def __init__(self, folder: str, model: t.Any = None, batch_size: int = 32) -> None:
+    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None:
         import json
         from pathlib import Path
 
@@ -76,14 +79,15 @@ class TokenClassifier:
         self.labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
         self.batch_size = batch_size
 
-    def __call__(self, rows: t.Sequence[dict[str, t.Any]]) -> list[dict[str, t.Any]]:
+    def __call__(self, rows: t.Sequence[dict[str, t.Any]], batch_size: int | None = None) -> list[dict[str, t.Any]]:
         words = [row["tokens"].split() if isinstance(row["tokens"], str) else list(row["tokens"]) for row in rows]
         windows = [(i, *window) for i, row in enumerate(words) for window in self._windows(row)]
         windows.sort(key=lambda window: len(window[2]))
         # By row and word: (how far from a window's edge the word stands, tag, score); the farthest one counts.
         best: list[list[tuple[int, str, float]]] = [[(-1, self.labels[0], 0.0)] * len(row) for row in words]
-        for first in range(0, len(windows), self.batch_size):
-            batch = windows[first : first + self.batch_size]
+        size = batch_size or self.batch_size
+        for first in range(0, len(windows), size):
+            batch = windows[first : first + size]
             for (i, start, ids, places, last), probabilities in zip(
                 batch, self._probabilities([window[2] for window in batch]), strict=True
             ):
@@ -181,7 +185,7 @@ class TokenClassification(Task):
         "model_evaluation": TokenClassificationEvaluation,
     }
     metrics: t.ClassVar = {"loss": False, "f1": True, "accuracy": True, "precision": True, "recall": True}
-    architectures = "AutoModelForTokenClassification"
+    architectures = ("AutoModelForTokenClassification",)
     predictor = TokenClassifier
 
     def columns(self, options: TokenClassificationColumns) -> dict[str, str]:
@@ -233,7 +237,7 @@ class TokenClassification(Task):
     def describe(
         self,
         histograms: Mapping[str, Mapping[str, int]],
-        config: Mapping[str, t.Any],
+        base: BaseModel,
         options: TokenClassificationColumns,
     ) -> Meta:
         labels = sorted(histograms["train"], key=lambda tag: (tag != "O", tag[2:] if _is_iob(tag) else tag, tag))
@@ -257,7 +261,7 @@ class TokenClassification(Task):
                     f"but in no training row; training rows have: {', '.join(labels)}. "
                     "Add training rows with that tag, or drop it."
                 )
-        known = config.get("label2id") or {}
+        known = base.config.get("label2id") or {}
         if set(known) == set(labels):  # the base model already has a head for these tags: keep its order
             labels = sorted(known, key=lambda tag: int(known[tag]))
         return {"labels": labels, "iob": any(map(_is_iob, labels))}
@@ -289,55 +293,26 @@ class TokenClassification(Task):
             words = [[prefix + word for word in row["tokens"]] for row in rows]
             encodings = tokenizer.encode_batch(words, is_pretokenized=True)
             labels = [label_ids(e, row["tags"]) for e, row in zip(encodings, rows, strict=True)]
-            if empty := [row["row_id"] for row, ids in zip(rows, labels, strict=True) if max(ids, default=-1) < 0]:
-                listed = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
-                raise UserError(
-                    f"column '{options.token_key}': the model's tokenizer leaves nothing of the words of {len(empty)} "
-                    f"row(s): {listed}. Remove them, they hold nothing but invisible characters."
-                )
             return {
                 "input_ids": [e.ids for e in encodings],
                 "labels": labels,
                 "truncated": [bool(e.overflowing) for e in encodings],
+                "trainable": [max(ids, default=IGNORED) >= 0 for ids in labels],
             }
 
         return encode
 
     def load_model(self, folder: Path, meta: Meta) -> t.Any:
-        from transformers import AutoConfig, AutoModelForTokenClassification
+        from transformers import AutoModelForTokenClassification
 
-        labels = meta["labels"]
-        config = AutoConfig.from_pretrained(folder)
-        same_head = config.id2label == dict(enumerate(labels))
-        config.num_labels = len(labels)
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: i for i, label in enumerate(labels)}
-        model = AutoModelForTokenClassification.from_pretrained(
-            folder, config=config, ignore_mismatched_sizes=not same_head, dtype="float32"
-        )
+        model = load_with_labels(AutoModelForTokenClassification, folder, meta["labels"])
         model.register_forward_pre_hook(_learn_continued, with_kwargs=True)
         return model
 
     def collator(self, model: t.Any, meta: Meta, pad_to: int | None) -> Callable[[list[Row]], dict[str, t.Any]]:
-        import torch
+        return collator(model, pad_to, {"labels": IGNORED})
 
-        pad_token = model.config.pad_token_id or 0
-
-        def collate(rows: list[Row]) -> dict[str, t.Any]:
-            width = pad_to or max(len(row["input_ids"]) for row in rows)
-
-            def pad(values: Sequence[list[int]], value: int) -> torch.Tensor:
-                return torch.tensor([v + [value] * (width - len(v)) for v in values])
-
-            return {
-                "input_ids": pad([row["input_ids"] for row in rows], pad_token),
-                "attention_mask": pad([[1] * len(row["input_ids"]) for row in rows], 0),
-                "labels": pad([row["labels"] for row in rows], IGNORED),
-            }
-
-        return collate
-
-    def reduce(self, logits: t.Any, labels: t.Any) -> t.Any:
+    def reduce(self, logits: t.Any, labels: t.Any, meta: Meta) -> t.Any:
         return logits.argmax(-1)
 
     def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
@@ -371,13 +346,13 @@ class TokenClassification(Task):
         return evaluate([row["tags"] for row in rows], answers, meta["labels"], meta["iob"], seed)
 
     def baselines(
-        self, train: Sequence[Row], test: Sequence[Row], meta: Meta, options: TokenClassificationEvaluation
+        self, train: Split, test: Split, meta: Meta, options: TokenClassificationEvaluation
     ) -> dict[str, list[Row]]:
         if not options.trivial_baselines:
             return {}
         from tuneport.evaluation.token_classification import baselines
 
-        return baselines(train, test)
+        return baselines(train.rows, test.rows)
 
     def short(self, answer: Row) -> Row:
         return {"tags": answer["tags"]}

@@ -8,6 +8,7 @@ import logging
 import shutil
 import time
 import typing as t
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -81,10 +82,12 @@ def train(
         eval_dataset=ArrowDataset.from_file(str(prepared.encoded_file("validation"))),
         data_collator=task.collator(model, prepared.info.meta, prepared.info.pad_to),
         compute_metrics=task.compute_metrics(prepared.info.meta),
-        preprocess_logits_for_metrics=task.reduce,
+        preprocess_logits_for_metrics=partial(task.reduce, meta=prepared.info.meta),
         processing_class=tokenizer,
         callbacks=[EvaluateLastStep(), progress, *_early_stopping(options), *callbacks],
     )
+    if task.needs_answers(metric_for_best_model):
+        trainer.scores_of_answers = _scores_of_answers(task, base, prepared, arguments)
     trainer.remove_callback(PrinterCallback)
     log.info("%s", _plan(prepared, model, arguments))
     trainer.train()
@@ -100,6 +103,23 @@ def train(
     return _result(trainer, progress)
 
 
+def _scores_of_answers(
+    task: Task, base: Path, prepared: Prepared, arguments: TrainingArguments
+) -> t.Callable[[t.Any], dict[str, float]]:
+    """Return a function model -> metrics of its answers to the validation rows, by the predictor's defaults."""
+    rows, meta = prepared.rows("validation"), prepared.info.meta
+    settings = task.settings(meta, None)
+
+    def scores(model: t.Any) -> dict[str, float]:
+        training = model.training
+        predictor = task.predictor(str(base), settings, model=model, batch_size=arguments.per_device_eval_batch_size)
+        answers = predictor(rows)
+        model.train(training)
+        return task.score(rows, answers, meta)
+
+    return scores
+
+
 def load_model(task: Task, base: Path, prepared: Prepared) -> t.Any:
     """The base model with the task's head.
 
@@ -112,9 +132,15 @@ def load_model(task: Task, base: Path, prepared: Prepared) -> t.Any:
             raise
         kind = json.loads((base / "config.json").read_text("utf-8")).get("model_type")
         raise UserError(
-            f"{base}: a model of type '{kind}' cannot do {task.name}; wanted one that {task.architectures} loads, "
-            "such as BERT, RoBERTa, DeBERTa or DistilBERT. Choose another base model."
+            f"{base}: a model of type '{kind}' cannot do {task.name}; wanted one of a type that transformers' "
+            f"{' or '.join(task.architectures)} loads: {', '.join(_types(task.architectures))}. "
+            "Choose another base model."
         ) from None
+
+
+def _types(auto_classes: t.Sequence[str]) -> list[str]:
+    """The types of model that transformers' auto classes load."""
+    return sorted({config.model_type for name in auto_classes for config in getattr(transformers, name)._model_mapping})
 
 
 def training_arguments(options: TrainingParams, folder: Path) -> TrainingArguments:
@@ -162,7 +188,22 @@ def training_arguments(options: TrainingParams, folder: Path) -> TrainingArgumen
 
 
 class BestModelTrainer(Trainer):
-    """A Trainer whose checkpoints are whole or absent, need no unpickling of code, and name no absolute path."""
+    """A Trainer whose checkpoints are whole or absent, need no unpickling of code, and name no absolute path.
+
+    Evaluation adds ``scores_of_answers``, metrics of what a model answers, and takes the loss of tasks that count it by
+    the token from their own metrics: transformers' is a mean of batches' means.
+    """
+
+    scores_of_answers: t.Callable[[t.Any], dict[str, float]] | None = None
+
+    def evaluation_loop(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        output = super().evaluation_loop(*args, **kwargs)
+        metrics = t.cast(dict[str, float], output.metrics)
+        if self.scores_of_answers is not None:
+            metrics.update({f"eval_{k}": v for k, v in self.scores_of_answers(self.model).items()})
+        if "eval_token_loss" in metrics:
+            metrics["eval_loss"] = metrics.pop("eval_token_loss")
+        return output
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, t.Any] | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -1,0 +1,227 @@
+"""Prompts and completions as token ids, for decoders and encoder–decoders."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tuneport.errors import UserError
+
+if t.TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from tuneport.encoding.base_model import BaseModel
+
+IGNORED = -100  # what transformers' losses take for: no label
+PLACEHOLDER = "{text}"
+# Encoders: transformers would load them as language models, too, and they would write nothing that makes sense.
+ENCODERS = frozenset(
+    [
+        *("albert", "bert", "big_bird", "camembert", "convbert", "deberta", "deberta-v2", "distilbert", "electra"),
+        *("ernie", "eurobert", "flaubert", "fnet", "funnel", "ibert", "layoutlm", "longformer", "luke", "mobilebert"),
+        *("modernbert", "mpnet", "mra", "nystromformer", "rembert", "roberta", "roberta-prelayernorm", "roformer"),
+        *("squeezebert", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso"),
+    ]
+)
+
+
+class PromptEncoder:
+    """Prompts as token ids: ``before + text + after`` between special tokens, in at most ``max_tokens``.
+
+    Where a prompt is longer, its text is cut at its end, or at its start with ``cut="start"``. Self-contained: the same
+    code encodes the rows to train on, and, exported with the model, the requests.
+    """
+
+    def __init__(self, tokenizer: t.Any, settings: dict[str, t.Any]) -> None:
+        self.tokenizer = tokenizer
+        self.before, self.after = settings["template"].split("{text}")
+        self.prefix, self.suffix = settings["prompt_prefix"], settings["prompt_suffix"]
+        self.cut = settings["cut"]
+
+    def __call__(self, texts: t.Sequence[str], max_tokens: t.Sequence[int]) -> list[tuple[list[int], bool]]:
+        """Return (token ids, whether the text was cut) of each text, in at most as many tokens as ``max_tokens`` says.
+
+        The template alone may be longer than that: then all of the text is cut, and nothing of the template.
+        """
+        wholes = self._tokens([self.before + text + self.after for text in texts])
+        found = []
+        for text, whole, most in zip(texts, wholes, max_tokens, strict=True):
+            room = most - len(self.prefix) - len(self.suffix)
+            ids = whole if len(whole) <= room else self._shortened(text, len(whole) - room, room)
+            found.append(([*self.prefix, *ids, *self.suffix], len(whole) > room))
+        return found
+
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def _shortened(self, text: str, excess: int, room: int) -> list[int]:
+        """Cut as many tokens off the text as are too many; at the seams a few more may have to go."""
+        offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
+        while True:
+            kept = len(offsets) - excess
+            if kept <= 0:
+                part = ""
+            elif self.cut == "start":
+                part = text[offsets[-kept][0] :]
+            else:
+                part = text[: offsets[kept - 1][1]]
+            ids: list[int] = self._tokens([self.before + part + self.after])[0]
+            if not part or len(ids) <= room:
+                return ids
+            excess += len(ids) - room
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specials:
+    """The special tokens that stand around prompts and completions of a model, as ids."""
+
+    encoder_decoder: bool
+    prompt_prefix: list[int]
+    prompt_suffix: list[int]
+    target_prefix: list[int]
+    target_suffix: list[int]  # its end, where the model has a token for that
+    stop: list[int]  # generation ends after any of these
+
+
+def specials(base: BaseModel) -> Specials:
+    """Read off the tokenizer and the configuration which special tokens a model expects.
+
+    Raises `UserError` for a model that writes no text.
+    """
+    config = base.config
+    kind = config.get("model_type")
+    if kind in ENCODERS:
+        raise UserError(
+            f"the base model is of type '{kind}', an encoder, which writes no text; wanted a decoder (such as GPT-2, "
+            "Llama, Qwen, Mistral, Gemma or Phi) or an encoder–decoder (such as T5, BART, mBART or NLLB). "
+            "Choose another base model."
+        )
+    encoder_decoder = bool(config.get("is_encoder_decoder"))
+    prefix, suffix = around(base.tokenizer)
+    end = end_of_text(base)
+    if not encoder_decoder:
+        return Specials(
+            encoder_decoder=False,
+            prompt_prefix=prefix,
+            prompt_suffix=[],
+            target_prefix=[],
+            target_suffix=end[:1],
+            stop=end,
+        )
+    if decoder_start(base) is None:
+        raise UserError(
+            "the base model's config.json names no decoder_start_token_id, so it is not known what its decoder starts "
+            "with. Add it: for T5 the id of <pad>, for BART that of </s>."
+        )
+    return Specials(
+        encoder_decoder=True,
+        prompt_prefix=prefix,
+        prompt_suffix=suffix,
+        target_prefix=prefix,
+        target_suffix=suffix or end[:1],
+        stop=end,
+    )
+
+
+def around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts before and after a text."""
+    encoding = tokenizer.encode("a")
+    places = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
+    return encoding.ids[: places[0]], encoding.ids[places[-1] + 1 :]
+
+
+def end_of_text(base: BaseModel) -> list[int]:
+    """The ids that end a text: the tokenizer's end-of-sequence token first, then those of the configurations."""
+    found = []
+    token = base.tokenizer_config.get("eos_token")
+    content = token.get("content") if isinstance(token, Mapping) else token
+    if isinstance(content, str) and (of_tokenizer := base.tokenizer.token_to_id(content)) is not None:
+        found.append(of_tokenizer)
+    for config in (base.generation_config, base.config):
+        ids = config.get("eos_token_id")
+        found += [ids] if isinstance(ids, int) else list(ids or ())
+    return list(dict.fromkeys(found))
+
+
+def decoder_start(base: BaseModel) -> int | None:
+    """The id that an encoder–decoder's decoder starts with; None where nothing names it."""
+    for config in (base.config, base.generation_config):
+        if isinstance(found := config.get("decoder_start_token_id"), int):
+            return found
+    return None
+
+
+def joined(prompt: str, completion: str) -> str:
+    """A completion as it follows a prompt: after a space, unless white space stands at the seam already."""
+    seam = prompt[-1:].isspace() or completion[:1].isspace() or not prompt
+    return completion if seam else " " + completion
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids and labels of one row; of an encoder–decoder's, the labels are the target's ids."""
+
+    input_ids: list[int]
+    labels: list[int]
+    truncated: bool
+
+    @property
+    def trainable(self) -> bool:
+        """Whether a token has a label."""
+        return any(label != IGNORED for label in self.labels)
+
+
+class CompletionEncoder:
+    """Prompt and completion of rows as token ids, with the loss on the completion alone.
+
+    ``settings`` are the prompt's (see `PromptEncoder`) plus ``encoder_decoder``, ``target_prefix``, ``target_suffix``.
+    A prompt has at most ``max_prompt_tokens``. With a decoder, prompt and completion share ``max_tokens``; of a
+    completion, at most ``max_target_tokens`` stay, its end token among them only if it was not cut.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        settings: Mapping[str, t.Any],
+        *,
+        max_tokens: int,
+        max_target_tokens: int,
+    ) -> None:
+        tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+        self.prompts = PromptEncoder(tokenizer, dict(settings))
+        self.encoder_decoder = bool(settings["encoder_decoder"])
+        self.prefix, self.suffix = settings["target_prefix"], settings["target_suffix"]
+        self.max_tokens, self.max_target_tokens = max_tokens, max_target_tokens
+
+    def __call__(self, texts: Sequence[str], completions: Sequence[str]) -> list[Encoded]:
+        """Encode rows of a text and its completion."""
+        if not self.encoder_decoder:
+            completions = [joined(self.prompts.after or text, c) for text, c in zip(texts, completions, strict=True)]
+        targets = [self._target(e.ids) for e in self._encode(list(completions))]
+        if self.encoder_decoder:
+            rooms = [self.max_tokens] * len(texts)
+        else:
+            rooms = [self.max_tokens - len(ids) for ids, _ in targets]
+        prompts = self.prompts(texts, rooms)
+        return [
+            self._row(ids, target, prompt_cut or target_cut)
+            for (ids, prompt_cut), (target, target_cut) in zip(prompts, targets, strict=True)
+        ]
+
+    def _encode(self, texts: list[str]) -> list[t.Any]:
+        found: list[t.Any] = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return found
+
+    def _target(self, ids: list[int]) -> tuple[list[int], bool]:
+        room = self.max_target_tokens - len(self.prefix)
+        whole = [*ids, *self.suffix]
+        return [*self.prefix, *(whole if len(whole) <= room else ids[:room])], len(whole) > room
+
+    def _row(self, prompt: list[int], target: list[int], cut: bool) -> Encoded:
+        if self.encoder_decoder:
+            return Encoded(prompt, target, cut)
+        ids = [*prompt, *target][: self.max_tokens]
+        return Encoded(ids, [IGNORED] * min(len(prompt), len(ids)) + ids[len(prompt) :], cut)

@@ -1,0 +1,1 @@
+"""What several tasks share of models: heads, batches, likelihoods, generation; torch is imported inside."""

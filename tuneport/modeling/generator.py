@@ -1,0 +1,108 @@
+"""Text that a language model writes after prompts: decoders and encoder–decoders, in batches sorted by length."""
+
+from __future__ import annotations
+
+import typing as t
+
+
+class Generator:
+    """Completes prompts of token ids. Self-contained: exported with the models that it serves.
+
+    ``settings``: ``encoder_decoder``; ``stop``, ids after which a text ends; ``forced_bos``, an id that it begins with,
+    or None; ``max_target_tokens``; ``params``, transformers' generation parameters: max_new_tokens, num_beams,
+    temperature (0: the likeliest token each time), top_p, top_k, repetition_penalty, no_repeat_ngram_size,
+    length_penalty.
+    """
+
+    def __init__(self, folder: str, settings: dict[str, t.Any], model: t.Any = None) -> None:
+        from pathlib import Path
+
+        import transformers
+        from tokenizers import Tokenizer
+
+        self.tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.settings = settings
+        self.encoder_decoder = settings["encoder_decoder"]
+        loader = transformers.AutoModelForSeq2SeqLM if self.encoder_decoder else transformers.AutoModelForCausalLM
+        self.model = (model or loader.from_pretrained(folder)).eval()
+
+    def __call__(self, prompts: list[list[int]], batch_size: int, params: dict[str, t.Any]) -> list[str]:
+        """Return the text written after each prompt, without special tokens and white space around it."""
+        import torch
+
+        self._check(params)
+        # Of a Trainer's model under training, and of one with generation settings of its own, neither may stay.
+        own, training = self.model.generation_config, self.model.training
+        self.model.eval()
+        self.model.generation_config = self._config(params)
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        texts = [""] * len(prompts)
+        try:
+            for start in range(0, len(order), batch_size):
+                picked = order[start : start + batch_size]
+                with torch.inference_mode():
+                    written = self._generate([prompts[i] for i in picked])
+                for i, ids in zip(picked, written, strict=True):
+                    texts[i] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        finally:
+            self.model.generation_config = own
+            self.model.train(training)
+        return texts
+
+    def _generate(self, prompts: list[list[int]]) -> list[list[int]]:
+        import torch
+
+        width = max(map(len, prompts))
+        fill = self.model.generation_config.pad_token_id
+
+        def padded(ids: list[int], value: int) -> list[int]:
+            gap = [value] * (width - len(ids))
+            return [*ids, *gap] if self.encoder_decoder else [*gap, *ids]
+
+        batch = {
+            "input_ids": torch.tensor([padded(ids, fill) for ids in prompts]),
+            "attention_mask": torch.tensor([padded([1] * len(ids), 0) for ids in prompts]),
+        }
+        written = self.model.generate(**{k: v.to(self.model.device) for k, v in batch.items()})
+        return t.cast(list[list[int]], written[:, 0 if self.encoder_decoder else width :].tolist())
+
+    def _config(self, params: dict[str, t.Any]) -> t.Any:
+        """The settings as transformers' GenerationConfig; of the model's own only the decoder's start stays."""
+        from transformers import GenerationConfig
+
+        names = ("max_new_tokens", "num_beams", "repetition_penalty", "no_repeat_ngram_size")
+        chosen = {name: params[name] for name in names if name in params}
+        if params.get("num_beams", 1) > 1:
+            chosen["length_penalty"] = params.get("length_penalty", 1.0)
+        if params.get("temperature", 0.0) > 0:
+            chosen |= {"do_sample": True, "temperature": params["temperature"]}
+            chosen |= {"top_p": params.get("top_p", 1.0), "top_k": params.get("top_k", 0)}
+        config = self.model.config
+        stop = self.settings["stop"]
+        start = getattr(config, "decoder_start_token_id", None)
+        if start is None and self.model.generation_config is not None:
+            start = self.model.generation_config.decoder_start_token_id
+        pad = config.pad_token_id
+        if pad is None:
+            pad = stop[0] if stop else 0
+        return GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=chosen.pop("do_sample", False),
+            eos_token_id=stop or None,
+            pad_token_id=pad,
+            decoder_start_token_id=start,
+            forced_bos_token_id=self.settings.get("forced_bos"),
+            **chosen,
+        )
+
+    def _check(self, params: dict[str, t.Any]) -> None:
+        least = {"max_new_tokens": 1, "num_beams": 1, "temperature": 0, "top_k": 0, "no_repeat_ngram_size": 0}
+        for name, value in least.items():
+            if name in params and params[name] < value:
+                raise ValueError(f"params: {name}={params[name]} is not valid; wanted a number >= {value}")
+        for name in ("top_p", "repetition_penalty"):
+            if name in params and params[name] <= 0:
+                raise ValueError(f"params: {name}={params[name]} is not valid; wanted a number > 0")
+        if params.get("top_p", 1.0) > 1:
+            raise ValueError(f"params: top_p={params['top_p']} is not valid; wanted a number <= 1")

@@ -1,0 +1,102 @@
+"""How likely the labels of encoded rows are to a language model: loss, perplexity, share of tokens it would choose."""
+
+from __future__ import annotations
+
+import math
+import typing as t
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tuneport.encoding.prompts import IGNORED
+
+if t.TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+CHUNK_TOKENS = 1024  # whose logits are held in 32 bits at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihood:
+    """Of the labels of one row."""
+
+    negative_log_likelihood: float  # nats, summed over the tokens
+    tokens: int  # with a label
+    tokens_right: int  # the most likely ones to the model
+
+
+def token_losses(logits: t.Any, labels: torch.Tensor) -> torch.Tensor:
+    """Return (rows, tokens, 2): each label's loss in nats (-1 where there is no label), and 1 where it is first choice.
+
+    ``logits`` are a model's (rows, tokens, vocabulary), alone or first of a tuple. A model whose logits at a place are
+    of the next place's label (a decoder) has them shifted by the caller.
+    """
+    import torch
+
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    found = torch.full((*labels.shape, 2), -1.0, device=labels.device)
+    places = (labels != IGNORED).nonzero()
+    for start in range(0, len(places), CHUNK_TOKENS):
+        rows, columns = places[start : start + CHUNK_TOKENS].unbind(-1)
+        chosen, truth = logits[rows, columns].float(), labels[rows, columns]
+        found[rows, columns, 0] = torch.nn.functional.cross_entropy(chosen, truth, reduction="none")
+        found[rows, columns, 1] = (chosen.argmax(-1) == truth).float()
+    return found
+
+
+def shifted(logits: t.Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A decoder's logits and the labels that they are of: those one place further on."""
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    return logits[:, :-1], labels[:, 1:]
+
+
+def summary(losses: np.ndarray) -> dict[str, float]:
+    """Return loss (nats per token), perplexity and token_accuracy of `token_losses`; what is below 0 is no label."""
+    known = losses[..., 0] >= 0
+    tokens = int(known.sum())
+    loss = float(losses[..., 0][known].sum() / tokens) if tokens else math.nan
+    return {
+        "loss": loss,
+        "perplexity": perplexity(loss),
+        "token_accuracy": float(losses[..., 1][known].mean()) if tokens else math.nan,
+    }
+
+
+def perplexity(loss: float) -> float:
+    """Return e to the loss; infinite where that is beyond what a float holds."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def likelihoods(
+    model: t.Any, collate: Callable[[list[dict[str, t.Any]]], dict[str, t.Any]], encoded: pa.Table, batch_size: int
+) -> list[Likelihood]:
+    """The likelihood of every encoded row, in their order; batches are of rows of similar length."""
+    import torch
+
+    rows = encoded.to_pylist()
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
+    found: dict[int, Likelihood] = {}
+    for start in range(0, len(order), batch_size):
+        picked = order[start : start + batch_size]
+        batch = {k: v.to(model.device) for k, v in collate([rows[i] for i in picked]).items()}
+        with torch.inference_mode():
+            output = model(**batch)
+        pair: tuple[t.Any, torch.Tensor] = (output.logits, batch["labels"])
+        losses = token_losses(*(pair if model.config.is_encoder_decoder else shifted(*pair))).cpu()
+        for i, row in zip(picked, losses, strict=True):
+            known = row[row[:, 0] >= 0]
+            found[i] = Likelihood(
+                negative_log_likelihood=float(known[:, 0].double().sum()),
+                tokens=len(known),
+                tokens_right=int(known[:, 1].sum()),
+            )
+    return [found[i] for i in range(len(rows))]
+
+
+def total(rows: Sequence[dict[str, t.Any]]) -> dict[str, float]:
+    """`summary` of rows that hold a `Likelihood`'s fields."""
+    tokens = sum(row["tokens"] for row in rows)
+    loss = sum(row["negative_log_likelihood"] for row in rows) / tokens
+    right = sum(row["tokens_right"] for row in rows) / tokens
+    return {"loss": loss, "perplexity": perplexity(loss), "token_accuracy": right}

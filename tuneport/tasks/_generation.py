@@ -1,0 +1,62 @@
+"""What the tasks share whose models write text: language models, scored by the likelihood of the rows' own texts."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Callable
+from pathlib import Path
+
+from tuneport.encoding.prompts import IGNORED, PromptEncoder
+from tuneport.modeling.batches import collator
+from tuneport.modeling.generator import Generator
+from tuneport.modeling.likelihood import shifted, summary, token_losses
+from tuneport.parameters import GenerationParams
+from tuneport.tasks import Meta, Row, Task
+
+if t.TYPE_CHECKING:
+    import pyarrow as pa
+
+DEFAULT_NEW_TOKENS = 128
+
+
+class GenerationTask(Task):
+    """``meta["prompting"]`` holds the settings of `PromptEncoder`, `CompletionEncoder` and `Generator`, without params.
+
+    A task adds its fields, its template and what its answers are scored by.
+    """
+
+    architectures = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+    served_with = (PromptEncoder, Generator)
+    likelihood = True
+
+    def encoded_schema(self, meta: Meta, options: t.Any) -> pa.Schema:
+        import pyarrow as pa
+
+        return pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
+
+    def load_model(self, folder: Path, meta: Meta) -> t.Any:
+        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+        loader = AutoModelForSeq2SeqLM if meta["prompting"]["encoder_decoder"] else AutoModelForCausalLM
+        return loader.from_pretrained(folder, dtype="float32")
+
+    def collator(self, model: t.Any, meta: Meta, pad_to: int | None) -> Callable[[list[Row]], dict[str, t.Any]]:
+        apart = ["labels"] if meta["prompting"]["encoder_decoder"] else []
+        return collator(model, pad_to, {"labels": IGNORED}, per_target=apart)
+
+    def reduce(self, logits: t.Any, labels: t.Any, meta: Meta) -> t.Any:
+        pair = (logits, labels) if meta["prompting"]["encoder_decoder"] else shifted(logits, labels)
+        return token_losses(*pair)
+
+    def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
+        def compute(prediction: t.Any) -> dict[str, float]:
+            found = summary(prediction.predictions)
+            return {"token_loss": found.pop("loss"), **found}  # the trainer takes it for the loss
+
+        return compute
+
+    def settings(self, meta: Meta, options: t.Any) -> Row:
+        params = {name: getattr(options, name, port.default) for name, port in GenerationParams.ports().items()}
+        if params["max_new_tokens"] == -1:
+            params["max_new_tokens"] = meta["prompting"]["max_target_tokens"] or DEFAULT_NEW_TOKENS
+        return {**meta["prompting"], "params": params}
