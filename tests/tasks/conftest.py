@@ -51,16 +51,28 @@ def gpt2(folder: Path, **tokens: str) -> None:
     GPT2LMHeadModel(config).save_pretrained(folder)
 
 
+def t5(folder: Path) -> None:
+    """An encoder–decoder."""
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    PreTrainedTokenizerFast(
+        tokenizer_object=byte_tokenizer(begin=False), model_max_length=256, pad_token="<pad>", eos_token="</s>"
+    ).save_pretrained(folder)
+    size = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    config = T5Config(vocab_size=261, pad_token_id=0, eos_token_id=2, decoder_start_token_id=0, **size)
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return a function (llama or gpt2, chat template) -> imported model folder."""
+    """Return a function (llama, gpt2 or t5, chat template) -> imported model folder."""
 
     def make(name: str, chat_template: str | None = None, **tokens: str) -> Path:
         from transformers import set_seed
 
         folder = tmp_path_factory.mktemp(name)
         set_seed(0)
-        {"llama": llama, "gpt2": gpt2}[name](folder / "model", **tokens)
+        {"llama": llama, "gpt2": gpt2, "t5": t5}[name](folder / "model", **tokens)
         if chat_template is not None:
             (folder / "model" / "chat_template.jinja").write_text(chat_template)
         imported = Model(folder / "model_selector_output")

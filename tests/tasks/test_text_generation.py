@@ -4,7 +4,6 @@ import json
 import math
 import os
 import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ import pytest
 
 import steps
 from tuneport import tasks
-from tuneport.artifacts import MANIFEST
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.stage import execute
@@ -211,17 +209,14 @@ def test_a_bad_row_is_named(row: Any, message: str, decoder: Any, write_jsonl: A
     assert not (tmp_path / "data").exists()
 
 
-def test_an_encoder_and_an_encoder_decoder_are_refused(imported_model: Path, write_jsonl: Any, tmp_path: Path) -> None:
+def test_an_encoder_and_an_encoder_decoder_are_refused(
+    imported_model: Path, decoder: Any, write_jsonl: Any, tmp_path: Path
+) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", rows())
     with pytest.raises(UserError, match=r"of type 'bert', an encoder, which writes no text"):
         prepare(imported_model, data, tmp_path / "data")
-    model = tmp_path / "t5"
-    shutil.copytree(imported_model, model, ignore=shutil.ignore_patterns(MANIFEST))
-    config = json.loads((model / "config.json").read_text())
-    config |= {"model_type": "t5", "is_encoder_decoder": True, "decoder_start_token_id": 0}
-    (model / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"'t5', an encoder–decoder; text_generation wants a decoder.*summarization or"):
-        prepare(model, data, tmp_path / "data")
+        prepare(decoder("t5"), data, tmp_path / "data")
 
 
 def test_max_new_tokens_beyond_the_model_is_refused_before_generation(run: SimpleNamespace, tmp_path: Path) -> None:
