@@ -78,6 +78,7 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
             self.pytorch_model_folder.path,
             meta,
             test,
+            questions=task.questions(test.rows, self),
             settings=task.settings(meta, self),
             batch_size=self.per_device_eval_batch_size,
             seed=self.seed,

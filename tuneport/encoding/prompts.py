@@ -145,6 +145,11 @@ def end_of_text(base: BaseModel) -> list[int]:
     return list(dict.fromkeys(found))
 
 
+def vocabulary_size(base: BaseModel) -> int:
+    """How many tokens the model knows: its output may have more places than the tokenizer has tokens."""
+    return max(int(base.config.get("vocab_size") or 0), base.tokenizer.get_vocab_size())
+
+
 def decoder_start(base: BaseModel) -> int | None:
     """The id that an encoder–decoder's decoder starts with; None where nothing names it."""
     for config in (base.config, base.generation_config):
@@ -224,4 +229,5 @@ class CompletionEncoder:
         if self.encoder_decoder:
             return Encoded(prompt, target, cut)
         ids = [*prompt, *target][: self.max_tokens]
-        return Encoded(ids, [IGNORED] * min(len(prompt), len(ids)) + ids[len(prompt) :], cut)
+        unlearnt = max(1, min(len(prompt), len(ids)))  # nothing stands before the first token to predict it from
+        return Encoded(ids, [IGNORED] * unlearnt + ids[unlearnt:], cut)

@@ -49,6 +49,7 @@ STYLE: dict[t.Any, t.Any] = {
     "figure.constrained_layout.use": True,
     "figure.constrained_layout.wspace": 0.04,
 }
+LOSSES = ("loss", "perplexity")  # perplexity is the loss on another scale
 POINTS = 600  # of a curve: more cannot be seen
 LABEL = 22  # characters of a label that are shown
 BARS = 20  # labels that are shown as bars
@@ -67,8 +68,12 @@ def score_intervals(predictors: Mapping[str, Evaluation], metrics: Mapping[str, 
             axes.set_title(title)
             axes.set_yticks(range(len(predictors)), [_short(who, 34) for who in predictors], color=INK)
             axes.set_ylim(len(predictors) - 0.4, -0.6)
-            axes.set_xlim(min([0.0, *_lows(predictors, name)]) - 0.03, 1.05)
-            axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+            if (highest := max(_highs(predictors, name), default=1.0)) > 1:
+                axes.set_xlim(-0.03 * highest, 1.08 * highest)
+                axes.locator_params(axis="x", nbins=4)
+            else:
+                axes.set_xlim(min([0.0, *_lows(predictors, name)]) - 0.03, 1.05)
+                axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
             axes.grid(axis="y", visible=False)
             axes.tick_params(length=0)
             axes.spines["left"].set_visible(False)
@@ -78,6 +83,15 @@ def score_intervals(predictors: Mapping[str, Evaluation], metrics: Mapping[str, 
 
 def _lows(predictors: Mapping[str, Evaluation], metric: str) -> list[float]:
     return [found.intervals[metric][0] for found in predictors.values() if metric in found.intervals]
+
+
+def _highs(predictors: Mapping[str, Evaluation], metric: str) -> list[float]:
+    values = [found.metrics.get(metric) for found in predictors.values()]
+    return [
+        found.intervals.get(metric, (0, value))[1]
+        for found, value in zip(predictors.values(), values, strict=True)
+        if value
+    ]
 
 
 def _dot(axes: Axes, row: int, found: Evaluation, metric: str, colour: str) -> None:
@@ -92,8 +106,8 @@ def _dot(axes: Axes, row: int, found: Evaluation, metric: str, colour: str) -> N
 
 
 def training_curves(history: Sequence[Mapping[str, t.Any]], best_step: int | None, titles: Mapping[str, str]) -> str:
-    """Training and validation loss, and the validation metrics named in ``titles``, over optimizer steps."""
-    metrics = [name for name in titles if any(f"eval_{name}" in entry for entry in history)]
+    """Training and validation loss, and the validation metrics in ``titles`` that are shares, over optimizer steps."""
+    metrics = [name for name in titles if name not in LOSSES and any(f"eval_{name}" in entry for entry in history)]
 
     def draw(figure: Figure) -> None:
         loss, *rest = figure.subplots(1, 2 if metrics else 1, squeeze=False)[0]

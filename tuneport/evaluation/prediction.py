@@ -7,6 +7,7 @@ import json
 import logging
 import time
 import typing as t
+from collections.abc import Mapping
 from pathlib import Path
 
 from tuneport.modeling.likelihood import likelihoods
@@ -24,6 +25,7 @@ def predict(
     meta: Meta,
     split: Split,
     *,
+    questions: Mapping[int, Row],
     settings: Row,
     batch_size: int,
     seed: int,
@@ -31,6 +33,7 @@ def predict(
 ) -> list[Row]:
     """Load the model in ``folder`` with the task's head, on the GPU where there is one, and answer the rows.
 
+    ``questions`` are what is asked, by the place of the row; the answer to a row without one is empty.
     A head that the folder lacks gets the weights that ``seed`` gives it. Where the task asks for it, the answers also
     hold the `Likelihood` of the encoded labels, under the names of its fields. ``name`` is for the progress lines.
     """
@@ -43,7 +46,7 @@ def predict(
     model = task.load_model(folder, meta)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = task.predictor(str(tokenizer), settings, model=model.to(device), batch_size=batch_size)
-    rows = split.rows
+    rows = list(questions.values())
     started = shown = time.monotonic()
     answers: list[Row] = []
     for start in range(0, len(rows), max(BLOCK_ROWS, batch_size)):
@@ -54,6 +57,8 @@ def predict(
     seconds = time.monotonic() - started
     rate = len(rows) / max(seconds, 1e-9)
     log.info("%s: %d rows in %.1f s on %s, %.0f rows/s", name, len(rows), seconds, device, rate)
+    answered = dict(zip(questions, answers, strict=True))
+    answers = [answered.get(i, {}) for i in range(len(split.rows))]
     if task.likelihood:
         found = likelihoods(model, task.collator(model, meta, None), split.encoded, batch_size)
         answers = [{**answer, **dc.asdict(row)} for answer, row in zip(answers, found, strict=True)]

@@ -74,14 +74,18 @@ def shown_answers(
 
     Where answers are not right or wrong: as many rows at even steps from the best answer to the worst.
     """
+
+    def shown(i: int) -> ShownAnswer | None:
+        return task.shown(rows[i], tuned[i], base[i])
+
     if found.row_correct is None:
-        ranked = sorted(range(len(rows)), key=lambda i: found.row_losses[i])
+        ranked = sorted(filter(shown, range(len(rows))), key=lambda i: found.row_losses[i])
         steps = min(SHOWN_ANSWERS, len(ranked))
         picked = [ranked[round(i * (len(ranked) - 1) / max(1, steps - 1))] for i in range(steps)]
     else:
         wrong = [i for i, correct in enumerate(found.row_correct) if not correct]
         picked = sorted(wrong, key=lambda i: -found.row_losses[i])[:SHOWN_ANSWERS]
-    return [Answer(row_id=rows[i]["row_id"], shown=_cut_all(task.shown(rows[i], tuned[i], base[i]))) for i in picked]
+    return [Answer(row_id=rows[i]["row_id"], shown=_cut_all(answer)) for i in picked if (answer := shown(i))]
 
 
 def _cut(text: str) -> str:

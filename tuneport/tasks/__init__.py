@@ -171,6 +171,10 @@ class Task(ABC):
         A field that a client may send in several types is a union of them.
         """
 
+    def questions(self, rows: Sequence[Row], options: t.Any) -> dict[int, Row]:
+        """What the predictor is asked in the evaluation, by the row's place; the answers to other rows are empty."""
+        return dict(enumerate(rows))
+
     @abstractmethod
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
         """Score a predictor's answers against the rows they answer."""
@@ -180,8 +184,8 @@ class Task(ABC):
         """The part of an answer that is kept of the base model, beside the tuned model's whole one."""
 
     @abstractmethod
-    def shown(self, row: Row, answer: Row, base: Row) -> ShownAnswer:
-        """A row, the tuned model's answer and the base model's, as the report shows them among the worst errors."""
+    def shown(self, row: Row, answer: Row, base: Row) -> ShownAnswer | None:
+        """A row, the tuned model's answer and the base model's, as the report shows them; None: not to be shown."""
 
     def example(self, row: Row) -> Row:
         """A row as a client of the served model would send it."""

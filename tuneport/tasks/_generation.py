@@ -25,7 +25,7 @@ class GenerationTask(Task):
     A task adds its fields, its template and what its answers are scored by.
     """
 
-    architectures = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+    architectures: t.ClassVar[tuple[str, ...]] = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
     served_with = (PromptEncoder, Generator)
     likelihood = True
 

@@ -1,0 +1,132 @@
+"""What text_generation and chat_completion share: decoders, scored by how likely the test rows' texts are to them."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Mapping, Sequence
+
+from tuneport.encoding.base_model import BaseModel
+from tuneport.encoding.prompts import Specials, specials
+from tuneport.errors import UserError
+from tuneport.parameters import GenerationParams
+from tuneport.step import Params, param
+from tuneport.tasks import Meta, Row, ShownAnswer, Split
+from tuneport.tasks._generation import DEFAULT_NEW_TOKENS, GenerationTask
+
+if t.TYPE_CHECKING:
+    from tuneport.evaluation import Evaluation
+
+
+class LanguageModelingMetric(Params):
+    """Best model."""
+
+    metric_for_best_model: t.Literal["loss", "perplexity", "token_accuracy"] = param(
+        "Validation metric that decides which checkpoint is the best one.", default="loss"
+    )
+
+
+class LanguageModelingEvaluation(GenerationParams):
+    """Language model evaluation."""
+
+    trivial_baselines: bool = param(
+        "Also score the frequencies of tokens in the training rows, whatever stands before them.", default=True
+    )
+    generated_samples: int = param(
+        "Test rows, evenly chosen, for which texts are generated and shown; the scores need none.", default=20, ge=0
+    )
+
+
+class LanguageModelingTask(GenerationTask):
+    """A task adds its fields, its encoding, its predictor, and which part of a row is asked and which is answered."""
+
+    params: t.ClassVar[Mapping[str, type[Params]]] = {
+        "finetune": LanguageModelingMetric,
+        "model_evaluation": LanguageModelingEvaluation,
+        "model_export": GenerationParams,
+    }
+    metrics: t.ClassVar = {"loss": False, "perplexity": False, "token_accuracy": True}
+    architectures: t.ClassVar[tuple[str, ...]] = ("AutoModelForCausalLM",)
+
+    def asked(self, row: Row) -> Row:
+        """What the predictor reads of a test row."""
+        raise NotImplementedError
+
+    def texts(self, row: Row) -> tuple[str, str]:
+        """What is asked in a test row, and what should follow, for a person to read."""
+        raise NotImplementedError
+
+    def written(self, answer: Row) -> str | None:
+        """The text of an answer; None where none was generated."""
+        raise NotImplementedError
+
+    def labels(self, row: Row) -> list[str]:
+        return []
+
+    def decoder(self, base: BaseModel) -> Specials:
+        """The special tokens of a decoder.
+
+        Raises `UserError` for another kind of model.
+        """
+        found = specials(base)
+        if found.encoder_decoder:
+            raise UserError(
+                f"the base model is of type '{base.config.get('model_type')}', an encoder–decoder; {self.name} wants a "
+                "decoder, such as GPT-2, Llama, Qwen, Mistral, Gemma or Phi. Choose another base model, or fine-tune "
+                "this one for summarization or translation."
+            )
+        return found
+
+    def decoding(self, base: BaseModel) -> Row:
+        """The part of ``meta["prompting"]`` that both tasks have."""
+        longest = base.config.get("max_position_embeddings") or base.config.get("n_positions")
+        return {
+            **vars(self.decoder(base)),
+            "longest": longest,
+            "max_tokens": base.max_seq_length,
+            "max_target_tokens": min(DEFAULT_NEW_TOKENS, max(1, base.max_seq_length // 2)),
+        }
+
+    def settings(self, meta: Meta, options: t.Any) -> Row:
+        found = super().settings(meta, options)
+        wanted, longest = found["params"]["max_new_tokens"], found["longest"]
+        if longest is not None and wanted >= longest:
+            raise UserError(
+                f"max_new_tokens={wanted}: leaves no room for a prompt, as the model takes {longest} tokens in all; "
+                f"wanted < {longest}."
+            )
+        return found
+
+    def questions(self, rows: Sequence[Row], options: t.Any) -> dict[int, Row]:
+        wanted = min(options.generated_samples, len(rows))
+        picked = {round(i * (len(rows) - 1) / max(1, wanted - 1)) for i in range(wanted)}
+        return {i: self.asked(rows[i]) for i in sorted(picked)}
+
+    def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
+        from tuneport.evaluation.language_modeling import evaluate
+
+        return evaluate(answers, seed)
+
+    def baselines(
+        self, train: Split, test: Split, meta: Meta, options: LanguageModelingEvaluation
+    ) -> dict[str, list[Row]]:
+        if not options.trivial_baselines:
+            return {}
+        from tuneport.evaluation.language_modeling import baselines
+
+        return baselines(train.encoded, test.encoded, meta["vocabulary"])
+
+    def short(self, answer: Row) -> Row:
+        return answer
+
+    def shown(self, row: Row, answer: Row, base: Row) -> ShownAnswer | None:
+        written = self.written(answer)
+        if written is None:
+            return None
+        asked, truth = self.texts(row)
+        return ShownAnswer(
+            texts=(asked,),
+            truth=truth,
+            predicted=written,
+            score=f"{answer['negative_log_likelihood'] / answer['tokens']:.3f}",
+            base=self.written(base) or "",
+        )

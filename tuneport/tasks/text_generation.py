@@ -1,0 +1,140 @@
+"""Text generation: a decoder learns to go on like the rows' texts, or from a prompt to its completion."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from tuneport.encoding.base_model import BaseModel
+from tuneport.encoding.prompts import PLACEHOLDER, CompletionEncoder, PromptEncoder, joined, vocabulary_size
+from tuneport.modeling.generator import Generator
+from tuneport.step import Params, param
+from tuneport.tasks import Drop, Meta, Refuse, Row
+from tuneport.tasks._language_modeling import LanguageModelingTask
+
+if t.TYPE_CHECKING:
+    import pyarrow as pa
+    from tokenizers import Tokenizer
+
+FOUND_LENGTH = 60  # characters of a wrong value that a message shows
+
+
+class TextGenerationColumns(Params):
+    """Text generation columns."""
+
+    text_key: str = param("Column that holds the text, or the prompt where ground_truth_key is given.")
+    ground_truth_key: str | None = param(
+        "Column that holds what follows the prompt; the loss is on it alone. Unset: on all of the text.", default=None
+    )
+
+
+class TextGenerator:
+    """Answers rows with the text that follows ``text``; of a prompt too long for the model, the start is cut."""
+
+    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None:
+        self.generator = Generator(folder, settings, model)
+        self.prompts = PromptEncoder(self.generator.tokenizer, settings)
+        self.settings = settings
+        self.batch_size = batch_size
+
+    def __call__(
+        self, rows: t.Sequence[dict[str, t.Any]], batch_size: int | None = None, **params: t.Any
+    ) -> list[dict[str, t.Any]]:
+        params = {**self.settings["params"], **params}
+        longest, new = self.settings["longest"], params["max_new_tokens"]
+        if longest is not None and new >= longest:
+            raise ValueError(f"params: max_new_tokens={new} leaves no room for a prompt; wanted a number < {longest}")
+        room = 10**9 if longest is None else longest - new
+        prompts = [ids for ids, _ in self.prompts([row["text"] for row in rows], [room] * len(rows))]
+        for number, ids in enumerate(prompts, 1):
+            if not ids:
+                raise ValueError(f"row {number}: is an empty text; wanted one to go on from")
+        return [{"text": text} for text in self.generator(prompts, batch_size or self.batch_size, params)]
+
+
+class TextGeneration(LanguageModelingTask):
+    """Fields of a row: ``text`` and, with ``ground_truth_key``, ``ground_truth``, which follows it."""
+
+    name = "text_generation"
+    params: t.ClassVar = {"preprocess": TextGenerationColumns, **LanguageModelingTask.params}
+    predictor = TextGenerator
+
+    def columns(self, options: TextGenerationColumns) -> dict[str, str]:
+        truth = {"ground_truth": options.ground_truth_key} if options.ground_truth_key is not None else {}
+        return {"text": options.text_key, **truth}
+
+    def row_schema(self, options: TextGenerationColumns) -> pa.Schema:
+        import pyarrow as pa
+
+        return pa.schema([(field, pa.string()) for field in self.columns(options)])
+
+    def reader(self, options: TextGenerationColumns) -> Callable[[Mapping[str, t.Any], str], Row]:
+        columns = self.columns(options)
+
+        def read(raw: Mapping[str, t.Any], where: str) -> Row:
+            return {field: _text(raw.get(column), column) for field, column in columns.items()}
+
+        return read
+
+    def identity(self, row: Row) -> str:
+        return t.cast(str, row["text"])
+
+    def describe(
+        self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: TextGenerationColumns
+    ) -> Meta:
+        return {
+            "vocabulary": vocabulary_size(base),
+            "prompting": {**self.decoding(base), "template": PLACEHOLDER, "cut": "start"},
+        }
+
+    def encoder(
+        self, tokenizer: Tokenizer, meta: Meta, options: TextGenerationColumns
+    ) -> Callable[[Sequence[Row]], dict[str, list[t.Any]]]:
+        settings = meta["prompting"]
+        room = settings["max_tokens"] - len(settings["prompt_prefix"])
+        to_ids = CompletionEncoder(
+            tokenizer, settings, max_tokens=settings["max_tokens"], max_target_tokens=max(1, room)
+        )
+
+        def encode(rows: Sequence[Row]) -> dict[str, list[t.Any]]:
+            prompts = [row["text"] if "ground_truth" in row else "" for row in rows]
+            found = to_ids(prompts, [row["ground_truth"] if "ground_truth" in row else row["text"] for row in rows])
+            return {
+                "input_ids": [row.input_ids for row in found],
+                "labels": [row.labels for row in found],
+                "truncated": [row.truncated for row in found],
+                "trainable": [row.trainable for row in found],
+            }
+
+        return encode
+
+    def serving_schema(self, fields: Iterable[str], meta: Meta) -> tuple[pa.Schema, pa.Schema]:
+        import pyarrow as pa
+
+        return pa.schema([("text", pa.string())]), pa.schema([("text", pa.string())])
+
+    def asked(self, row: Row) -> Row:
+        return {"text": self.texts(row)[0]}
+
+    def texts(self, row: Row) -> tuple[str, str]:
+        """A text without ground truth is asked by its first half, up to a white space where there is one."""
+        text: str = row["text"]
+        if "ground_truth" in row:
+            return text, joined(text, row["ground_truth"])
+        middle = len(text) // 2
+        seam = text.rfind(" ", 1, middle + 1)
+        seam = max(1, middle) if seam == -1 else seam
+        return text[:seam], text[seam:]
+
+    def written(self, answer: Row) -> str | None:
+        return answer.get("text")
+
+
+def _text(value: t.Any, column: str) -> str:
+    if value is None:
+        raise Drop(f"null in column '{column}'")
+    if not isinstance(value, str):
+        raise Refuse(f"column '{column}' holds no text; wanted text", repr(value)[:FOUND_LENGTH])
+    if not value.strip():
+        raise Drop(f"empty text in column '{column}'")
+    return value
