@@ -14,10 +14,11 @@ from tuneport.tasks import token_classification
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TUNEPORT_TASKS": str(folder)}
-    return subprocess.run(
-        [sys.executable, "-m", *command], env=environment, capture_output=True, text=True, check=False
-    )
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "TUNEPORT_TASKS": str(folder), "PYTHONPATH": str(root)}
+    command = (sys.executable, "-m", *command)
+    where = folder if folder.is_dir() else root
+    return subprocess.run(command, env=environment, cwd=where, capture_output=True, text=True, check=False)
 
 
 def add_task(folder: Path) -> None:
