@@ -11,7 +11,7 @@ import pytest
 
 import pipelines
 import steps
-from tuneport import __version__
+from tuneport import __version__, tasks
 from tuneport.cli import main, run_stage
 
 Command = Callable[..., int]
@@ -100,9 +100,12 @@ def test_help_imports_no_heavy_library(argv: list[str]) -> None:
     ("argv", "message"),
     [
         (["rnu"], "unknown command 'rnu'; there are: init, run, schema, validate. Did you mean 'run'?"),
-        (["run"], "no pipeline is named; wanted one of text_classification, token_classification."),
+        (["run"], f"no pipeline is named; wanted one of {', '.join(tasks.names())}."),
         (["schema", "txt_clasification"], "Did you mean 'text_classification'?"),
-        (["run", "text_clasification"], "unknown pipeline 'text_clasification'; there are: text_classification, "),
+        (
+            ["run", "text_clasification"],
+            f"unknown pipeline 'text_clasification'; there are: {', '.join(tasks.names())}.",
+        ),
         (["run", "text_classification", "--form", "x"], "unknown option '--form';"),
         (["run", "text_classification", "--form", "x"], "Did you mean '--from'?"),
         (["run", "text_classification", "--learning_rate", "1"], "inputs are written name=value, without dashes."),

@@ -83,6 +83,7 @@ class Task(ABC):
     architectures: t.ClassVar[tuple[str, ...]]  # names of the transformers auto classes that load its models
     predictor: t.ClassVar[type[Predictor]]
     served_with: t.ClassVar[tuple[type, ...]] = ()  # self-contained classes that the predictor's source needs
+    label_names: t.ClassVar[Sequence[str]] = ("labels",)  # what of the collator's batches a model's loss is made from
     likelihood: t.ClassVar[bool] = False  # whether models are also scored by how likely the encoded labels are to them
 
     # -- preprocess: imports no torch ---------------------------------------------------------------------------

@@ -74,6 +74,7 @@ def train(
     arguments = training_arguments(options, output / "checkpoints")
     arguments.metric_for_best_model = metric_for_best_model
     arguments.greater_is_better = task.metrics[metric_for_best_model]
+    arguments.label_names = list(task.label_names)
     progress = Progress(run)
     trainer = BestModelTrainer(
         model=model,
@@ -180,7 +181,6 @@ def training_arguments(options: TrainingParams, folder: Path) -> TrainingArgumen
         logging_strategy=options.logging_strategy,
         logging_steps=options.logging_steps,
         remove_unused_columns=False,  # the collator picks
-        label_names=["labels"],
         dataloader_pin_memory=has_cuda,
         report_to="none",
         disable_tqdm=True,

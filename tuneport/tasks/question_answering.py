@@ -1,0 +1,483 @@
+"""Extractive question answering: the span of a context that answers a question, or that there is none."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from tuneport.encoding.base_model import BaseModel
+from tuneport.errors import UserError
+from tuneport.modeling.batches import collator
+from tuneport.step import Params, param
+from tuneport.tasks import Drop, Meta, Refuse, Row, ShownAnswer, Split, Task
+
+if t.TYPE_CHECKING:
+    import pyarrow as pa
+    from tokenizers import Tokenizer
+
+    from tuneport.evaluation import Evaluation
+
+ANSWERABLE, UNANSWERABLE = "answerable", "unanswerable"
+PROBE = "ann met bob in paris"
+SHOWN_AROUND = 200  # characters of the context that are shown on either side of an answer
+
+
+class QuestionAnsweringColumns(Params):
+    """Question answering columns."""
+
+    question_key: str = param("Column that holds the question.")
+    context_key: str = param("Column that holds the text in which the answer stands.")
+    answers_key: str = param(
+        "Column that holds the answers, of which training takes the first: an object of two lists, both empty where "
+        "the context holds no answer (in CSV and TSV: JSON in the cell)."
+    )
+    answer_start_key: str = param(
+        "Name, in the answers, of the list of the characters at which the answers start in the context.",
+        default="answer_start",
+    )
+    answer_text_key: str = param("Name, in the answers, of the list of their texts.", default="text")
+    doc_stride: int = param(
+        "A longer context is read in windows of max_seq_length; as many tokens of it are in two neighbouring ones.",
+        default=128,
+        ge=0,
+    )
+
+
+class QuestionAnsweringMetric(Params):
+    """Best model."""
+
+    metric_for_best_model: t.Literal["loss", "f1", "exact"] = param(
+        "Validation metric that decides which checkpoint is the best one: f1 and exact are of whole answers, as "
+        "SQuAD 2.0 counts them.",
+        default="loss",
+    )
+
+
+class QuestionAnsweringAnswers(Params):
+    """Answers to questions."""
+
+    n_best_size: int = param(
+        "Likeliest spans that are kept of each window, and of the row; scores are shares among them.", default=20, ge=1
+    )
+    max_answer_length_in_tokens: int = param("Longest answer in tokens.", default=30, ge=1)
+
+
+class QuestionAnsweringEvaluation(QuestionAnsweringAnswers):
+    """Question answering evaluation."""
+
+    trivial_baselines: bool = param(
+        "Also score the first sentence of the context and, where training rows have no answer, no answer at all.",
+        default=True,
+    )
+
+
+class QuestionWindows:
+    """Cuts contexts into windows of ``max_length`` tokens, each behind its question; neighbours share ``doc_stride``.
+
+    A question longer than half of what the special tokens leave is cut to that. Self-contained: the same code encodes
+    the rows to train on and, exported with the model, the requests. ``context_room`` is the fewest tokens of a context
+    that a full window holds; ``doc_stride`` must be smaller.
+    """
+
+    def __init__(self, tokenizer: t.Any, max_length: int, doc_stride: int) -> None:
+        self.tokenizer = type(tokenizer).from_str(tokenizer.to_str())
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.doc_stride = doc_stride
+        pair = self.tokenizer.encode("a", "a")  # shows which special tokens stand around two texts
+        parts, kinds = pair.sequence_ids, list(zip(pair.ids, pair.type_ids, strict=True))
+        question, context = parts.index(0), parts.index(1)
+        self.before, self.after = kinds[:question], kinds[len(parts) - parts[::-1].index(1) :]
+        self.between = kinds[len(parts) - parts[::-1].index(0) : context]
+        self.question_type, self.context_type = kinds[question][1], kinds[context][1]
+        self.room = max_length - len(self.before) - len(self.between) - len(self.after)
+        self.longest_question = self.room // 2
+        self.context_room = self.room - self.longest_question
+
+    def __call__(
+        self, questions: t.Sequence[str], contexts: t.Sequence[str]
+    ) -> list[tuple[bool, list[tuple[list[int], list[int], int, list[tuple[int, int]]]]]]:
+        """For each row: whether the question is cut, and its windows.
+
+        A window is (token ids, type ids, place of its first context token, characters (from, to) of each of those).
+        """
+        encoded = [
+            self.tokenizer.encode_batch(list(texts), add_special_tokens=False) for texts in (questions, contexts)
+        ]
+        found = []
+        for question, context in zip(*encoded, strict=True):
+            head = [(i, self.question_type) for i in question.ids[: self.longest_question]]
+            head = [*self.before, *head, *self.between]
+            room = self.room + len(self.before) + len(self.between) - len(head)
+            windows, start = [], 0
+            while True:
+                tail = [(i, self.context_type) for i in context.ids[start : start + room]]
+                tokens = [*head, *tail, *self.after]
+                ids, types = [token for token, _ in tokens], [kind for _, kind in tokens]
+                windows.append((ids, types, len(head), context.offsets[start : start + room]))
+                if start + room >= len(context.ids):
+                    break
+                start += room - self.doc_stride
+            found.append((len(question.ids) > self.longest_question, windows))
+        return found
+
+
+class QuestionAnswerer:
+    """Answers rows with a span of their context: its text, its characters (end exclusive) and a score.
+
+    Where training rows had no answer, an answer may be "", from -1 to -1. ``n_best`` holds the three best ones.
+    """
+
+    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None:
+        import inspect
+        from pathlib import Path
+
+        from tokenizers import Tokenizer
+        from transformers import AutoModelForQuestionAnswering
+
+        tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
+        self.windows = QuestionWindows(tokenizer, settings["max_seq_length"], settings["doc_stride"])
+        self.unanswerable = settings["unanswerable"]
+        self.params = settings["params"]
+        self.model = (model or AutoModelForQuestionAnswering.from_pretrained(folder)).eval()
+        self.typed = "token_type_ids" in inspect.signature(self.model.forward).parameters
+        self.batch_size = batch_size
+
+    def __call__(
+        self,
+        rows: t.Sequence[dict[str, t.Any]],
+        batch_size: int | None = None,
+        n_best_size: int | None = None,
+        max_answer_length_in_tokens: int | None = None,
+    ) -> list[dict[str, t.Any]]:
+        given = {"n_best_size": n_best_size, "max_answer_length_in_tokens": max_answer_length_in_tokens}
+        chosen = {name: self.params[name] if value is None else value for name, value in given.items()}
+        for name, value in chosen.items():
+            if value < 1:
+                raise ValueError(f"params: {name}={value} is not valid; wanted a number > 0")
+        read = self.windows([row["question"] for row in rows], [row["context"] for row in rows])
+        windows = [(i, *window) for i, (_, found) in enumerate(read) for window in found]
+        windows.sort(key=lambda window: len(window[1]))
+        spans: list[dict[tuple[int, int], float]] = [{} for _ in rows]  # by row: characters of a span -> its score
+        none = [float("inf")] * len(rows)  # the score of no answer: that of the window that says so the least
+        size = batch_size or self.batch_size
+        for first in range(0, len(windows), size):
+            batch = windows[first : first + size]
+            for (i, _, _, place, characters), start, end in zip(batch, *self._logits(batch), strict=True):
+                none[i] = min(none[i], float(start[0] + end[0]))
+                context = slice(place, place + len(characters))
+                for score, a, b in self._best(start[context], end[context], **chosen):
+                    span = self._strip(rows[i]["context"], characters[a][0], characters[b][1])
+                    spans[i][span] = max(score, spans[i].get(span, score))
+        return [
+            self._answer(row["context"], found, score, chosen["n_best_size"])
+            for row, found, score in zip(rows, spans, none, strict=True)
+        ]
+
+    def _logits(self, batch: list[t.Any]) -> tuple[t.Any, t.Any]:
+        """Two tensors (windows, tokens) on the CPU."""
+        import torch
+
+        width, device = max(1, *(len(ids) for _, ids, *_ in batch)), self.model.device
+
+        def pad(rows: list[list[int]], fill: int) -> t.Any:
+            return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)
+
+        inputs = {
+            "input_ids": pad([ids for _, ids, *_ in batch], self.model.config.pad_token_id or 0),
+            "attention_mask": pad([[1] * len(ids) for _, ids, *_ in batch], 0),
+        }
+        if self.typed:
+            inputs["token_type_ids"] = pad([types for _, _, types, *_ in batch], 0)
+        with torch.inference_mode():
+            found = self.model(**inputs)
+        return found.start_logits.float().cpu(), found.end_logits.float().cpu()
+
+    def _best(
+        self, start: t.Any, end: t.Any, n_best_size: int, max_answer_length_in_tokens: int
+    ) -> list[tuple[float, int, int]]:
+        """(score, first token, last token) of the best spans, from the logits of a context's tokens."""
+        import torch
+
+        if not len(start):
+            return []
+        longest = min(max_answer_length_in_tokens, len(start))
+        beyond = torch.full((longest - 1,), -torch.inf)
+        scores = start[:, None] + torch.cat([end, beyond]).unfold(0, longest, 1)  # (first token, further tokens)
+        best = scores.flatten().topk(min(n_best_size, scores.numel()))
+        return [
+            (score, i // longest, i // longest + i % longest)
+            for score, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            if score - score == 0  # finite
+        ]
+
+    def _strip(self, context: str, start: int, end: int) -> tuple[int, int]:
+        text = context[start:end]
+        start += len(text) - len(text.lstrip())
+        return start, start + len(text.strip())
+
+    def _answer(
+        self, context: str, spans: dict[tuple[int, int], float], none: float, n_best_size: int
+    ) -> dict[str, t.Any]:
+        import math
+
+        found = sorted(((score, span) for span, score in spans.items() if span[0] < span[1]), key=lambda s: -s[0])
+        found = found[:n_best_size]
+        if self.unanswerable and math.isfinite(none):
+            found = sorted([*found, (none, (-1, -1))], key=lambda s: -s[0])
+        if not found:
+            return {"answer": "", "start": -1, "end": -1, "score": 0.0, "n_best": []}
+        weights = [math.exp(score - found[0][0]) for score, _ in found]
+        n_best = [
+            {
+                "answer": context[start:end] if end > 0 else "",
+                "start": start,
+                "end": end,
+                "score": weight / sum(weights),
+            }
+            for (_, (start, end)), weight in zip(found[:3], weights, strict=False)
+        ]
+        return {**n_best[0], "n_best": n_best}
+
+
+class QuestionAnswering(Task):
+    """Fields of a row: ``question``, ``context``, and two lists, ``answer_texts`` and ``answer_starts``."""
+
+    name = "question_answering"
+    params: t.ClassVar = {
+        "preprocess": QuestionAnsweringColumns,
+        "finetune": QuestionAnsweringMetric,
+        "model_export": QuestionAnsweringAnswers,
+        "model_evaluation": QuestionAnsweringEvaluation,
+    }
+    metrics: t.ClassVar = {"loss": False, "f1": True, "exact": True}
+    architectures = ("AutoModelForQuestionAnswering",)
+    predictor = QuestionAnswerer
+    served_with = (QuestionWindows,)
+    label_names = ("start_positions", "end_positions")
+
+    def columns(self, options: QuestionAnsweringColumns) -> dict[str, str]:
+        return {"question": options.question_key, "context": options.context_key, "answers": options.answers_key}
+
+    def row_schema(self, options: QuestionAnsweringColumns) -> pa.Schema:
+        import pyarrow as pa
+
+        answers = [("answer_texts", pa.list_(pa.string())), ("answer_starts", pa.list_(pa.int64()))]
+        return pa.schema([("question", pa.string()), ("context", pa.string()), *answers])
+
+    def reader(self, options: QuestionAnsweringColumns) -> Callable[[Mapping[str, t.Any], str], Row]:
+        def read(raw: Mapping[str, t.Any], where: str) -> Row:
+            question = _read_text(raw.get(options.question_key), where, options.question_key)
+            context = _read_text(raw.get(options.context_key), where, options.context_key)
+            texts, starts = _read_answers(raw.get(options.answers_key), where, options)
+            for text, start in zip(texts, starts, strict=True):
+                if start < 0 or not context.startswith(text, start):
+                    raise Refuse(
+                        f"an answer in column '{options.answers_key}' is not in the context; wanted its "
+                        f"'{options.answer_text_key}' at the character '{options.answer_start_key}' of column "
+                        f"'{options.context_key}', counted from 0",
+                        _misplaced(text, start, context),
+                    )
+            return {"question": question, "context": context, "answer_texts": texts, "answer_starts": starts}
+
+        return read
+
+    def identity(self, row: Row) -> str:
+        return f"{row['question']}\0{row['context']}"
+
+    def labels(self, row: Row) -> list[str]:
+        return [ANSWERABLE if row["answer_texts"] else UNANSWERABLE]
+
+    def describe(
+        self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: QuestionAnsweringColumns
+    ) -> Meta:
+        windows = QuestionWindows(base.tokenizer, base.max_seq_length, options.doc_stride)
+        if options.doc_stride >= windows.context_room:
+            raise UserError(
+                f"doc_stride={options.doc_stride}: of max_seq_length={base.max_seq_length} tokens, special ones and a "
+                f"long question leave {windows.context_room} to a window of the context; wanted less. Set "
+                f"doc_stride={windows.context_room // 2}, or raise max_seq_length."
+            )
+        if not _has_offsets(windows):
+            raise UserError(
+                "the base model's tokenizer does not tell which characters its tokens stand for, so that answers "
+                f"cannot be found in a context: of {PROBE!r} it finds no single words again. Choose another base model."
+            )
+        if ANSWERABLE not in histograms["train"]:
+            raise UserError(
+                f"column '{options.answers_key}': no training row has an answer; wanted some that do. "
+                "Add rows with answers."
+            )
+        return {
+            "max_seq_length": base.max_seq_length,
+            "doc_stride": options.doc_stride,
+            "unanswerable": UNANSWERABLE in histograms["train"],
+        }
+
+    def encoded_schema(self, meta: Meta, options: QuestionAnsweringColumns) -> pa.Schema:
+        import pyarrow as pa
+
+        tokens = [("input_ids", pa.list_(pa.int32())), ("token_type_ids", pa.list_(pa.int8()))]
+        return pa.schema([*tokens, ("start_positions", pa.int64()), ("end_positions", pa.int64())])
+
+    def encoder(
+        self, tokenizer: Tokenizer, meta: Meta, options: QuestionAnsweringColumns
+    ) -> Callable[[Sequence[Row]], dict[str, list[t.Any]]]:
+        windows = QuestionWindows(tokenizer, meta["max_seq_length"], meta["doc_stride"])
+
+        def encode(rows: Sequence[Row]) -> dict[str, list[t.Any]]:
+            names = ("input_ids", "token_type_ids", "start_positions", "end_positions", "truncated", "row")
+            columns: dict[str, list[t.Any]] = {name: [] for name in names}
+            read = windows([row["question"] for row in rows], [row["context"] for row in rows])
+            for i, (row, (cut, found)) in enumerate(zip(rows, read, strict=True)):
+                places = [_tokens_of_answer(row, spans) for *_, spans in found]
+                lost = bool(row["answer_texts"]) and not any(places)  # the answer fits in no window
+                for (ids, types, first, _), place in zip(found, places, strict=True):
+                    start, end = (first + place[0], first + place[1]) if place else (0, 0)
+                    for name, value in zip(names, (ids, types, start, end, cut or lost, i), strict=True):
+                        columns[name].append(value)
+            return columns
+
+        return encode
+
+    def load_model(self, folder: Path, meta: Meta) -> t.Any:
+        from transformers import AutoConfig, AutoModelForQuestionAnswering
+
+        config = AutoConfig.from_pretrained(folder)
+        config.num_labels = 2  # start and end; a base model with another head may have more
+        return AutoModelForQuestionAnswering.from_pretrained(folder, config=config, dtype="float32")
+
+    def collator(self, model: t.Any, meta: Meta, pad_to: int | None) -> Callable[[list[Row]], dict[str, t.Any]]:
+        return collator(model, pad_to, {}, per_row=self.label_names)
+
+    def reduce(self, logits: t.Any, labels: t.Any, meta: Meta) -> t.Any:
+        return logits[0][:, :1]  # windows are not scored: `score` scores whole answers
+
+    def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
+        return lambda prediction: {}
+
+    def needs_answers(self, metric_for_best_model: str) -> bool:
+        return True
+
+    def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
+        from tuneport.evaluation.question_answering import row_scores
+
+        found = row_scores([row["answer_texts"] for row in rows], [answer["answer"] for answer in answers])
+        return {name: float(values.mean()) for name, values in found.items()}
+
+    def settings(self, meta: Meta, options: t.Any) -> Row:
+        ports = QuestionAnsweringAnswers.ports().items()
+        return {**meta, "params": {name: getattr(options, name, port.default) for name, port in ports}}
+
+    def serving_schema(self, fields: Iterable[str], meta: Meta) -> tuple[pa.Schema, pa.Schema]:
+        import pyarrow as pa
+
+        answer = [("answer", pa.string()), ("start", pa.int64()), ("end", pa.int64()), ("score", pa.float64())]
+        inputs = pa.schema([("question", pa.string()), ("context", pa.string())])
+        return inputs, pa.schema([*answer, ("n_best", pa.list_(pa.struct(answer)))])
+
+    def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
+        from tuneport.evaluation.question_answering import evaluate
+
+        return evaluate([row["answer_texts"] for row in rows], answers, seed)
+
+    def baselines(
+        self, train: Split, test: Split, meta: Meta, options: QuestionAnsweringEvaluation
+    ) -> dict[str, list[Row]]:
+        if not options.trivial_baselines:
+            return {}
+        from tuneport.evaluation.question_answering import baselines
+
+        return baselines([row["context"] for row in test.rows], meta["unanswerable"])
+
+    def short(self, answer: Row) -> Row:
+        return {"answer": answer["answer"], "score": answer["score"]}
+
+    def shown(self, row: Row, answer: Row, base: Row) -> ShownAnswer:
+        """The question, and of the context what is around the true answer or else the predicted one."""
+        place = row["answer_starts"][0] if row["answer_starts"] else max(0, answer["start"])
+        start, end = max(0, place - SHOWN_AROUND), place + SHOWN_AROUND
+        excerpt = f"{'…' * (start > 0)}{row['context'][start:end]}{'…' * (end < len(row['context']))}"
+        return ShownAnswer(
+            texts=(row["question"], excerpt),
+            truth=" | ".join(dict.fromkeys(row["answer_texts"])) or "no answer",
+            predicted=answer["answer"] or "no answer",
+            score=f"{answer['score']:.3f}",
+            base=base["answer"] or "no answer",
+        )
+
+
+def _tokens_of_answer(row: Row, spans: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """The first and last token of a row's first answer in a window, None where that does not hold all of it."""
+    if not row["answer_texts"] or not spans:
+        return None
+    text, start = row["answer_texts"][0], row["answer_starts"][0]
+    start, end = start + len(text) - len(text.lstrip()), start + len(text.rstrip())
+    if spans[0][0] > start or spans[-1][1] < end:
+        return None
+    first = next(i for i, (_, to) in enumerate(spans) if to > start)
+    last = next(i for i in reversed(range(len(spans))) if spans[i][0] < end)
+    return (first, last) if first <= last else None
+
+
+def _has_offsets(windows: QuestionWindows) -> bool:
+    """Whether the words of the probe are found again by the offsets of their tokens."""
+    offsets, end = windows.tokenizer.encode(PROBE, add_special_tokens=False).offsets, 0
+    for word in PROBE.split():
+        start = PROBE.index(word, end)
+        end = start + len(word)
+        spans = [span for span in offsets if span[0] < end and span[1] > start]
+        if not spans or PROBE[spans[0][0] : spans[-1][1]].strip() != word:
+            return False
+    return True
+
+
+def _read_text(value: t.Any, where: str, column: str) -> str:
+    if value is None:
+        raise Drop(f"null in column '{column}'")
+    if not isinstance(value, str):
+        raise UserError(f"{where}: column '{column}' holds {value!r}; wanted text.")
+    if not value.strip():
+        raise Drop(f"empty text in column '{column}'")
+    return value
+
+
+def _read_answers(value: t.Any, where: str, options: QuestionAnsweringColumns) -> tuple[list[str], list[int]]:
+    column, names = options.answers_key, (options.answer_text_key, options.answer_start_key)
+    if value is None:
+        raise Drop(f"null in column '{column}'")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    lists: list[t.Any] = [value.get(name) for name in names] if isinstance(value, Mapping) else []
+    if not lists or not all(isinstance(found, (list, tuple)) for found in lists):
+        held = f"an object of {', '.join(map(repr, value)) or 'nothing'}" if isinstance(value, Mapping) else "no object"
+        raise UserError(
+            f"{where}: column '{column}' holds {held}; wanted an object of the lists '{names[0]}' and '{names[1]}', "
+            f'in CSV and TSV as JSON in the cell: {{"{names[0]}": ["a"], "{names[1]}": [0]}}. Name them by '
+            "answer_text_key and answer_start_key."
+        )
+    texts, starts = lists
+    if len(texts) != len(starts):
+        raise Refuse(
+            f"the lists '{names[0]}' and '{names[1]}' in column '{column}' differ in length; wanted one start a text",
+            f"{len(texts)} texts, {len(starts)} starts",
+        )
+    for text, start in zip(texts, starts, strict=True):
+        if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
+            raise UserError(
+                f"{where}: column '{column}' holds the answer {text!r} at {start!r}; wanted text at a whole number."
+            )
+        if not text.strip():
+            raise Drop(f"an empty answer in column '{column}'")
+    return list(texts), list(starts)
+
+
+def _misplaced(text: str, start: int, context: str) -> str:
+    found = context.find(text)
+    where = f"it is at {found}" if found >= 0 else "it is nowhere"
+    return f"{text[:40]!r} at {start}: {where}"
