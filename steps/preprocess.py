@@ -6,7 +6,7 @@ from tuneport import tasks
 from tuneport.artifacts import Dataset, File, MLTable, Model
 from tuneport.data.mltable import find_mltable
 from tuneport.data.options import PrepareParams
-from tuneport.data.readers import Source, find
+from tuneport.data.readers import MissingColumns, Source, find
 from tuneport.errors import UserError
 from tuneport.step import Step, consumes, produces
 
@@ -39,7 +39,10 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
                 f"{self.test_split_ratio:g}: together leave no training rows; wanted a sum below 1."
             )
         for source in sources.values():
-            source.peek(wanted)
+            try:
+                source.peek(wanted)
+            except MissingColumns as e:
+                raise UserError(f"{e}{tasks.load(self.task_name).hint(e.columns, self)}") from None
 
     def run(self) -> None:
         from tuneport.data.prepare import prepare

@@ -94,6 +94,14 @@ class Shard:
         return list(dict.fromkeys(k for _, values in islice(self.rows(), PEEKED_ROWS) for k in values)) or None
 
 
+class MissingColumns(UserError):
+    """A file has ``columns``, but not those that are wanted."""
+
+    def __init__(self, message: str, columns: list[str]) -> None:
+        super().__init__(message)
+        self.columns = columns
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """What one input of the user stands for: shards of one format, read one after the other."""
@@ -197,7 +205,7 @@ def check_columns(wanted: Mapping[str, str], columns: list[str], file: str) -> N
         return
     listed = ", ".join(f"'{option}={column}'" for option, column in missing.items())
     guess = next(filter(None, (did_you_mean(column, columns) for column in missing.values())), "")
-    raise UserError(f"columns {listed} not found in {file}; it has: {', '.join(columns)}.{guess}")
+    raise MissingColumns(f"columns {listed} not found in {file}; it has: {', '.join(columns)}.{guess}", columns)
 
 
 def names_of(paths: list[Path]) -> list[str]:

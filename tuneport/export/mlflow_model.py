@@ -86,7 +86,7 @@ def write_mlflow_model(
     import mlflow
 
     inputs, answers = task.serving_schema(columns, meta)
-    read = {field: columns[field] for field in inputs.names}
+    read = {field: columns.get(field, field) for field in inputs.names}
     destination.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=destination) as scratch:  # MLflow wants a folder of its own
         code, saved = Path(scratch, "served_model.py"), Path(scratch, "saved")
@@ -160,7 +160,8 @@ def _forget_scratch_paths(saved: Path) -> None:
 def _example(rows: Sequence[Row], columns: Mapping[str, str]) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.DataFrame({column: [row[field] for row in rows] for field, column in columns.items()})
+    values = {column: [row.get(field) for row in rows] for field, column in columns.items()}
+    return pd.DataFrame({column: found for column, found in values.items() if any(v is not None for v in found)})
 
 
 def _signature(
@@ -178,8 +179,13 @@ def _schema(fields: pa.Schema, columns: Mapping[str, str]) -> Schema:
     """An Arrow schema in MLflow's types; ``columns`` renames fields, of which two may be one column."""
     from mlflow.types import ColSpec, Schema
 
-    named = {columns.get(field.name, field.name): field.type for field in fields}
-    return Schema([ColSpec(_type(kind), name) for name, kind in named.items()])
+    named = {columns.get(field.name, field.name): field for field in fields}
+    return Schema([ColSpec(_type(field.type), name, not is_optional(field)) for name, field in named.items()])
+
+
+def is_optional(field: pa.Field) -> bool:
+    """Whether a request may leave a field out."""
+    return (field.metadata or {}).get(b"optional") == b"true"
 
 
 def _type(kind: pa.DataType) -> t.Any:

@@ -51,6 +51,10 @@ class Served:
         return pd.DataFrame(answers, columns=self.answers)
 
     def _rows(self, table: t.Any) -> list[dict[str, t.Any]]:
+        import pandas as pd
+
+        absent = [column for column in self.columns.values() if column not in table]  # MLflow lets optional ones be so
+        table = table.assign(**{column: pd.Series([None] * len(table), dtype=object) for column in absent})
         texts = [column for column, kind in self.kinds.items() if kind == "string"]
         # Of a dict of lists of text MLflow makes one row that holds the lists.
         lists = [column for column in texts if len(table) and isinstance(table[column].iloc[0], list)]

@@ -91,6 +91,10 @@ class Task(ABC):
     def columns(self, options: t.Any) -> dict[str, str]:
         """The user's column for each field of the task, ``{"sentence1": "text", ...}``; all must be in the data."""
 
+    def hint(self, columns: Sequence[str], options: t.Any) -> str:
+        """What to add, from a space on, to the message that not all of `columns` are among those of the data."""
+        return ""
+
     @abstractmethod
     def row_schema(self, options: t.Any) -> pa.Schema:
         """Types of the fields that `reader` returns."""
@@ -169,7 +173,8 @@ class Task(ABC):
     def serving_schema(self, fields: Iterable[str], meta: Meta) -> tuple[pa.Schema, pa.Schema]:
         """Types of the fields that the predictor reads, of those the data has, and types of its answers.
 
-        A field that a client may send in several types is a union of them.
+        A field that a client may send in several types is a union of them, one of any type JSON; one that it may leave
+        out has the metadata ``{"optional": "true"}``.
         """
 
     def questions(self, rows: Sequence[Row], options: t.Any) -> dict[int, Row]:

@@ -137,4 +137,8 @@ def _text(value: t.Any, column: str) -> str:
         raise Refuse(f"column '{column}' holds no text; wanted text", repr(value)[:FOUND_LENGTH])
     if not value.strip():
         raise Drop(f"empty text in column '{column}'")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Drop("text that is not valid Unicode") from None
     return value
