@@ -36,7 +36,7 @@ def rows(tmp_path: Path, questions: list[dict[str, str]], write_jsonl: Callable[
 def test_help_lists_the_commands_and_the_pipelines(tuneport: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert tuneport("--help") == 0
     text = capsys.readouterr().out
-    for word in ["init", "run", "schema", "validate", "--version", "Pipelines: text_classification"]:
+    for word in ["init", "run", "schema", "validate", "--version", f"Pipelines: {', '.join(tasks.names())}"]:
         assert word in text
     assert tuneport() == 0
     assert capsys.readouterr().out == text

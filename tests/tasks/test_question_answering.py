@@ -3,6 +3,7 @@
 import collections
 import csv
 import json
+import math
 import os
 import random
 import re
@@ -247,6 +248,21 @@ def test_an_answer_behind_the_first_window_is_found(run: SimpleNamespace) -> Non
     assert (found["answer"], found["start"], found["end"]) == ("purple", place, place + 6)
     many = answering([row] * 5 + run.prepared.rows("test")[:7], batch_size=3)
     assert [answer["start"] for answer in many[:5]] == [place] * 5
+
+
+def test_no_answer_has_the_score_of_the_window_that_says_so_the_least(run: SimpleNamespace) -> None:
+    answering, row = predictor(run), far_row()
+    ((_, windows),) = answering.windows([row["question"]], [row["context"]])
+    logits = [answering._logits([(0, *window)]) for window in windows]
+    none = [float(start[0, 0] + end[0, 0]) for start, end in logits]
+    best = max(
+        answering._best(start[0, first : first + len(spans)], end[0, first : first + len(spans)], 1, 30)[0][0]
+        for (start, end), (_, _, first, spans) in zip(logits, windows, strict=True)
+    )
+    answer = answering([row], n_best_size=1)[0]
+    scores = {entry["start"] < 0: entry["score"] for entry in answer["n_best"]}
+    assert math.log(scores[True] / scores[False]) == pytest.approx(min(none) - best, abs=1e-3)
+    assert max(none) - min(none) > 0.1 or run.name == "llama", "a decoder's first token sees no other"
 
 
 def test_windows_cover_the_context_share_the_stride_and_hold_the_answer_where_it_stands(
