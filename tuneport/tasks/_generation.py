@@ -26,7 +26,7 @@ class GenerationTask(Task):
     """
 
     architectures = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
-    served_with = (PromptEncoder, Generator)
+    served_with: t.ClassVar[tuple[type, ...]] = (PromptEncoder, Generator)
     likelihood = True
 
     def encoded_schema(self, meta: Meta, options: t.Any) -> pa.Schema:
