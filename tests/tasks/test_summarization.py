@@ -202,8 +202,10 @@ def test_every_family_learns_to_summarize(
     prepared = prepare(writer(kind), write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "data")
     tuned = tune(writer(kind), prepared, tmp_path / "tuned")
     task, test = tasks.load(TASK), prepared.rows("test")
-    answers = task.predictor(str(tuned), task.settings(prepared.info.meta, None))(test)
+    predict = task.predictor(str(tuned), task.settings(prepared.info.meta, None))
+    answers = predict(test)
     assert task.score(test, answers, prepared.info.meta)["rougeL"] > 0.8, [row["summary"] for row in answers]
+    assert answers == [predict([row], batch_size=1)[0] for row in test]
 
 
 def test_the_template_is_the_models_own_unless_one_is_given(

@@ -150,7 +150,8 @@ def prompting(
         )
     most = base.max_seq_length - max_target_length if decoder else base.max_seq_length
     fixed = base.tokenizer.encode(template.replace(PLACEHOLDER, ""), add_special_tokens=False)
-    taken = sum(len(part.ids) for part in (fixed, *fixed.overflowing)) + len(found["prompt_prefix"]) + len(found["prompt_suffix"])
+    taken = sum(len(part.ids) for part in (fixed, *fixed.overflowing))
+    taken += len(found["prompt_prefix"]) + len(found["prompt_suffix"])
     if taken >= most:
         raise UserError(
             f"prompt_template={template!r}: takes {taken} of the {most} tokens of a prompt, which leaves none for the "
