@@ -73,7 +73,8 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
     def wanted_columns(self) -> dict[str, str]:
         """The user's column by the option that names it."""
         task = tasks.load(self.task_name)
-        options = {getattr(self, name): name for name in task.params[self.name()].ports() if name.endswith("_key")}
+        named = [name for name in task.params[self.name()].ports() if name.endswith(("_key", "_lang"))]
+        options = {getattr(self, name): name for name in named}
         found: dict[str, str] = {}
         for field, column in task.columns(self).items():
             option = f"{field}_key"

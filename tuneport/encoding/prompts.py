@@ -110,7 +110,7 @@ def specials(base: BaseModel) -> Specials:
             target_suffix=end[:1],
             stop=end,
         )
-    if decoder_start(base) is None:
+    if decoder_start(base) is None and kind != "mbart":  # mBART's starts with what its targets end with
         raise UserError(
             "the base model's config.json names no decoder_start_token_id, so it is not known what its decoder starts "
             "with. Add it: for T5 the id of <pad>, for BART that of </s>."
@@ -182,8 +182,9 @@ class CompletionEncoder:
     """Prompt and completion of rows as token ids, with the loss on the completion alone.
 
     ``settings`` are the prompt's (see `PromptEncoder`) plus ``encoder_decoder``, ``target_prefix``, ``target_suffix``.
-    A prompt has at most ``max_prompt_tokens``. With a decoder, prompt and completion share ``max_tokens``; of a
-    completion, at most ``max_target_tokens`` stay, its end token among them only if it was not cut.
+    A prompt has at most ``max_prompt_tokens``, where the settings say so. With a decoder, prompt and completion share
+    ``max_tokens``; of a completion, at most ``max_target_tokens`` stay, its end token among them only if it was not cut
+    or the settings say ``always_ends``.
     """
 
     def __init__(
@@ -200,6 +201,8 @@ class CompletionEncoder:
         self.encoder_decoder = bool(settings["encoder_decoder"])
         self.prefix, self.suffix = settings["target_prefix"], settings["target_suffix"]
         self.max_tokens, self.max_target_tokens = max_tokens, max_target_tokens
+        self.max_prompt_tokens = settings.get("max_prompt_tokens") or max_tokens
+        self.always_ends = settings.get("always_ends", False)
 
     def __call__(self, texts: Sequence[str], completions: Sequence[str]) -> list[Encoded]:
         """Encode rows of a text and its completion."""
@@ -210,7 +213,7 @@ class CompletionEncoder:
             rooms = [self.max_tokens] * len(texts)
         else:
             rooms = [self.max_tokens - len(ids) for ids, _ in targets]
-        prompts = self.prompts(texts, rooms)
+        prompts = self.prompts(texts, [min(room, self.max_prompt_tokens) for room in rooms])
         return [
             self._row(ids, target, prompt_cut or target_cut)
             for (ids, prompt_cut), (target, target_cut) in zip(prompts, targets, strict=True)
@@ -223,7 +226,11 @@ class CompletionEncoder:
     def _target(self, ids: list[int]) -> tuple[list[int], bool]:
         room = self.max_target_tokens - len(self.prefix)
         whole = [*ids, *self.suffix]
-        return [*self.prefix, *(whole if len(whole) <= room else ids[:room])], len(whole) > room
+        if len(whole) <= room:
+            return [*self.prefix, *whole], False
+        if self.always_ends:
+            return [*self.prefix, *ids[: max(0, room - len(self.suffix))], *self.suffix], True
+        return [*self.prefix, *ids[:room]], True
 
     def _row(self, prompt: list[int], target: list[int], cut: bool) -> Encoded:
         if self.encoder_decoder:

@@ -9,9 +9,9 @@ class Generator:
     """Completes prompts of token ids. Self-contained: exported with the models that it serves.
 
     ``settings``: ``encoder_decoder``; ``stop``, ids after which a text ends; ``forced_bos``, an id that it begins with,
-    or None; ``max_target_tokens``; ``params``, transformers' generation parameters: max_new_tokens, num_beams,
-    temperature (0: the likeliest token each time), top_p, top_k, repetition_penalty, no_repeat_ngram_size,
-    length_penalty.
+    or None; ``decoder_start``, the id that the decoder starts with, where that is not the model's own; ``params``,
+    transformers' generation parameters: max_new_tokens, num_beams, temperature (0: the likeliest token each time),
+    top_p, top_k, repetition_penalty, no_repeat_ngram_size, length_penalty.
     """
 
     def __init__(self, folder: str, settings: dict[str, t.Any], model: t.Any = None) -> None:
@@ -81,7 +81,9 @@ class Generator:
             chosen |= {"top_p": params.get("top_p", 1.0), "top_k": params.get("top_k", 0)}
         config = self.model.config
         stop = self.settings["stop"]
-        start = getattr(config, "decoder_start_token_id", None)
+        start = self.settings.get("decoder_start")
+        if start is None:
+            start = getattr(config, "decoder_start_token_id", None)
         if start is None and self.model.generation_config is not None:
             start = self.model.generation_config.decoder_start_token_id
         pad = config.pad_token_id

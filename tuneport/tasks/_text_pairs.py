@@ -1,0 +1,180 @@
+"""What summarization and translation share: a text in, another one out."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from tuneport.encoding.base_model import BaseModel
+from tuneport.encoding.languages import Languages, language_specials, languages
+from tuneport.encoding.prompts import PLACEHOLDER, CompletionEncoder, PromptEncoder, specials
+from tuneport.errors import UserError
+from tuneport.modeling.completer import Completer
+from tuneport.modeling.generator import Generator
+from tuneport.tasks import Drop, Meta, Row, ShownAnswer
+from tuneport.tasks._generation import GenerationTask
+
+if t.TYPE_CHECKING:
+    import pyarrow as pa
+    from tokenizers import Tokenizer
+
+T5_TYPES = frozenset(["t5", "mt5", "umt5", "longt5"])
+
+
+class TextPairTask(GenerationTask):
+    """A row has two fields: ``source``, which the model reads, and ``target``, which it writes as ``answer``."""
+
+    source: t.ClassVar[str]
+    target: t.ClassVar[str]
+    answer: t.ClassVar[str]
+    served_with = (PromptEncoder, Generator, Completer)
+
+    def row_schema(self, options: t.Any) -> pa.Schema:
+        import pyarrow as pa
+
+        return pa.schema([(self.source, pa.string()), (self.target, pa.string())])
+
+    def reader(self, options: t.Any) -> Callable[[Mapping[str, t.Any], str], Row]:
+        columns = self.columns(options)
+
+        def read(raw: Mapping[str, t.Any], where: str) -> Row:
+            row: Row = {}
+            for field, column in columns.items():
+                value = raw.get(column)
+                if value is None:
+                    raise Drop(f"null in column '{column}'")
+                if not isinstance(value, str):
+                    raise UserError(f"{where}: column '{column}' holds {value!r}; wanted text.")
+                if not value.strip():
+                    raise Drop(f"empty text in column '{column}'")
+                row[field] = value
+            return row
+
+        return read
+
+    def identity(self, row: Row) -> str:
+        return t.cast(str, row[self.source])
+
+    def labels(self, row: Row) -> list[str]:
+        return []
+
+    def encoder(
+        self, tokenizer: Tokenizer, meta: Meta, options: t.Any
+    ) -> Callable[[Sequence[Row]], dict[str, list[t.Any]]]:
+        settings = meta["prompting"]
+        to_ids = CompletionEncoder(
+            tokenizer,
+            settings,
+            max_tokens=settings["max_tokens"],
+            max_target_tokens=settings["max_target_tokens"],
+        )
+
+        def encode(rows: Sequence[Row]) -> dict[str, list[t.Any]]:
+            found = to_ids([row[self.source] for row in rows], [row[self.target] for row in rows])
+            return {
+                "input_ids": [row.input_ids for row in found],
+                "labels": [row.labels for row in found],
+                "truncated": [row.truncated for row in found],
+                "trainable": [row.trainable for row in found],
+            }
+
+        return encode
+
+    def settings(self, meta: Meta, options: t.Any) -> Row:
+        found, limit = super().settings(meta, options), meta["prompting"]["max_positions"]
+        most = limit if limit is None or meta["prompting"]["encoder_decoder"] else limit - 1
+        if most is not None and found["params"]["max_new_tokens"] > most:
+            raise UserError(
+                f"max_new_tokens={found['params']['max_new_tokens']}: the model takes at most {limit} tokens; "
+                f"wanted <= {most}, or -1."
+            )
+        return found
+
+    def serving_schema(self, fields: Iterable[str], meta: Meta) -> tuple[pa.Schema, pa.Schema]:
+        import pyarrow as pa
+
+        return pa.schema([(self.source, pa.string())]), pa.schema([(self.answer, pa.string())])
+
+    def short(self, answer: Row) -> Row:
+        return answer
+
+    def shown(self, row: Row, answer: Row, base: Row) -> ShownAnswer:
+        return ShownAnswer(
+            texts=(row[self.source],),
+            truth=row[self.target],
+            predicted=answer[self.answer],
+            score=self.row_score(row, answer),
+            base=base[self.answer],
+        )
+
+    def row_score(self, row: Row, answer: Row) -> str:
+        """How good one answer is, to be shown."""
+        raise NotImplementedError
+
+
+def check_template(template: str | None) -> None:
+    """Raise `UserError` for a template without exactly one place for the text."""
+    if template is not None and template.count(PLACEHOLDER) != 1:
+        raise UserError(
+            f"prompt_template={template!r}: holds {PLACEHOLDER} {template.count(PLACEHOLDER)} times; wanted it once, "
+            f"where the text of a row goes, as in 'summarize: {PLACEHOLDER}'."
+        )
+
+
+def prompting(
+    base: BaseModel,
+    *,
+    template: str,
+    max_target_length: int,
+    tongues: tuple[int, int] | None = None,
+    known: Languages | None = None,
+) -> Meta:
+    """The settings of prompts and generation; ``tongues`` are the language tokens of source and target, if any.
+
+    Raises `UserError` where prompts and targets have no room in the model.
+    """
+    found = {"forced_bos": None, "decoder_start": None, "always_ends": False, **vars(specials(base))}
+    if known is not None and tongues is not None:
+        found |= language_specials(base, known, *tongues)
+    decoder = not found["encoder_decoder"]
+    if decoder and max_target_length >= base.max_seq_length:
+        raise UserError(
+            f"max_target_length={max_target_length}: with a decoder, prompt and target share max_seq_length="
+            f"{base.max_seq_length} tokens; wanted < {base.max_seq_length}. Lower it, or raise max_seq_length."
+        )
+    positions = _positions(base, decoder)
+    if positions is not None and max_target_length > positions:
+        raise UserError(
+            f"max_target_length={max_target_length}: the base model writes at most {positions} tokens; "
+            f"wanted <= {positions}."
+        )
+    most = base.max_seq_length - max_target_length if decoder else base.max_seq_length
+    fixed = base.tokenizer.encode(template.replace(PLACEHOLDER, ""), add_special_tokens=False)
+    taken = sum(len(part.ids) for part in (fixed, *fixed.overflowing))
+    taken += len(found["prompt_prefix"]) + len(found["prompt_suffix"])
+    if taken >= most:
+        raise UserError(
+            f"prompt_template={template!r}: takes {taken} of the {most} tokens of a prompt, which leaves none for the "
+            "text. Shorten it, raise max_seq_length or lower max_target_length."
+        )
+    return {
+        **found,
+        "template": template,
+        "cut": "end",
+        "max_tokens": base.max_seq_length,
+        "max_prompt_tokens": most,
+        "max_target_tokens": max_target_length,
+        "max_positions": positions,
+    }
+
+
+def _positions(base: BaseModel, decoder: bool) -> int | None:
+    """The most tokens that a model can write, or a decoder read and write; None where its positions are relative."""
+    names = ("max_position_embeddings", "n_positions") if decoder else ("max_position_embeddings",)
+    return next((int(base.config[name]) for name in names if base.config.get(name)), None)
+
+
+def language_tokens(base: BaseModel) -> Languages | None:
+    """As `languages`, but after `specials` has refused what writes no text."""
+    specials(base)
+    return languages(base)

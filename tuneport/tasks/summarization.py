@@ -1,0 +1,150 @@
+"""Summarization: a short text for each document, written by a decoder or an encoder–decoder."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Mapping, Sequence
+
+from tuneport.encoding.base_model import BaseModel
+from tuneport.errors import UserError
+from tuneport.modeling.completer import Completer
+from tuneport.parameters import GenerationParams
+from tuneport.step import Params, param
+from tuneport.tasks import Meta, Row, Split
+from tuneport.tasks._text_pairs import T5_TYPES, TextPairTask, check_template, language_tokens, prompting
+
+if t.TYPE_CHECKING:
+    from tuneport.evaluation import Evaluation
+
+
+class SummarizationColumns(Params):
+    """Summarization columns and prompts."""
+
+    document_key: str = param("Column that holds the document.")
+    summary_key: str = param("Column that holds the summary.")
+    max_target_length: int = param(
+        "Most tokens of a summary, special tokens included; the rest is cut.", default=128, ge=1
+    )
+    prompt_template: str | None = param(
+        "What the model reads, with {text} where the document goes. Unset: 'summarize: {text}' for T5, '{text}' for "
+        "other encoder–decoders, '{text}\\n\\nSummary:' for decoders.",
+        default=None,
+    )
+    summarization_lang: str | None = param(
+        "Language code of documents and summaries, for models that have such codes as tokens (mBART, NLLB), such as "
+        "en_XX or eng_Latn. Unset: the code that the model's tokenizer puts by itself.",
+        default=None,
+    )
+
+
+class SummarizationMetric(Params):
+    """Best model."""
+
+    metric_for_best_model: t.Literal["loss", "rouge1", "rouge2", "rougeL", "rougeLsum"] = param(
+        "Validation metric that decides which checkpoint is the best one; for ROUGE, summaries of the validation rows "
+        "are generated at each evaluation.",
+        default="loss",
+    )
+
+
+class SummarizationEvaluation(GenerationParams):
+    """Summarization evaluation."""
+
+    trivial_baselines: bool = param(
+        "Also score the first words of each document, as many as the median summary in training has.", default=True
+    )
+
+
+class Summarizer:
+    """Answers rows with a summary of their ``document``; ``params`` are those of the settings, for one call."""
+
+    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None:
+        self.complete = Completer(folder, settings, model, batch_size)
+
+    def __call__(
+        self, rows: t.Sequence[dict[str, t.Any]], batch_size: int | None = None, **params: t.Any
+    ) -> list[dict[str, t.Any]]:
+        texts = self.complete([row["document"] for row in rows], batch_size, params)
+        return [{"summary": text} for text in texts]
+
+
+class Summarization(TextPairTask):
+    """Fields of a row: ``document`` and ``summary``."""
+
+    name = "summarization"
+    params: t.ClassVar = {
+        "preprocess": SummarizationColumns,
+        "finetune": SummarizationMetric,
+        "model_evaluation": SummarizationEvaluation,
+        "model_export": GenerationParams,
+    }
+    metrics: t.ClassVar = {"loss": False, "rouge1": True, "rouge2": True, "rougeL": True, "rougeLsum": True}
+    predictor = Summarizer
+    source, target, answer = "document", "summary", "summary"
+
+    def columns(self, options: SummarizationColumns) -> dict[str, str]:
+        check_template(options.prompt_template)
+        if options.document_key == options.summary_key:
+            raise UserError(
+                f"document_key and summary_key are both '{options.document_key}'; wanted two columns, the summary's "
+                "being what the model learns to write."
+            )
+        return {"document": options.document_key, "summary": options.summary_key}
+
+    def describe(
+        self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: SummarizationColumns
+    ) -> Meta:
+        known, code = language_tokens(base), options.summarization_lang
+        if known is None and code is not None:
+            raise UserError(
+                f"summarization_lang='{code}': the base model has no language codes as tokens; leave it out."
+            )
+        tongue = None
+        if known is not None:
+            code = code or known.default
+            if code is None:
+                raise UserError(
+                    "the base model writes in the language that a code names; set summarization_lang, to one of "
+                    f"{', '.join(sorted(known.ids))}."
+                )
+            tongue = known.id(code, "summarization_lang")
+        settings = prompting(
+            base,
+            template=options.prompt_template or _template(base),
+            max_target_length=options.max_target_length,
+            tongues=None if tongue is None else (tongue, tongue),
+            known=known,
+        )
+        return {"prompting": settings}
+
+    def needs_answers(self, metric_for_best_model: str) -> bool:
+        return metric_for_best_model.startswith("rouge")
+
+    def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
+        from tuneport.evaluation.generation import rouge
+
+        return rouge([row["summary"] for row in rows], [answer["summary"] for answer in answers])
+
+    def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
+        from tuneport.evaluation.generation import evaluate_summaries
+
+        return evaluate_summaries([row["summary"] for row in rows], answers, seed)
+
+    def row_score(self, row: Row, answer: Row) -> str:
+        return f"{self.score([row], [answer], {})['rougeL']:.3f}"
+
+    def baselines(
+        self, train: Split, test: Split, meta: Meta, options: SummarizationEvaluation
+    ) -> dict[str, list[Row]]:
+        if not options.trivial_baselines:
+            return {}
+        from statistics import median
+
+        words = max(1, round(median(len(row["summary"].split()) for row in train.rows)))
+        return {f"first {words} words": [{"summary": " ".join(row["document"].split()[:words])} for row in test.rows]}
+
+
+def _template(base: BaseModel) -> str:
+    if base.config.get("model_type") in T5_TYPES:
+        return "summarize: {text}"
+    return "{text}" if base.config.get("is_encoder_decoder") else "{text}\n\nSummary:"

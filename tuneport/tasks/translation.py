@@ -1,0 +1,154 @@
+"""Translation: a text for each text in another language, written by a decoder or an encoder–decoder."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Mapping, Sequence
+
+from tuneport.encoding.base_model import BaseModel
+from tuneport.errors import UserError
+from tuneport.modeling.completer import Completer
+from tuneport.parameters import GenerationParams
+from tuneport.step import Params, param
+from tuneport.tasks import Meta, Row, Split
+from tuneport.tasks._text_pairs import T5_TYPES, TextPairTask, check_template, language_tokens, prompting
+
+if t.TYPE_CHECKING:
+    from tuneport.evaluation import Evaluation
+
+T5_NAMES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}  # those that T5 was trained to translate
+
+
+class TranslationColumns(Params):
+    """Translation columns and prompts."""
+
+    source_lang: str = param(
+        "Column that holds the text to translate; its name is the language code, too, unless source_lang_code is set."
+    )
+    target_lang: str = param(
+        "Column that holds the translation; its name is the language code, too, unless target_lang_code is set."
+    )
+    source_lang_code: str | None = param(
+        "Code of the language translated from, as the model knows it: en for T5, en_XX for mBART, eng_Latn for NLLB.",
+        default=None,
+    )
+    target_lang_code: str | None = param("Code of the language translated to, as the model knows it.", default=None)
+    max_target_length: int = param(
+        "Most tokens of a translation, special tokens included; the rest is cut.", default=128, ge=1
+    )
+    prompt_template: str | None = param(
+        "What the model reads, with {text} where the source goes. Unset: 'translate SOURCE to TARGET: {text}' for T5, "
+        "'{text}' for other encoder–decoders, 'SOURCE: {text}\\nTARGET:' for decoders.",
+        default=None,
+    )
+
+
+class TranslationMetric(Params):
+    """Best model."""
+
+    metric_for_best_model: t.Literal["loss", "bleu", "chrf"] = param(
+        "Validation metric that decides which checkpoint is the best one; for BLEU and chrF, translations of the "
+        "validation rows are generated at each evaluation.",
+        default="loss",
+    )
+
+
+class TranslationEvaluation(GenerationParams):
+    """Translation evaluation."""
+
+    trivial_baselines: bool = param("Also score the source text as its own translation.", default=True)
+
+
+class Translator:
+    """Answers rows with a translation of their ``source``; ``params`` are those of the settings, for one call."""
+
+    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None:
+        self.complete = Completer(folder, settings, model, batch_size)
+
+    def __call__(
+        self, rows: t.Sequence[dict[str, t.Any]], batch_size: int | None = None, **params: t.Any
+    ) -> list[dict[str, t.Any]]:
+        texts = self.complete([row["source"] for row in rows], batch_size, params)
+        return [{"translation": text} for text in texts]
+
+
+class Translation(TextPairTask):
+    """Fields of a row: ``source`` and ``target``."""
+
+    name = "translation"
+    params: t.ClassVar = {
+        "preprocess": TranslationColumns,
+        "finetune": TranslationMetric,
+        "model_evaluation": TranslationEvaluation,
+        "model_export": GenerationParams,
+    }
+    metrics: t.ClassVar = {"loss": False, "bleu": True, "chrf": True}
+    predictor = Translator
+    source, target, answer = "source", "target", "translation"
+
+    def columns(self, options: TranslationColumns) -> dict[str, str]:
+        check_template(options.prompt_template)
+        if options.source_lang == options.target_lang:
+            raise UserError(
+                f"source_lang and target_lang are both the column '{options.source_lang}'; wanted two columns, the "
+                "text and its translation."
+            )
+        source, target = _codes(options)
+        if source == target:
+            raise UserError(
+                f"source and target are both of the language '{source}'; wanted two languages. "
+                "Set source_lang_code and target_lang_code."
+            )
+        return {"source": options.source_lang, "target": options.target_lang}
+
+    def describe(
+        self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: TranslationColumns
+    ) -> Meta:
+        known, (source, target) = language_tokens(base), _codes(options)
+        tongues = None
+        if known is not None:
+            options_of_codes = [
+                name if getattr(options, f"{name}_code") is None else f"{name}_code"
+                for name in ("source_lang", "target_lang")
+            ]
+            tongues = known.id(source, options_of_codes[0]), known.id(target, options_of_codes[1])
+        template = options.prompt_template or _template(base, source, target)
+        check_template(template)
+        settings = prompting(
+            base, template=template, max_target_length=options.max_target_length, tongues=tongues, known=known
+        )
+        return {"prompting": settings, "target_code": target}
+
+    def needs_answers(self, metric_for_best_model: str) -> bool:
+        return metric_for_best_model in ("bleu", "chrf")
+
+    def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
+        from tuneport.evaluation.generation import bleu_and_chrf
+
+        texts = [answer["translation"] for answer in answers]
+        return bleu_and_chrf([row["target"] for row in rows], texts, meta["target_code"])[0]
+
+    def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
+        from tuneport.evaluation.generation import evaluate_translations
+
+        return evaluate_translations([row["target"] for row in rows], answers, meta["target_code"], seed)
+
+    def row_score(self, row: Row, answer: Row) -> str:
+        from tuneport.evaluation.generation import chrf_rows
+
+        return f"{chrf_rows([row['target']], [answer['translation']])[0]:.1f}"
+
+    def baselines(self, train: Split, test: Split, meta: Meta, options: TranslationEvaluation) -> dict[str, list[Row]]:
+        if not options.trivial_baselines:
+            return {}
+        return {"copy of the source": [{"translation": row["source"]} for row in test.rows]}
+
+
+def _codes(options: TranslationColumns) -> tuple[str, str]:
+    return options.source_lang_code or options.source_lang, options.target_lang_code or options.target_lang
+
+
+def _template(base: BaseModel, source: str, target: str) -> str:
+    if base.config.get("model_type") in T5_TYPES:
+        return f"translate {T5_NAMES.get(source, source)} to {T5_NAMES.get(target, target)}: {{text}}"
+    return "{text}" if base.config.get("is_encoder_decoder") else f"{source}: {{text}}\n{target}:"
