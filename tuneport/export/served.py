@@ -56,8 +56,9 @@ class Served:
         absent = [column for column in self.columns.values() if column not in table]  # MLflow lets optional ones be so
         table = table.assign(**{column: pd.Series([None] * len(table), dtype=object) for column in absent})
         texts = [column for column, kind in self.kinds.items() if kind == "string"]
-        # Of a dict of lists of text MLflow makes one row that holds the lists.
+        # Of a dict of lists MLflow makes one row that holds the lists.
         lists = [column for column in texts if len(table) and isinstance(table[column].iloc[0], list)]
+        lists += [column for column in self._nested() if len(table) and self._is_nested(table[column].iloc[0])]
         table = table.explode(lists, ignore_index=True) if lists else table
         for column in texts:
             for number, value in enumerate(table[column]):
@@ -68,6 +69,12 @@ class Served:
             if self.kinds[column] == "dense_union":
                 values[field] = [self._texts(value, column, i) for i, value in enumerate(values[field])]
         return [{field: values[field][i] for field in values} for i in range(len(table))]
+
+    def _nested(self) -> list[str]:
+        return [column for column, kind in self.kinds.items() if kind in ("extension", "list")]
+
+    def _is_nested(self, value: t.Any) -> bool:
+        return isinstance(value, list) and bool(value) and all(isinstance(v, list) for v in value)
 
     def _texts(self, value: t.Any, column: str, number: int) -> t.Any:
         value = value.tolist() if hasattr(value, "tolist") else value

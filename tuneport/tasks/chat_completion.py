@@ -192,7 +192,8 @@ class ChatCompletion(LanguageModelingTask):
     def serving_schema(self, fields: Iterable[str], meta: Meta) -> tuple[pa.Schema, pa.Schema]:
         import pyarrow as pa
 
-        tools = pa.field("tools", pa.json_(), metadata={"optional": "true"})
+        # As one column is a list, MLflow takes {"messages": [...]} for one row, not for a row each turn.
+        tools = pa.field("tools", pa.list_(pa.json_()), metadata={"optional": "true"})
         answers = [("role", pa.string()), ("content", pa.string())]
         return pa.schema([("messages", pa.json_()), tools]), pa.schema(answers)
 

@@ -1,0 +1,330 @@
+"""Chat completion from conversations to answers, on a tiny Llama and a GPT-2 without special tokens of its own."""
+
+import csv
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import steps
+from tuneport import tasks
+from tuneport.artifacts import CustomModel, Model
+from tuneport.data.prepared import Prepared
+from tuneport.errors import UserError
+from tuneport.stage import execute
+
+TASK = "chat_completion"
+COLOURS = {"cat": "red", "dog": "blue", "cow": "green", "hen": "pink"}
+CHATML = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nHelp.<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+IM_END = 4
+GENERATION = {"max_new_tokens": 8}
+
+
+def talk(i: int, animals: list[str]) -> list[dict[str, Any]]:
+    turns = []
+    for n, animal in enumerate(animals):
+        turns += [{"role": "user", "content": f"{i + n} {animal}"}, {"role": "assistant", "content": COLOURS[animal]}]
+    return turns
+
+
+def rows(count: int = 80) -> list[dict[str, Any]]:
+    rng = random.Random(0)
+    return [{"messages": talk(i, rng.choices(list(COLOURS), k=1 + i % 2))} for i in range(count)]
+
+
+def prepare(model: Path, data: Path, output: Path, **values: Any) -> Prepared:
+    stage = steps.load("preprocess", TASK)
+    execute(stage(model_selector_output=model, train_file_path=data, preprocess_output=output, **values))
+    return Prepared(output)
+
+
+@pytest.fixture(scope="session")
+def chat_model(decoder: Any) -> Path:
+    return Path(decoder("llama", CHATML))
+
+
+@pytest.fixture(scope="session", params=["llama", "gpt2"])
+def run(request: pytest.FixtureRequest, decoder: Any, write_jsonl: Any, tmp_path_factory: Any) -> SimpleNamespace:
+    """All stages but the registration."""
+    folder, model = tmp_path_factory.mktemp("run"), decoder(request.param, CHATML)
+    data = write_jsonl(folder / "rows.jsonl", rows())
+    prepared = prepare(model, data, folder / "data", test_split_ratio=0.2)
+    inputs = {"model_selector_output": model, "preprocess_output": prepared.path}
+    tuned, exported, report = folder / "tuned", folder / "exported", folder / "report"
+    values = {"num_train_epochs": 24, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
+    execute(
+        steps.load("finetune", TASK)(**inputs, **values, metric_for_best_model="perplexity", pytorch_model_folder=tuned)
+    )
+    execute(
+        steps.load("model_export", TASK)(
+            pytorch_model_folder=tuned, preprocess_output=prepared.path, mlflow_model_folder=exported, **GENERATION
+        )
+    )
+    execute(
+        steps.load("model_evaluation", TASK)(
+            **inputs, pytorch_model_folder=tuned, evaluation_result=report, generated_samples=6, **GENERATION
+        )
+    )
+    return SimpleNamespace(
+        name=request.param, model=model, prepared=prepared, tuned=tuned, exported=exported, report=report
+    )
+
+
+def predictor(run: SimpleNamespace) -> Any:
+    task = tasks.load(TASK)
+    return task.predictor(str(run.tuned), task.settings(run.prepared.info.meta, SimpleNamespace(**GENERATION)))
+
+
+def test_the_scores_equal_the_models_own_loss(run: SimpleNamespace) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    found = json.loads((run.report / "metrics.json").read_text())
+    for who, folder in (("tuned", run.tuned), ("base", run.model)):
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        losses = tokens = 0.0
+        for row in run.prepared.encoded("test").to_pylist():
+            labels = torch.tensor([row["labels"]])
+            with torch.inference_mode():
+                loss = model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss.item()
+            n = int((labels[:, 1:] != -100).sum())
+            losses, tokens = losses + n * loss, tokens + n
+        assert found[who]["metrics"]["loss"] == pytest.approx(losses / tokens, rel=1e-4)
+        assert found[who]["metrics"]["perplexity"] == pytest.approx(math.exp(losses / tokens), rel=1e-3)
+
+
+def test_the_tuned_model_answers_with_the_colours_and_stops_at_the_end_of_its_turn(run: SimpleNamespace) -> None:
+    stop = run.prepared.info.meta["prompting"]["stop"]
+    assert stop == ([2, IM_END] if run.name == "llama" else [IM_END])
+    lines = [json.loads(line) for line in (run.report / "predictions.jsonl").read_text().splitlines()]
+    answered = [line for line in lines if "content" in line["tuned"]]
+    assert len(answered) == 6 < len(lines)
+    right = [line["tuned"]["content"] == json.loads(line["messages"])[-1]["content"] for line in answered]
+    assert sum(right) >= 5 and all(line["tuned"]["role"] == "assistant" for line in answered)
+    page = (run.report / "report.html").read_text("utf-8")
+    assert "6 test rows, from the best answer to the worst" in page and "user: " in page
+
+
+def test_preprocess_and_predictor_write_the_same_prompt(run: SimpleNamespace) -> None:
+    predict, task = predictor(run), tasks.load(TASK)
+    for row, encoded in zip(run.prepared.rows("test"), run.prepared.encoded("test").to_pylist(), strict=True):
+        prompt = predict._prompt(task.example(row), 256)
+        assert encoded["input_ids"][: len(prompt)] == prompt
+        assert encoded["labels"][len(prompt)] != -100 == encoded["labels"][len(prompt) - 1]
+
+
+def test_batches_answer_as_single_rows_do(run: SimpleNamespace) -> None:
+    asked = [{"messages": talk(i, ["cat", "hen", "dog"][: 1 + i % 3])[:-1]} for i in range(5)]
+    predict = predictor(run)
+    assert predict(asked, batch_size=4) == [predict([row])[0] for row in asked]
+
+
+def test_the_oldest_turns_of_a_long_conversation_go(run: SimpleNamespace) -> None:
+    predict = predictor(run)
+    system = {"role": "system", "content": "Hm."}
+    long = [system, *talk(0, ["cow"] * 40), {"role": "user", "content": "7 cat"}]
+    prompt = predict.generator.tokenizer.decode(predict._prompt({"messages": long}, 100), skip_special_tokens=False)
+    assert prompt.startswith("<|im_start|>system\nHm.<|im_end|>\n<|im_start|>user\n") and "7 cat" in prompt
+    assert len(predict._prompt({"messages": long}, 100)) <= 100
+    one = {"messages": [{"role": "user", "content": "x" * 500}]}
+    assert len(predict._prompt(one, 100)) == 100
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        (talk(0, ["cat"]), "row 1: a conversation that ends with the assistant's turn"),
+        ([{"role": "bot", "content": "x"}], "row 1: an unknown role; wanted one of system, .*: turn 1: 'bot'"),
+    ],
+)
+def test_a_bad_request_is_refused(messages: Any, message: str, run: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match=message):
+        predictor(run)([{"messages": messages}])
+
+
+SERVE = """
+import json, sys
+for name in ("tuneport", "steps", "pipelines"):
+    sys.modules[name] = None
+import mlflow
+from mlflow.pyfunc.scoring_server import _parse_json_data
+model = mlflow.pyfunc.load_model(sys.argv[1])
+for payload in json.loads(sys.stdin.read()):
+    got = _parse_json_data(json.dumps(payload), model.metadata, model.metadata.get_input_schema())
+    print(json.dumps(model.predict(got.data, params=got.params).to_dict("records")))
+try:
+    model.predict({"messages": [{"role": "bot", "content": "x"}]})
+except mlflow.exceptions.MlflowException as e:
+    assert "row 1: an unknown role" in str(e), e
+else:
+    raise AssertionError("an unknown role was answered")
+"""
+
+
+def test_every_form_of_request_is_answered_without_tuneport(run: SimpleNamespace, tmp_path: Path) -> None:
+    one, two = talk(3, ["cat"])[:-1], talk(5, ["dog", "hen"])[:-1]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    payloads = [
+        {"messages": one},
+        {"messages": two, "max_new_tokens": 2},
+        {"messages": two, "tools": tools},
+        {"inputs": {"messages": [one, two]}},
+        {"inputs": {"messages": two}},
+        {"inputs": [{"messages": one}, {"messages": two}]},
+        {"dataframe_split": {"columns": ["messages"], "data": [[one], [two]]}},
+        {"dataframe_records": [{"messages": one}, {"messages": json.dumps(two)}], "params": {"max_new_tokens": 3}},
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", SERVE, str(run.exported)],
+        input=json.dumps(payloads),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
+    assert done.returncode == 0, done.stderr
+    predict = predictor(run)
+    first, second = {"messages": one}, {"messages": two}
+    wanted = [
+        predict([first]),
+        predict([second], max_new_tokens=2),
+        predict([{**second, "tools": tools}]),
+        predict([first, second]),
+        predict([second]),
+        predict([first, second]),
+        predict([first, second]),
+        predict([first, second], max_new_tokens=3),
+    ]
+    assert [json.loads(line) for line in done.stdout.splitlines()] == wanted
+
+
+def test_a_tuned_model_is_tuned_again_by_its_own_template(
+    run: SimpleNamespace, write_jsonl: Any, tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", rows())
+    metas = []
+    for source in ({"pytorch_model_path": CustomModel(run.tuned)}, {"mlflow_model_path": run.exported}):
+        folder = tmp_path / next(iter(source))
+        execute(steps.load("model_import")(**source, model_selector_output=Model(folder / "model")))
+        metas.append(prepare(folder / "model", data, folder / "data").info.meta)
+    assert metas[0]["prompting"]["chat_template"] == metas[1]["prompting"]["chat_template"] == CHATML
+    assert metas[0]["prompting"]["stop"] == run.prepared.info.meta["prompting"]["stop"]
+
+
+def turns_as(shape: str, row: dict[str, Any]) -> dict[str, Any]:
+    asked, said = row["messages"][:2]
+    return {
+        "messages": {"messages": row["messages"]},
+        "sharegpt": {
+            "conversations": [
+                {"from": {"user": "human", "assistant": "gpt"}[turn["role"]], "value": turn["content"]}
+                for turn in row["messages"]
+            ]
+        },
+        "alpaca": {"instruction": asked["content"], "input": "", "output": said["content"]},
+        "prompt_completion": {"prompt": asked["content"], "completion": said["content"]},
+    }[shape]
+
+
+@pytest.mark.parametrize("shape", ["sharegpt", "alpaca", "prompt_completion"])
+def test_other_shapes_are_prepared_alike_and_a_wrong_one_is_told(
+    shape: str, chat_model: Path, write_jsonl: Any, tmp_path: Path
+) -> None:
+    whole = rows() if shape == "sharegpt" else [{"messages": row["messages"][:2]} for row in rows()]
+    plain = write_jsonl(tmp_path / "plain.jsonl", whole)
+    data = write_jsonl(tmp_path / "rows.jsonl", [turns_as(shape, row) for row in whole])
+    wanted = prepare(chat_model, plain, tmp_path / "wanted")
+    found = prepare(chat_model, data, tmp_path / "found", chat_format=shape)
+    for split in ("train", "test"):
+        assert [r["messages"] for r in found.rows(split)] == [r["messages"] for r in wanted.rows(split)]
+    with pytest.raises(UserError, match=f"messages' not found in rows.jsonl; .*These columns fit chat_format={shape}"):
+        prepare(chat_model, data, tmp_path / "wrong")
+
+
+def test_messages_may_be_json_in_a_csv_cell_and_tools_are_rendered(
+    chat_model: Path, write_jsonl: Any, tmp_path: Path
+) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    given = [{**row, "tools": tools} for row in rows()]
+    with (tmp_path / "rows.csv").open("w", newline="") as f:
+        writer = csv.DictWriter(f, ["messages", "tools"])
+        writer.writeheader()
+        writer.writerows({k: json.dumps(v) for k, v in row.items()} for row in given)
+    cells = prepare(chat_model, tmp_path / "rows.csv", tmp_path / "cells", tools_key="tools")
+    data = write_jsonl(tmp_path / "rows.jsonl", given)
+    lines = prepare(chat_model, data, tmp_path / "lines", tools_key="tools")
+    without = prepare(chat_model, data, tmp_path / "without")
+    ids = [[row["input_ids"] for row in found.encoded("train").to_pylist()] for found in (cells, lines, without)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("messages_key", "other"), ("loss_on", "last"), ("chat_template", "file"), ("chat_template", "text")],
+)
+def test_a_parameter_of_preprocess_has_an_effect(
+    name: str, value: str, chat_model: Path, write_jsonl: Any, tmp_path: Path
+) -> None:
+    given = [{**row, "other": talk(i, ["hen", "hen"])} for i, row in enumerate(rows())]
+    data = write_jsonl(tmp_path / "rows.jsonl", given)
+    template = CHATML.replace("Help.", "Be kind.")
+    (tmp_path / "template.jinja").write_text(template)
+    value = {"file": str(tmp_path / "template.jinja"), "text": template}.get(value, value)
+    plain, other = prepare(chat_model, data, tmp_path / "a"), prepare(chat_model, data, tmp_path / "b", **{name: value})
+    assert plain.encoded("train").to_pylist() != other.encoded("train").to_pylist()
+    if name == "chat_template":
+        assert other.info.meta["prompting"]["chat_template"] == template
+
+
+def test_a_model_without_a_template_is_refused_with_the_remedy(decoder: Any, write_jsonl: Any, tmp_path: Path) -> None:
+    data, model = write_jsonl(tmp_path / "rows.jsonl", rows()), decoder("llama")
+    with pytest.raises(UserError, match=r"has no chat template.* Set chat_template to a Jinja template"):
+        prepare(model, data, tmp_path / "data")
+    assert prepare(model, data, tmp_path / "data", chat_template=CHATML).info.splits["train"]
+    with pytest.raises(UserError, match=r"chat_template='/none': cannot be read \(No such file"):
+        prepare(model, data, tmp_path / "other", chat_template="/none")
+    with pytest.raises(UserError, match=r"chat_template: a chat template that is no Jinja template.*Wanted one that"):
+        prepare(model, data, tmp_path / "other", chat_template="{% for %}")
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([{"role": "bot", "content": "x"}], r"an unknown role; .* \(1 row: rows.jsonl row 81 \(turn 1: 'bot'\)\)"),
+        ([], r"a conversation without turns; wanted .* \(1 row: rows.jsonl row 81"),
+        ([{"role": "assistant", "content": "x"}], r"that the assistant begins; .* \(1 row: rows.jsonl row 81\)"),
+        ("hello", r"text that is no JSON; .* \(1 row: rows.jsonl row 81 \('hello'\)\)"),
+        (None, r"null in column 'messages' \(1 rows: rows.jsonl row 81\)"),
+        ([{"role": "user", "content": "x"}], r"no assistant's turn \(1 rows: rows.jsonl row 81\)"),
+        ([*talk(0, ["cat"])[:1], {"role": "assistant", "content": " "}], "an assistant's turn without text"),
+        ([*talk(0, ["cat"])[:1], {"role": "assistant", "content": "x", "weight": 0}], "all have weight 0"),
+        (
+            [{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "x"}],
+            r"nothing to learn.*jsonl:81",
+        ),
+        (
+            [{"role": "user", "content": "x"}, {"role": "tool", "content": "x"}, *talk(0, ["cat"])],
+            r"jsonl:81 \(Templ.*no",
+        ),
+    ],
+)
+def test_a_bad_row_is_named(messages: Any, message: str, chat_model: Path, write_jsonl: Any, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", [*rows(), {"messages": messages}])
+    picky = "{% for m in messages if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endfor %}" + CHATML
+    with pytest.raises(UserError, match=message):
+        prepare(chat_model, data, tmp_path / "data", max_dropped_fraction=0, chat_template=picky)
+    assert not (tmp_path / "data").exists()
