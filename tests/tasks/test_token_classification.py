@@ -274,7 +274,7 @@ def test_cut_rows_are_counted_and_rows_without_words_dropped(
     [
         (
             {"words": ["a", "b"], "tags": ["O"]},
-            r"rows.jsonl row 91: column 'words' holds 2 words, column 'tags' 1 tags",
+            r"columns 'words' and 'tags' differ .* \(1 row: rows.jsonl row 91 \(2 words, 1 tags\)\)",
         ),
         (
             {"words": ["a"], "tags": ["NOUN"]},
@@ -294,6 +294,25 @@ def test_a_bad_row_is_refused_by_its_number(
     data = write_jsonl(tmp_path / "rows.jsonl", [*entity_rows(), row])
     with pytest.raises(UserError, match=message):
         prepare(imported_model, data, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_all_rows_whose_words_and_tags_differ_in_length_are_named_together(
+    imported_model: Path, write_jsonl: Any, tmp_path: Path
+) -> None:
+    rows = entity_rows()
+    for row in rows[9:60:2]:
+        row["tags"] = row["tags"][:-1]
+    data = write_jsonl(tmp_path / "rows.jsonl", [*rows, {"words": None, "tags": ["O"]}])
+    with pytest.raises(UserError) as e:
+        prepare(imported_model, data, tmp_path / "data", max_dropped_fraction=1)
+    listed = [
+        f"rows.jsonl row {i + 1} ({len(rows[i]['words'])} words, {len(rows[i]['tags'])} tags)" for i in range(9, 49, 2)
+    ]
+    assert str(e.value) == (
+        "rows.jsonl: 26 of 91 rows are wrong: columns 'words' and 'tags' differ in length; wanted one tag a word "
+        f"(26 rows: {', '.join(listed)} and 6 more). Mend or remove them."
+    )
     assert not (tmp_path / "data").exists()
 
 

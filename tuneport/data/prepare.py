@@ -32,7 +32,7 @@ from tuneport.data.splits import SPLITS, Codes, assign_group_splits, assign_spli
 from tuneport.data.tokenizing import load_tokenizer, longest_input, read_json, resolve_length
 from tuneport.errors import UserError
 from tuneport.stage import save_json
-from tuneport.tasks import Drop, Meta, Row, Task
+from tuneport.tasks import Drop, Meta, Refuse, Row, Task
 
 log = logging.getLogger("tuneport.preprocess")
 
@@ -50,6 +50,8 @@ class SourceCount:
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_where: dict[str, list[str]] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)
+    refused_where: dict[str, list[str]] = field(default_factory=dict)
     copies: int = 0
     near_copies: int = 0
 
@@ -164,7 +166,8 @@ def collect(
 ) -> Collected:
     """Write the usable rows of every source to the scratch file and return what the split needs to know of them.
 
-    Raises `UserError` where a source cannot be read or more of its rows are unusable than ``max_dropped_fraction``.
+    Raises `UserError` where a source cannot be read, the task refuses rows of it, or more of them are unusable than
+    ``max_dropped_fraction``.
     """
     collected = Collected()
     codes: dict[tuple[str, ...], int] = {}
@@ -183,12 +186,16 @@ def collect(
                 except Drop as e:
                     _note_drop(raw, str(e), count, dropped_file)
                     continue
+                except Refuse as e:
+                    _note_refusal(raw, e, count)
+                    continue
                 batch.append({"row_id": raw.row_id, **row})
                 if len(batch) == options.batch_size:
                     writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
                     batch.clear()
             if batch:
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+            _check_refused(count)
             _check_dropped(count, options.max_dropped_fraction)
             log.info("read %s rows of %s (%s): %s usable", f"{count.read:,}", source.name, split, f"{count.usable:,}")
     return collected
@@ -238,6 +245,26 @@ def _note_drop(raw: RawRow, reason: str, count: SourceCount, file: t.TextIO) -> 
         listed.append(raw.where)
     record = {"where": raw.where, "reason": reason, "row": raw.values}
     file.write(json.dumps(record, default=str) + "\n")
+
+
+def _note_refusal(raw: RawRow, refusal: Refuse, count: SourceCount) -> None:
+    count.refused[refusal.problem] += 1
+    listed = count.refused_where.setdefault(refusal.problem, [])
+    if len(listed) < LISTED_ROWS:
+        listed.append(f"{raw.where} ({refusal.found})" if refusal.found else raw.where)
+
+
+def _check_refused(count: SourceCount) -> None:
+    if not count.refused:
+        return
+    problems = "; ".join(
+        f"{problem} ({n} {'row' if n == 1 else 'rows'}: {', '.join(count.refused_where[problem])}"
+        f"{f' and {n - LISTED_ROWS} more' if n > LISTED_ROWS else ''})"
+        for problem, n in count.refused.most_common()
+    )
+    raise UserError(
+        f"{count.file}: {count.refused.total()} of {count.read} rows are wrong: {problems}. Mend or remove them."
+    )
 
 
 def _check_dropped(count: SourceCount, allowed: float) -> None:

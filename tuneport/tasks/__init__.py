@@ -29,6 +29,17 @@ class Drop(Exception):
     """This row cannot be used; the message is the reason, counted and exported by preprocess."""
 
 
+class Refuse(Exception):
+    """This row is wrong, and with it the data: preprocess names all such rows of the source, then refuses.
+
+    ``problem`` is the same for all rows of one kind and says what was wanted; ``found`` is what this row holds.
+    """
+
+    def __init__(self, problem: str, found: str = "") -> None:
+        super().__init__(problem, found)
+        self.problem, self.found = problem, found
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShownAnswer:
     """A row and what models answer to it, as a person reads them in the report."""
@@ -72,7 +83,8 @@ class Task(ABC):
     def reader(self, options: t.Any) -> Callable[[Mapping[str, t.Any], str], Row]:
         """Return a function (raw row, where) -> fields for one source; ``where`` is e.g. ``train.csv row 17``.
 
-        The function raises `Drop` for an unusable row and `UserError` for what makes the whole source unusable.
+        The function raises `Drop` for a row to leave out, `Refuse` for one that a person has to mend, and `UserError`
+        where no further row can be read either.
         """
 
     @abstractmethod

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tuneport.errors import UserError
 from tuneport.step import Params, param
-from tuneport.tasks import Drop, Meta, Row, ShownAnswer, Task
+from tuneport.tasks import Drop, Meta, Refuse, Row, ShownAnswer, Task
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -211,9 +211,9 @@ class TokenClassification(Task):
             tokens = _read_list(raw.get(options.token_key), where, options.token_key, "words")
             tags = _read_list(raw.get(options.tag_key), where, options.tag_key, "tags")
             if len(tokens) != len(tags):
-                raise UserError(
-                    f"{where}: column '{options.token_key}' holds {len(tokens)} words, column '{options.tag_key}' "
-                    f"{len(tags)} tags; wanted one tag a word. Mend or remove the row."
+                raise Refuse(
+                    f"columns '{options.token_key}' and '{options.tag_key}' differ in length; wanted one tag a word",
+                    f"{len(tokens)} words, {len(tags)} tags",
                 )
             if not tokens:
                 raise Drop(f"no words in column '{options.token_key}'")
