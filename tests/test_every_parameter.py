@@ -3,11 +3,12 @@
 What a run merely records of its parameters (manifests) does not count as an effect.
 """
 
-import csv
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,22 @@ import pipelines
 import steps
 from tuneport import tasks
 from tuneport.data.prepared import Prepared
+from tuneport.errors import UserError
 from tuneport.stage import execute
 from tuneport.tracking import Run
 from tuneport.training.trainer import train
 
-TASK = "text_classification"
-PIPELINE = pipelines.load(TASK)
-
 # parameter: (what is set in both runs, value in the first, value in the second)
-MODEL_IMPORT: dict[str, tuple[dict[str, Any], Any, Any]] = {
+Table = dict[str, tuple[dict[str, Any], Any, Any]]
+FIRST = "text_classification"  # the task that the shared parameters are tried on
+
+
+MODEL_IMPORT: Table = {
     "huggingface_id": ({}, "acme/one", "acme/other"),
     "huggingface_revision": ({"huggingface_id": "acme/one"}, None, "old"),
     "gguf_file": ({"huggingface_id": "acme/one"}, None, "one.gguf"),
 }
-PREPROCESS: dict[str, tuple[dict[str, Any], Any, Any]] = {
-    "sentence1_key": ({}, "text", "other"),
-    "sentence2_key": ({}, None, "other"),
-    "label_key": ({}, "label", "second_label"),
-    "multi_label": ({"label_key": "labels"}, True, False),
+PREPROCESS: Table = {
     "batch_size": ({}, 1000, 10),
     "max_seq_length": ({}, -1, 5),
     "pad_to_max_length": ({}, False, True),
@@ -50,7 +49,7 @@ PREPROCESS: dict[str, tuple[dict[str, Any], Any, Any]] = {
 }
 STEPS = {"evaluation_strategy": "steps", "eval_steps": 8}
 STOPS = {"apply_early_stopping": True, "num_train_epochs": 5, "learning_rate": 1e-6, "early_stopping_threshold": 0.5}
-FINETUNE: dict[str, tuple[dict[str, Any], Any, Any]] = {
+FINETUNE: Table = {
     "num_train_epochs": ({}, 1, 2),
     "max_steps": ({}, -1, 3),
     "learning_rate": ({}, 1e-3, 2e-3),
@@ -76,79 +75,152 @@ FINETUNE: dict[str, tuple[dict[str, Any], Any, Any]] = {
     "apply_early_stopping": (STOPS, True, False),
     "early_stopping_patience": (STOPS, 1, 2),
     "early_stopping_threshold": (STOPS, 0.5, 0.0),
-    "metric_for_best_model": ({}, "loss", "accuracy"),
 }
-MODEL_EVALUATION = {"trivial_baselines": ({}, True, False)}
-# Of the other tasks: what text_classification has not.
-TOKEN_PREPROCESS: dict[str, tuple[Any, Any]] = {
-    "token_key": ("words", "other_words"),
-    "tag_key": ("tags", "other_tags"),
-    "label_all_tokens": (False, True),
+CONDITIONS: Table = {"registered_model_name": ({}, None, "questions")}
+SHARED = {
+    "model_import": MODEL_IMPORT,
+    "preprocess": PREPROCESS,
+    "finetune": FINETUNE,
+    "model_evaluation": {},
+    "model_registration": CONDITIONS,
 }
-TOKEN_ROWS: list[dict[str, Any]] = [
-    {
-        "words": [f"purplewords{i}", "cat"],
-        "other_words": ["dog", f"n{i}"],
-        "tags": ["A", "B"],
-        "other_tags": ["C", "D"],
-    }
-    for i in range(40)
-]
-CONDITIONS = {"registered_model_name": ({}, None, "questions")}
 
 
-def test_the_tables_cover_every_parameter_of_the_pipeline() -> None:
-    tables = (MODEL_IMPORT, PREPROCESS, FINETUNE, MODEL_EVALUATION, CONDITIONS)
-    tested = [name for table in tables for name in table]
-    accepted = [name for name, port in PIPELINE.params.items() if port.kind == "param"]
-    assert sorted(tested) == sorted(accepted)
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """A task's rows, made of the questions, the parameters it requires, and by stage the tables of what it adds."""
+
+    rows: Callable[[list[dict[str, str]]], list[dict[str, Any]]]
+    required: dict[str, str]
+    tables: dict[str, Table]
+    model: str = "imported_model"  # the fixture that gives it
 
 
-def test_the_tables_cover_every_parameter_of_token_classification() -> None:
-    own = {"sentence1_key", "sentence2_key", "label_key", "multi_label"}
-    tested = {*MODEL_IMPORT, *PREPROCESS, *FINETUNE, *MODEL_EVALUATION, *CONDITIONS, *TOKEN_PREPROCESS} - own
-    assert tested == {n for n, p in pipelines.load("token_classification").params.items() if p.kind == "param"}
-
-
-@pytest.mark.parametrize("name", TOKEN_PREPROCESS)
-def test_a_preprocess_parameter_of_token_classification_has_an_effect(
-    name: str, imported_model: Path, write_jsonl: Any, tmp_path: Path
-) -> None:
-    inputs = {
-        "model_selector_output": imported_model,
-        "train_file_path": write_jsonl(tmp_path / "rows.jsonl", TOKEN_ROWS),
-        "token_key": "words",
-        "tag_key": "tags",
-    }
-    runs = [
-        outcome("preprocess", inputs | {name: value}, tmp_path / str(value), "token_classification")
-        for value in TOKEN_PREPROCESS[name]
-    ]
-    assert all(isinstance(run, dict) for run in runs), runs
-    assert runs[0] != runs[1]
-
-
-@pytest.fixture(scope="module")
-def table(questions: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The questions as CSV, with more columns to choose from."""
-    path = tmp_path_factory.mktemp("data") / "questions.csv"
-    rows = [
+def classified(questions: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """With more columns to choose from, also for the shared parameters."""
+    return [
         {
             **row,
             "other": " ".join(reversed(row["text"].split())),
             "second_label": ("odd", "even")[i // 2 % 2],
-            "labels": json.dumps([row["label"], ("odd", "even")[i // 2 % 2]]),
-            "holes": "" if i % 10 == 0 else row["label"],
+            "labels": [row["label"], ("odd", "even")[i // 2 % 2]],
+            "holes": None if i % 10 == 0 else row["label"],
             "group": str(i // 4),
             "repeated": row["text"] if i > 5 else "the same",
         }
         for i, row in enumerate(questions)
     ]
-    with path.open("w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
+
+
+def tagged(questions: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """Each word tagged with the question's label or O; numbers are of several sub-words."""
+    rows = []
+    for row in questions:
+        words = row["text"].split()
+        tags = [f"B-{row['label']}" if i == len(words) - 1 else "O" for i in range(len(words))]
+        rows.append({"words": words, "tags": tags, "backwards": words[::-1], "plain": [tag[0] for tag in tags]})
+    return rows
+
+
+OWN = {
+    "text_classification": Own(
+        rows=classified,
+        required={"sentence1_key": "text", "label_key": "label"},
+        tables={
+            "preprocess": {
+                "sentence1_key": ({}, "text", "other"),
+                "sentence2_key": ({}, None, "other"),
+                "label_key": ({}, "label", "second_label"),
+                "multi_label": ({"label_key": "labels"}, True, False),
+            },
+            "finetune": {"metric_for_best_model": ({}, "loss", "accuracy")},
+            "model_evaluation": {"trivial_baselines": ({}, True, False)},
+        },
+    ),
+    "token_classification": Own(
+        rows=tagged,
+        required={"token_key": "words", "tag_key": "tags"},
+        tables={
+            "preprocess": {
+                "token_key": ({}, "words", "backwards"),
+                "tag_key": ({}, "tags", "plain"),
+                "label_all_tokens": ({}, False, True),
+            },
+            "finetune": {"metric_for_best_model": ({}, "loss", "f1")},
+            "model_evaluation": {"trivial_baselines": ({}, True, False)},
+        },
+    ),
+}
+
+
+def cases(stage: str) -> list[Any]:
+    """(task, parameter, row of its table) for the shared parameters of a stage and for those of each task."""
+    tables = [(FIRST, SHARED[stage]), *((task, own.tables.get(stage, {})) for task, own in OWN.items())]
+    return [pytest.param(task, name, row, id=f"{task}-{name}") for task, table in tables for name, row in table.items()]
+
+
+@pytest.mark.parametrize("task", tasks.names())
+def test_the_tables_cover_every_parameter_of_the_pipeline(task: str) -> None:
+    own = OWN[task].tables
+    tested = {name for tables in (SHARED, own) for table in tables.values() for name in table}
+    assert tested == {name for name, port in pipelines.load(task).params.items() if port.kind == "param"}
+    assert own.keys() <= {"preprocess", "finetune", "model_evaluation"}, "no test below runs this stage"
+    for stage, table in own.items():
+        assert not table.keys() - steps.load(stage, task).ports().keys()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """What the stages of one task start from; ``prepared`` and ``tuned`` are made when first asked for."""
+
+    task: str
+    model: Path
+    data: Path
+    folder: Path
+
+    def run(self, stage: str, values: Mapping[str, Any], output: Path) -> Any:
+        """Run a stage; what it wrote, or the message it refused with."""
+        stage_class = steps.load(stage, self.task)
+        (port,) = (p.name for p in stage_class.ports().values() if p.kind == "output")
+        try:
+            execute(stage_class(**values, **{port: output}))
+        except UserError as e:
+            return str(e)
+        return contents(output)
+
+    def inputs(self, stage: str) -> dict[str, Any]:
+        """What the stage reads, and the parameters that it requires."""
+        if stage == "preprocess":
+            return {"model_selector_output": self.model, "train_file_path": self.data, **OWN[self.task].required}
+        found = {"model_selector_output": self.model, "preprocess_output": self.prepared}
+        return found if stage == "finetune" else found | {"pytorch_model_folder": self.tuned}
+
+    @cached_property
+    def prepared(self) -> Path:
+        written = self.run("preprocess", self.inputs("preprocess"), self.folder / "prepared")
+        assert isinstance(written, dict), written
+        return self.folder / "prepared"
+
+    @cached_property
+    def tuned(self) -> Path:
+        written = self.run("finetune", self.inputs("finetune") | {"max_steps": 2}, self.folder / "tuned")
+        assert isinstance(written, dict), written
+        return self.folder / "tuned"
+
+
+@pytest.fixture(scope="module")
+def ready(
+    request: pytest.FixtureRequest, questions: Any, write_jsonl: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Ready]:
+    """By task."""
+
+    @cache
+    def make(task: str) -> Ready:
+        folder = tmp_path_factory.mktemp(task)
+        data = write_jsonl(folder / "rows.jsonl", OWN[task].rows(questions))
+        return Ready(task=task, model=request.getfixturevalue(OWN[task].model), data=data, folder=folder)
+
+    return make
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -160,20 +232,9 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def outcome(name: str, values: Mapping[str, Any], output: Path, task: str = TASK) -> Any:
-    """Run a stage; what it wrote, or the message it refused with."""
-    stage_class = steps.load(name, task)
-    (port,) = (p.name for p in stage_class.ports().values() if p.kind == "output")
-    try:
-        execute(stage_class(**values, **{port: output}))
-    except Exception as e:
-        return str(e)
-    return contents(output)
-
-
 @pytest.mark.parametrize("name", MODEL_IMPORT)
 def test_a_model_import_parameter_has_an_effect(
-    name: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tiny_model: Path, ready: Callable[[str], Ready], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for model, revision, commit in (("one", "main", "1"), ("one", "old", "2"), ("other", "main", "3")):
         root = tmp_path / "hub" / f"models--acme--{model}"
@@ -184,27 +245,24 @@ def test_a_model_import_parameter_has_an_effect(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     shared, first, second = MODEL_IMPORT[name]
     runs = [
-        outcome("model_import", shared | {name: value}, tmp_path / str(i)) for i, value in enumerate((first, second))
+        ready(FIRST).run("model_import", shared | {name: value}, tmp_path / str(i))
+        for i, value in enumerate((first, second))
     ]
     assert runs[0] != runs[1]
 
 
-@pytest.mark.parametrize("name", PREPROCESS)
-def test_a_preprocess_parameter_has_an_effect(name: str, table: Path, imported_model: Path, tmp_path: Path) -> None:
-    shared, first, second = PREPROCESS[name]
-    inputs = {
-        "model_selector_output": imported_model,
-        "train_file_path": table,
-        "sentence1_key": "text",
-        "label_key": "label",
-    }
+@pytest.mark.parametrize(("task", "name", "row"), cases("preprocess"))
+def test_a_preprocess_parameter_has_an_effect(
+    task: str, name: str, row: Any, ready: Callable[[str], Ready], tmp_path: Path
+) -> None:
+    shared, first, second = row
+    inputs = ready(task).inputs("preprocess") | shared
     runs = [
-        outcome("preprocess", inputs | shared | {name: value}, tmp_path / str(i))
-        for i, value in enumerate((first, second))
+        ready(task).run("preprocess", inputs | {name: value}, tmp_path / str(i))
+        for i, value in enumerate((first, second, first))
     ]
-    again = outcome("preprocess", inputs | shared | {name: first}, tmp_path / "again")
     assert isinstance(runs[0], dict), runs[0]
-    assert runs[0] == again, "equal parameters must give equal output, or a difference shows nothing"
+    assert runs[0] == runs[2], "equal parameters must give equal output, or a difference shows nothing"
     assert runs[0] != runs[1]
 
 
@@ -218,15 +276,15 @@ class CountForwardPasses(TrainerCallback):  # type: ignore[misc]
         self.evaluation_batches += 1
 
 
-def training_outcome(values: dict[str, Any], model: Path, prepared: Path, output: Path) -> Any:
+def training_outcome(values: dict[str, Any], ready: Ready, output: Path) -> Any:
     """All that training computed: weights and optimizer states, the log without timings, evaluation batches."""
     defaults = {"per_device_train_batch_size": 8, "per_device_eval_batch_size": 64, "learning_rate": 1e-3}
-    stage = steps.load("finetune", TASK)(model_selector_output=model, preprocess_output=prepared, **defaults | values)
+    stage = steps.load("finetune", ready.task)(**ready.inputs("finetune"), **defaults | values)
     counted, metric = CountForwardPasses(), vars(stage)["metric_for_best_model"]
-    task, read, run = tasks.load(TASK), Prepared(prepared), Run()
+    task, read, run = tasks.load(ready.task), Prepared(ready.prepared), Run()
     options: Any = stage
     result = train(
-        task, model, read, options, metric_for_best_model=metric, output=output, run=run, callbacks=[counted]
+        task, ready.model, read, options, metric_for_best_model=metric, output=output, run=run, callbacks=[counted]
     )
     timings = ("runtime", "per_second")
     log = json.loads((output / "trainer_state.json").read_text())["log_history"]
@@ -241,49 +299,48 @@ def outcomes() -> dict[str, Any]:
     return {}
 
 
-@pytest.mark.parametrize("name", FINETUNE)
+@pytest.mark.parametrize(("task", "name", "row"), cases("finetune"))
 def test_a_finetune_parameter_has_an_effect(
-    name: str, imported_model: Path, prepared_questions: Path, outcomes: dict[str, Any], tmp_path: Path
+    *, task: str, name: str, row: Any, ready: Callable[[str], Ready], outcomes: dict[str, Any], tmp_path: Path
 ) -> None:
-    shared, first, second = FINETUNE[name]
+    shared, first, second = row
     runs = []
-    ports = steps.load("finetune", TASK).ports()
+    ports = steps.load("finetune", task).ports()
     for value in (first, second):
         values = {n: v for n, v in (shared | {name: value}).items() if v != ports[n].default}
-        key = json.dumps(values, sort_keys=True)
+        key = json.dumps([task, values], sort_keys=True)
         if key not in outcomes:
-            outcomes[key] = training_outcome(values, imported_model, prepared_questions, tmp_path / str(value))
+            outcomes[key] = training_outcome(values, ready(task), tmp_path / str(value))
         runs.append(outcomes[key])
     assert runs[0] != runs[1]
 
 
+@pytest.mark.parametrize("task", OWN)
 def test_training_repeats_itself_so_that_a_difference_shows_an_effect(
-    imported_model: Path, prepared_questions: Path, tmp_path: Path
+    task: str, ready: Callable[[str], Ready], tmp_path: Path
 ) -> None:
-    first, second = (training_outcome({}, imported_model, prepared_questions, tmp_path / name) for name in "ab")
+    first, second = (training_outcome({}, ready(task), tmp_path / name) for name in "ab")
     assert first == second
 
 
-@pytest.mark.parametrize("name", MODEL_EVALUATION)
+@pytest.mark.parametrize(("task", "name", "row"), cases("model_evaluation"))
 def test_a_model_evaluation_parameter_has_an_effect(
-    name: str, imported_model: Path, prepared_questions: Path, tmp_path: Path
+    task: str, name: str, row: Any, ready: Callable[[str], Ready], tmp_path: Path
 ) -> None:
-    tuned = tmp_path / "tuned"
-    inputs = {"model_selector_output": imported_model, "preprocess_output": prepared_questions}
-    assert isinstance(outcome("finetune", inputs | {"max_steps": 2}, tuned), dict)
-    shared, first, second = MODEL_EVALUATION[name]
+    shared, first, second = row
+    inputs = ready(task).inputs("model_evaluation") | shared
     runs = []
-    for value in (first, second):
-        output = tmp_path / str(value)
-        written = outcome("model_evaluation", inputs | shared | {"pytorch_model_folder": tuned, name: value}, output)
+    for i, value in enumerate((first, second)):
+        written = ready(task).run("model_evaluation", inputs | {name: value}, tmp_path / str(i))
         assert isinstance(written, dict), written
-        runs.append(json.loads((output / "metrics.json").read_text()))
+        runs.append(json.loads((tmp_path / str(i) / "metrics.json").read_text()))
     assert runs[0] != runs[1]
 
 
+@pytest.mark.parametrize("task", OWN)
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_a_condition_decides_which_stages_run(name: str) -> None:
+def test_a_condition_decides_which_stages_run(task: str, name: str) -> None:
     shared, first, second = CONDITIONS[name]
-    required = {"sentence1_key": "text", "label_key": "label"} | shared
-    ran = [[n.name for n in PIPELINE.active(PIPELINE.resolve(required | {name: value}))] for value in (first, second)]
+    pipeline, required = pipelines.load(task), OWN[task].required | shared
+    ran = [[n.name for n in pipeline.active(pipeline.resolve(required | {name: value}))] for value in (first, second)]
     assert ran[0] != ran[1]
