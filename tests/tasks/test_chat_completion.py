@@ -113,7 +113,12 @@ def test_the_tuned_model_answers_with_the_colours_and_stops_at_the_end_of_its_tu
     answered = [line for line in lines if "content" in line["tuned"]]
     assert len(answered) == 6 < len(lines)
     right = [line["tuned"]["content"] == json.loads(line["messages"])[-1]["content"] for line in answered]
-    assert sum(right) >= 5 and all(line["tuned"]["role"] == "assistant" for line in answered)
+    assert sum(right) >= (5 if run.name == "llama" else 3) and all(
+        line["tuned"]["role"] == "assistant" for line in answered
+    )
+    found = json.loads((run.report / "metrics.json").read_text())
+    losses = [found["tuned"], *found["baselines"].values(), found["base"]]
+    assert sorted(losses, key=lambda scores: scores["metrics"]["loss"]) == losses and len(losses) == 3
     page = (run.report / "report.html").read_text("utf-8")
     assert "6 test rows, from the best answer to the worst" in page and "user: " in page
 
