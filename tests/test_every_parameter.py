@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from transformers import TrainerCallback
 
@@ -20,6 +22,7 @@ import steps
 from tuneport import tasks
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
+from tuneport.parameters import GenerationParams
 from tuneport.stage import execute
 from tuneport.tracking import Run
 from tuneport.training.trainer import train
@@ -153,13 +156,44 @@ OWN = {
 }
 
 
+# The other tasks' parameters are tried beside their models, in tests/tasks/test_TASK.py; what they share, once.
+ELSEWHERE = ("question_answering", "summarization", "translation", "text_generation", "chat_completion")
+SHARED_ELSEWHERE = {*GenerationParams.ports(), "metric_for_best_model", "trivial_baselines"}
+
+
 def cases(stage: str) -> list[Any]:
     """(task, parameter, row of its table) for the shared parameters of a stage and for those of each task."""
     tables = [(FIRST, SHARED[stage]), *((task, own.tables.get(stage, {})) for task, own in OWN.items())]
     return [pytest.param(task, name, row, id=f"{task}-{name}") for task, table in tables for name, row in table.items()]
 
 
-@pytest.mark.parametrize("task", tasks.names())
+def test_every_task_has_its_parameters_tried() -> None:
+    assert {*OWN, *ELSEWHERE} == {*tasks.names()}
+
+
+@pytest.mark.parametrize("task", ELSEWHERE)
+def test_a_task_without_tables_here_names_its_own_parameters_in_its_tests(task: str) -> None:
+    text = (Path(__file__).parent / "tasks" / f"test_{task}.py").read_text("utf-8")
+    shared = {name for table in SHARED.values() for name in table} | SHARED_ELSEWHERE
+    own = {name for name, port in pipelines.load(task).params.items() if port.kind == "param"} - shared
+    assert own and not [name for name in own if name not in text]
+
+
+@pytest.mark.parametrize("task", ELSEWHERE)
+def test_trivial_baselines_are_left_out_where_they_are_not_wanted(task: str) -> None:
+    text, written = {"document": "a b c d", "source": "a b"}, {"summary": "a b", "target": "c d"}
+    row = {**text, **written, "question": "who?", "context": "Ann. Bob.", "answer_texts": [], "answer_starts": []}
+    encoded = pa.table({"input_ids": [[1, 2, 3]], "labels": [[-100, 2, 3]]})
+    split = tasks.Split([row], encoded)
+    meta = {"prompting": {"encoder_decoder": False}, "vocabulary": 9, "unanswerable": True}
+    found = {
+        wanted: tasks.load(task).baselines(split, split, meta, SimpleNamespace(trivial_baselines=wanted))
+        for wanted in (True, False)
+    }
+    assert found[True] and not found[False]
+
+
+@pytest.mark.parametrize("task", OWN)
 def test_the_tables_cover_every_parameter_of_the_pipeline(task: str) -> None:
     own = OWN[task].tables
     tested = {name for tables in (SHARED, own) for table in tables.values() for name in table}

@@ -25,7 +25,7 @@ if t.TYPE_CHECKING:
 
 EXAMPLE_ROWS = 3
 BATCH_SIZE = 32  # rows that a served model answers at once, unless a request says otherwise
-PACKAGES = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pandas", "numpy")
+PACKAGES = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pandas", "numpy", "jinja2")
 NOT_SERVED = {
     "checkpoints",
     "trainer_state.json",
