@@ -214,6 +214,9 @@ def test_an_example_loads_as_it_is_and_asks_for_what_is_required(pipeline: Pipel
         required = [name for name, port in each.params.items() if port.required]
         for name in required:
             assert f"\n{name}:\n" in example(each)
+        if not required:  # chat_completion: every column has a default name
+            each.resolve(given(each, file, [], tmp_path))
+            continue
         with pytest.raises(UserError) as e:
             each.resolve(given(each, file, [], tmp_path))
         assert [line.partition(":")[0] for line in str(e.value).splitlines() if "is required" in line] == required
