@@ -27,6 +27,14 @@ class Finetune(Step, TaskParams, TrainingParams):
         if self.save_total_limit == 0:
             raise UserError("save_total_limit=0: keeps no checkpoint; wanted -1 (all) or a number > 0.")
 
+        if self.resume_from_checkpoint != "false":
+            from tuneport.training import resume
+
+            resume.check(self.resume_from_checkpoint)
+
+    def resumes(self) -> bool:
+        return self.resume_from_checkpoint.lower() != "false"
+
     def run(self) -> None:
         from tuneport.data.prepared import Prepared
         from tuneport.tracking import save_run, tracked
@@ -42,7 +50,10 @@ class Finetune(Step, TaskParams, TrainingParams):
             metric: str = vars(self)["metric_for_best_model"]  # each task has its own choices
             task = tasks.load(self.task_name)
             base = self.model_selector_output.path
-            result = train(task, base, prepared, self, metric_for_best_model=metric, output=output, run=run)
+            rows = {"preprocess_output": digest(self.preprocess_output)}  # they name their model
+            result = train(
+                task, base, prepared, self, metric_for_best_model=metric, output=output, run=run, inputs=rows
+            )
         save_json(output / "training.json", dc.asdict(result))
         self.log.info(
             "best %s %.4f at step %d of %d: %s",

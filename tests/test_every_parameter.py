@@ -75,6 +75,7 @@ FINETUNE: Table = {
     "logging_strategy": ({}, "steps", "epoch"),
     "logging_steps": ({}, 10, 3),
     "save_total_limit": ({"num_train_epochs": 4}, -1, 1),
+    "resume_from_checkpoint": ({"num_train_epochs": 3}, "false", "EARLIER"),
     "apply_early_stopping": (STOPS, True, False),
     "early_stopping_patience": (STOPS, 1, 2),
     "early_stopping_threshold": (STOPS, 0.5, 0.0),
@@ -313,6 +314,12 @@ class CountForwardPasses(TrainerCallback):  # type: ignore[misc]
 def training_outcome(values: dict[str, Any], ready: Ready, output: Path) -> Any:
     """All that training computed: weights and optimizer states, the log without timings, evaluation batches."""
     defaults = {"per_device_train_batch_size": 8, "per_device_eval_batch_size": 64, "learning_rate": 1e-3}
+    if values.get("resume_from_checkpoint") == "EARLIER":  # a run with the same values but for its length
+        earlier = output.with_name("earlier")
+        training_outcome(
+            {n: v for n, v in values.items() if n != "resume_from_checkpoint"} | {"num_train_epochs": 1}, ready, earlier
+        )
+        values = values | {"resume_from_checkpoint": str(earlier)}
     stage = steps.load("finetune", ready.task)(**ready.inputs("finetune"), **defaults | values)
     counted, metric = CountForwardPasses(), vars(stage)["metric_for_best_model"]
     task, read, run = tasks.load(ready.task), Prepared(ready.prepared), Run()

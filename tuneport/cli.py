@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 import tuneport
-from tuneport.errors import UserError, did_you_mean
+from tuneport.errors import EXIT_PREEMPTED, UserError, did_you_mean
 from tuneport.step import REQUIRED, Context, Port, Step, show
 
 if t.TYPE_CHECKING:
@@ -28,7 +28,7 @@ EXIT_TERMINATED = 143  # SIGTERM
 
 def guard(work: Callable[[], int | None]) -> int:
     """Run work and return the process's exit code; a user's mistake becomes one message on stderr."""
-    from tuneport.stage import Terminated
+    from tuneport.stage import Preempted, Terminated
 
     try:
         return work() or 0
@@ -45,6 +45,12 @@ def guard(work: Callable[[], int | None]) -> int:
     except (KeyboardInterrupt, click.Abort):
         _complain("interrupted")
         return EXIT_INTERRUPTED
+    except Preempted as e:
+        _complain(
+            f"stopped by a signal; the state is saved in {e.checkpoint}. "
+            "Run the same command again with resume_from_checkpoint=true to go on from there."
+        )
+        return EXIT_PREEMPTED
     except Terminated:
         _complain("terminated")
         return EXIT_TERMINATED

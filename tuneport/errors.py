@@ -1,7 +1,9 @@
-"""The one error a user sees without a traceback, and the hint that goes with a misspelt name."""
+"""The one error a user sees without a traceback, the hint that goes with a misspelt name, and an exit code."""
 
 import difflib
 from collections.abc import Iterable
+
+EXIT_PREEMPTED = 75  # a signal stopped the work, but its state is saved: run it again. EX_TEMPFAIL of sysexits.h
 
 
 class UserError(Exception):

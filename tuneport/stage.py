@@ -8,21 +8,40 @@ import logging
 import shutil
 import signal
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tuneport
-from tuneport.artifacts import INCOMPLETE, MANIFEST, Artifact, digest, verify, write_atomically, write_manifest
+from tuneport.artifacts import (
+    INCOMPLETE,
+    MANIFEST,
+    Artifact,
+    digest,
+    link_or_copy,
+    verify,
+    write_atomically,
+    write_manifest,
+)
 from tuneport.errors import UserError
 from tuneport.step import Step
 
 log = logging.getLogger("tuneport.stage")
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # Slurm and others warn with the second
+
 
 class Terminated(BaseException):
-    """SIGTERM arrived: unwinds the stack as Ctrl-C does, so that outputs are cleaned up."""
+    """SIGTERM or SIGUSR1 arrived: unwinds the stack as Ctrl-C does, so that outputs are cleaned up."""
+
+
+class Preempted(BaseException):
+    """The same, but a checkpoint was written first: the work can go on from ``checkpoint``."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(str(checkpoint))
+        self.checkpoint = checkpoint
 
 
 def execute(step: Step) -> None:
@@ -44,9 +63,9 @@ def execute(step: Step) -> None:
     staged = {n: type(v)(_staging(v.path)) for n, v in outputs.items()}
     try:
         for name, artifact in staged.items():
-            _begin(artifact)
+            _begin(artifact, outputs[name].path, step.keeps_on_failure if step.resumes() else ())
             setattr(step, name, artifact)
-        with _terminated_on_sigterm():
+        with _terminated_on_signal():
             step.run()
             lineage = {n: digest(v) for n, v in inputs.items()} | dict(step.origins())
             for artifact in staged.values():
@@ -111,17 +130,23 @@ def _refuse_foreign(artifact: Artifact) -> None:
         )
 
 
-def _begin(artifact: Artifact) -> None:
+def _begin(artifact: Artifact, final: Path, keep: tuple[str, ...]) -> None:
+    """Empty the folder that an output is built in, but for what an earlier run left there to go on from.
+
+    What it left in a finished output is linked from there.
+    """
+    folder = artifact.path
     try:
-        if artifact.path.is_dir():
-            for old in artifact.path.iterdir():
+        for old in folder.iterdir() if folder.is_dir() else ():
+            if old.name not in keep:
                 shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
-        artifact.path.mkdir(parents=True, exist_ok=True)
-        (artifact.path / INCOMPLETE).touch()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / INCOMPLETE).touch()
+        for name in keep:
+            if (final / name).is_dir() and not (folder / name).is_dir():
+                shutil.copytree(final / name, folder / name, copy_function=link_or_copy)
     except OSError as e:
-        raise UserError(
-            f"{artifact.path}: cannot be written to ({e.strerror}). Name a folder you may write to."
-        ) from None
+        raise UserError(f"{folder}: cannot be written to ({e.strerror}). Name a folder you may write to.") from None
 
 
 def _commit(staged: Path, final: Path) -> None:
@@ -184,19 +209,27 @@ def _full_disk_message(step: Step, outputs: Any) -> str:
 
 
 @contextmanager
-def _terminated_on_sigterm() -> Iterator[None]:
+def _terminated_on_signal() -> Iterator[None]:
     def handler(signum: int, frame: types.FrameType | None) -> None:
         raise Terminated
 
+    with handled(handler):
+        yield
+
+
+@contextmanager
+def handled(handler: Callable[[int, types.FrameType | None], None]) -> Iterator[None]:
+    """Let a function handle the signals by which a platform asks a process to stop."""
     try:
-        previous = signal.signal(signal.SIGTERM, handler)
+        previous = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
     except ValueError:  # not the main thread: whoever runs us handles signals
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, old in previous.items():
+            signal.signal(number, old)
 
 
 def save_json(path: Path, value: Any) -> None:

@@ -221,6 +221,10 @@ class Step(Params):
         """Do the work: read the inputs, fill the output folders."""
         raise NotImplementedError
 
+    def resumes(self) -> bool:
+        """Whether ``run`` goes on from what an earlier run left: what `keeps_on_failure` names then stays in place."""
+        return False
+
     def origins(self) -> Mapping[str, str]:
         """The exact version of what it reads beyond its inputs, by the parameter that names it: a hub model's commit.
 

@@ -6,7 +6,7 @@ import logging
 import time
 import typing as t
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tuneport.tracking import Run
 
@@ -25,18 +25,33 @@ class EvaluateLastStep(TrainerCallback):
         return control
 
 
+class EarlyStopping(EarlyStoppingCallback):
+    """Early stopping that goes on counting after a resume."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any
+    ) -> None:
+        states = t.cast(dict[str, t.Any], state.stateful_callbacks)
+        if saved := states.get(type(self).__name__):
+            self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
+
+
 class Progress(TrainerCallback):
     """One line a logging step on the terminal, the same numbers in MLflow."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.started = time.monotonic()
+        self.first_step = 0
         self.evaluation_seconds = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any
     ) -> None:
         self.started = time.monotonic()
+        self.first_step = state.global_step
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any) -> None:
         logs: dict[str, float] = kwargs["logs"]
@@ -49,7 +64,7 @@ class Progress(TrainerCallback):
     def _training_line(self, args: TrainingArguments, state: TrainerState, logs: dict[str, float]) -> None:
         elapsed = time.monotonic() - self.started
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        left = elapsed / state.global_step * (state.max_steps - state.global_step)
+        left = elapsed / (state.global_step - self.first_step) * (state.max_steps - state.global_step)
         log.info(
             "[%d/%d] loss %.4f, learning rate %.2e, gradient norm %.3g, %.1f samples/s, %d:%02d left",
             state.global_step,
@@ -57,7 +72,7 @@ class Progress(TrainerCallback):
             logs["loss"],
             logs.get("learning_rate", 0.0),
             logs.get("grad_norm", 0.0),
-            state.global_step * batch / elapsed,
+            (state.global_step - self.first_step) * batch / elapsed,
             *divmod(int(left), 60),
         )
 

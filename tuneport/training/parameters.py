@@ -66,6 +66,16 @@ class CheckpointParams(Params):
     )
 
 
+class ResumeParams(Params):
+    """Resume."""
+
+    resume_from_checkpoint: str = param(
+        "Go on from a checkpoint. true: the last whole one in the output folder, of a run that was stopped or has "
+        "finished; the start where there is none. A path: that checkpoint, or the last whole one of that earlier run.",
+        default="false",
+    )
+
+
 class EarlyStoppingParams(Params):
     """Early stopping."""
 
@@ -82,6 +92,7 @@ class TrainingParams(
     BatchParams,
     EvaluationBatchParams,
     CheckpointParams,
+    ResumeParams,
     EarlyStoppingParams,
     SeedParams,
 ):

@@ -13,15 +13,18 @@ from pathlib import Path
 import torch
 import transformers
 from datasets import Dataset as ArrowDataset
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.tasks import Task
 from tuneport.tracking import Run
-from tuneport.training.callbacks import EvaluateLastStep, Progress
-from tuneport.training.checkpoints import BestModelTrainer, make_paths_relative
+from tuneport.training import resume
+from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress
+from tuneport.training.checkpoint_files import Checkpoint, CheckpointFolder
+from tuneport.training.checkpoints import BestModelTrainer, make_paths_relative, rows_per_step
 from tuneport.training.parameters import TrainingParams
+from tuneport.training.preemption import preemptible
 
 log = logging.getLogger("tuneport.finetune")
 
@@ -52,10 +55,12 @@ def train(
     metric_for_best_model: str,
     output: Path,
     run: Run,
+    inputs: t.Mapping[str, str] | None = None,
     callbacks: t.Sequence[TrainerCallback] = (),
 ) -> Result:
     """Fine-tune the model in ``base`` and fill ``output``: best model at the top, every checkpoint in ``checkpoints/``.
 
+    ``inputs``: the digests by which a checkpoint knows the rows it was trained on.
     Raises `UserError` where the model does not fit the task or no evaluation gave a finite metric.
     """
     transformers.set_seed(options.seed)
@@ -67,6 +72,13 @@ def train(
     arguments.metric_for_best_model = metric_for_best_model
     arguments.greater_is_better = task.metrics[metric_for_best_model]
     arguments.label_names = list(task.label_names)
+    checkpoints = CheckpointFolder(
+        path=output / "checkpoints",
+        parameters={n: getattr(options, n) for n, p in options.ports().items() if p.kind == "param"},
+        inputs=inputs or {},
+        limit=arguments.save_total_limit,
+    )
+    checkpoint = _checkpoint(options, checkpoints, arguments)
     progress = Progress(run)
     trainer = BestModelTrainer(
         model=model,
@@ -77,13 +89,15 @@ def train(
         compute_metrics=task.compute_metrics(prepared.info.meta),
         preprocess_logits_for_metrics=partial(task.reduce, meta=prepared.info.meta),
         processing_class=tokenizer,
+        checkpoints=checkpoints,
         callbacks=[EvaluateLastStep(), progress, *_early_stopping(options), *callbacks],
     )
     if task.needs_answers(metric_for_best_model):
         trainer.scores_of_answers = _scores_of_answers(task, base, prepared, arguments)
     trainer.remove_callback(PrinterCallback)
     log.info("%s", _plan(prepared, model, arguments))
-    trainer.train()
+    with preemptible(trainer):
+        trainer.train_from(checkpoint)
     if trainer.state.best_model_checkpoint is None:
         raise UserError(
             f"metric_for_best_model={metric_for_best_model}: was not a finite number in any evaluation, so the "
@@ -94,6 +108,20 @@ def train(
     make_paths_relative(output / "trainer_state.json")
     shutil.rmtree(output / "checkpoints" / "runs", ignore_errors=True)
     return _result(trainer, progress)
+
+
+def _checkpoint(
+    options: TrainingParams, checkpoints: CheckpointFolder, arguments: TrainingArguments
+) -> Checkpoint | None:
+    """The checkpoint to go on from; the first process looks for it, all use it."""
+    found: list[int | None] = [None]
+    if arguments.process_index == 0:
+        rows = rows_per_step(arguments)
+        checkpoint = resume.prepare(options.resume_from_checkpoint, checkpoints, options.ports(), rows)
+        found = [checkpoint.step if checkpoint else None]
+    if arguments.world_size > 1:
+        torch.distributed.broadcast_object_list(found)
+    return None if found[0] is None else checkpoints.checkpoint(found[0])
 
 
 def _scores_of_answers(
@@ -182,7 +210,7 @@ def training_arguments(options: TrainingParams, folder: Path) -> TrainingArgumen
 def _early_stopping(options: TrainingParams) -> list[TrainerCallback]:
     if not options.apply_early_stopping:
         return []
-    return [EarlyStoppingCallback(options.early_stopping_patience, options.early_stopping_threshold)]
+    return [EarlyStopping(options.early_stopping_patience, options.early_stopping_threshold)]
 
 
 def _plan(prepared: Prepared, model: torch.nn.Module, arguments: TrainingArguments) -> str:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tuneport.artifacts import Artifact, MLflowModel, Report
-from tuneport.errors import UserError, did_you_mean
+from tuneport.errors import EXIT_PREEMPTED, UserError, did_you_mean
 from tuneport.graph import Node, Pipeline, Ref
 from tuneport.step import Context, Step, show
 from tuneport.targets import Request, Target, check, instantiate, output_path
@@ -275,7 +275,7 @@ def _run_stage(plan: Plan, stage: Stage, progress: Progress, signals: Signals, d
     if code == 0:
         cache.remember(stage.folder, record, stage.outputs, time.monotonic() - started)
         progress.end(stage.name, "done")
-    else:
+    elif code != EXIT_PREEMPTED:
         signals.raise_if_received()
     return code
 

@@ -1,0 +1,190 @@
+"""Checkpoints on the disk: whole or absent, found again after a crash, deleted when there are too many. No torch."""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import json
+import logging
+import os
+import shutil
+import typing as t
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import tuneport
+from tuneport.artifacts import (
+    MANIFEST,
+    Artifact,
+    link_or_copy,
+    read_manifest,
+    sha256,
+    verify,
+    write_atomically,
+    write_manifest,
+)
+from tuneport.errors import UserError
+
+log = logging.getLogger("tuneport.finetune")
+
+PREFIX = "checkpoint-"
+SEAL = "manifest.sha256"  # digest of the manifest, which lists the digests of all else
+LATEST = "LATEST"
+BEST = "BEST"
+TRAINER_STATE = "trainer_state.json"  # transformers' own name
+RUN_STATE = "run_state.json"  # what transformers' checkpoints lack
+
+
+class Checkpoint(Artifact):
+    """All that a training needs to go on as if it had never stopped."""
+
+    @property
+    def step(self) -> int:
+        return int(self.path.name.removeprefix(PREFIX))
+
+    def best_step(self) -> int | None:
+        """The step whose weights were the best ones when this checkpoint was written."""
+        found: int | None = json.loads((self.path / TRAINER_STATE).read_text("utf-8"))["best_global_step"]
+        return found
+
+    def damage(self) -> str:
+        """What is wrong with its files, or an empty string: every byte is held against the manifest."""
+        try:
+            if sha256(self.path / MANIFEST) != (self.path / SEAL).read_text("ascii"):
+                return f"{self.path / MANIFEST}: does not match {SEAL}"
+            verify(self)
+        except UserError as e:
+            return str(e).partition(" Run the step")[0].rstrip(".")
+        except (OSError, ValueError) as e:
+            return f"{self.path}: {e}"
+        return ""
+
+
+@dc.dataclass(frozen=True, kw_only=True)
+class CheckpointFolder:
+    """A folder of checkpoints named ``checkpoint-<step>``, and the pointers `LATEST` and `BEST` to two of them.
+
+    ``parameters`` and ``inputs`` go into every manifest; ``limit`` is the most checkpoints to keep, None for all.
+    """
+
+    path: Path
+    parameters: Mapping[str, t.Any] = dc.field(default_factory=dict)
+    inputs: Mapping[str, str] = dc.field(default_factory=dict)
+    limit: int | None = None
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        return Checkpoint(self.path / f"{PREFIX}{step}")
+
+    def all(self) -> list[Checkpoint]:
+        """The checkpoints by step, newest first; nothing is verified."""
+        if not self.path.is_dir():
+            return []
+        names = [p for p in self.path.iterdir() if p.name.startswith(PREFIX) and p.name[len(PREFIX) :].isdigit()]
+        return sorted(map(Checkpoint, names), key=lambda c: c.step, reverse=True)
+
+    def begin(self, step: int) -> Path:
+        """Return an empty folder, beside its place, to write a checkpoint to."""
+        partial = self.partial(step)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        return partial
+
+    def partial(self, step: int) -> Path:
+        """Where a checkpoint is written before it is moved into its place."""
+        return _beside(self.checkpoint(step).path, "partial")
+
+    def publish(self, step: int, best: int | None) -> None:
+        """Seal what was written since `begin`, put it in its place in one move, and delete what is one too many."""
+        final = self.checkpoint(step).path
+        partial, old = self.partial(step), _beside(final, "old")
+        write_manifest(Checkpoint(partial), "finetune", tuneport.__version__, self.parameters, self.inputs)
+        write_atomically(partial / SEAL, sha256(partial / MANIFEST))
+        for path in (*partial.rglob("*"), partial):
+            _fsync(path)
+        if final.exists():  # written at the same step before: an evaluation came after it
+            final.replace(old)
+        partial.replace(final)
+        _fsync(self.path)
+        shutil.rmtree(old, ignore_errors=True)
+        write_atomically(self.path / LATEST, final.name)
+        if best is not None:
+            write_atomically(self.path / BEST, self.checkpoint(best).path.name)
+        self._rotate({step, best})
+
+    def abandon(self, step: int) -> None:
+        """Delete what was written since `begin`."""
+        shutil.rmtree(self.partial(step), ignore_errors=True)
+
+    def _rotate(self, kept: Iterable[int | None]) -> None:
+        if self.limit is None:
+            return
+        spare = [c for c in self.all() if c.step not in set(kept)]
+        room = max(0, self.limit - (len(self.all()) - len(spare)))
+        for checkpoint in spare[room:]:
+            shutil.rmtree(checkpoint.path, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Clear away what a killed process left: folders half written, or moved aside and not yet deleted."""
+        for path in self.path.glob(f".{PREFIX}*.old"):
+            place = path.with_name(path.name.removeprefix(".").removesuffix(".old"))
+            if place.exists():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.replace(place)
+        for path in self.path.glob(f".{PREFIX}*.partial"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def last_whole(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole and whose best one is, too; each that is skipped is named."""
+        for checkpoint in self.all():
+            damage = checkpoint.damage()
+            if not damage and (best := checkpoint.best_step()) is not None and best != checkpoint.step:
+                damage = self.checkpoint(best).damage()
+            if not damage:
+                return checkpoint
+            log.warning("%s is skipped, as a file is damaged or missing: %s", checkpoint.path.name, damage)
+        return None
+
+    def keep_up_to(self, last: Checkpoint | None) -> None:
+        """Delete the checkpoints that are newer than ``last`` (None: every one): training writes them anew."""
+        for checkpoint in self.all():
+            if last is None or checkpoint.step > last.step:
+                shutil.rmtree(checkpoint.path)
+        latest, best = (last.step, last.best_step()) if last else (None, None)
+        for pointer, step in ((LATEST, latest), (BEST, best)):
+            if step is None:
+                (self.path / pointer).unlink(missing_ok=True)
+            else:
+                write_atomically(self.path / pointer, self.checkpoint(step).path.name)
+
+    def bring(self, checkpoint: Checkpoint) -> None:
+        """Put a checkpoint of another folder, and its best one, into this one; files are linked where they can be."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        theirs = CheckpointFolder(path=checkpoint.path.parent)
+        for step in {checkpoint.step, checkpoint.best_step() or checkpoint.step}:
+            final = self.checkpoint(step).path
+            partial = self.partial(step)
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(theirs.checkpoint(step).path, partial, copy_function=link_or_copy)
+            partial.replace(final)
+        self.keep_up_to(self.checkpoint(checkpoint.step))
+
+
+def origin(checkpoint: Checkpoint) -> tuple[dict[str, t.Any], dict[str, str]]:
+    """The parameters and the digests of the inputs that a checkpoint was trained with."""
+    manifest = read_manifest(checkpoint)
+    return manifest["parameters"], manifest["inputs"]
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}")
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
