@@ -53,15 +53,15 @@ def kill_once(process: subprocess.Popen[bytes], output: Path, rng: random.Random
     Returns whether a save was under way, None where it ended before.
     """
     before = steps_done(output)
-    while process.poll() is None and not saving(output) and steps_done(output) <= before:
-        time.sleep(0.001)  # it trains now
+    while process.poll() is None and steps_done(output) <= before:
+        time.sleep(0.001)  # what the last kill left half-written is not taken for a save of this process
     if in_save:
-        wait_until = time.monotonic() + rng.uniform(0, 0.3)
+        wait_until = time.monotonic() + rng.uniform(0, 0.1)
         while process.poll() is None and (time.monotonic() < wait_until or not saving(output)):
             time.sleep(0.0002)
         time.sleep(rng.uniform(0, 0.004))
     else:
-        time.sleep(rng.uniform(0, 0.5))
+        time.sleep(rng.uniform(0, 0.2))
     if process.poll() is not None:
         return None
     process.kill()

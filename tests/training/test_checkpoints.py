@@ -1,0 +1,144 @@
+"""A damaged checkpoint is passed over, a failed save loses nothing, and the best and the last one are never deleted."""
+
+import errno
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import steps
+from tuneport.artifacts import link_or_copy
+from tuneport.errors import UserError
+from tuneport.stage import execute
+from tuneport.training.checkpoint_files import Checkpoint, CheckpointFolder
+from tuneport.training.saving import HostCopy, Writer
+
+VALUES = {"learning_rate": 3e-3, "per_device_train_batch_size": 8, "save_total_limit": 4}
+FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "run_state.json"]
+FILES += ["manifest.json", "manifest.sha256", "config.json", "tokenizer.json"]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def earlier(imported_model: Path, prepared_questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finetune(imported_model, prepared_questions, tmp_path_factory.mktemp("earlier") / "out", num_train_epochs=3)
+
+
+def finetune(model: Path, rows: Path, output: Path, **values: Any) -> Path:
+    stage = steps.load("finetune", "text_classification")
+    given = VALUES | values
+    execute(stage(model_selector_output=model, preprocess_output=rows, pytorch_model_folder=output, **given))
+    return output
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("harm", [truncate, flip, Path.unlink])
+def test_a_damaged_file_sends_the_resume_to_the_checkpoint_before(
+    harm: Callable[[Path], None], name: str, earlier: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(earlier / "checkpoints", tmp_path / "checkpoints"))
+    assert CheckpointFolder(path=folder).last_whole() == Checkpoint(folder / "checkpoint-36")
+    harm(folder / "checkpoint-36" / name)
+    with caplog.at_level(logging.WARNING, logger="tuneport.finetune"):
+        assert CheckpointFolder(path=folder).last_whole() == Checkpoint(folder / "checkpoint-24")
+    assert "checkpoint-36 is skipped" in caplog.text
+
+
+def test_the_pointers_name_the_last_and_the_best_checkpoint(earlier: Path) -> None:
+    best = json.loads((earlier / "training.json").read_text())["best_checkpoint"]
+    assert (earlier / "checkpoints" / "LATEST").read_text() == "checkpoint-36"
+    assert f"checkpoints/{(earlier / 'checkpoints' / 'BEST').read_text()}" == best
+
+
+def test_a_checkpoint_moved_aside_by_a_killed_process_comes_back(earlier: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(earlier / "checkpoints", tmp_path / "checkpoints"))
+    (folder / "checkpoint-36").rename(folder / ".checkpoint-36.old")
+    shutil.copytree(folder / "checkpoint-24", folder / ".checkpoint-36.partial")
+    CheckpointFolder(path=folder).tidy()
+    assert CheckpointFolder(path=folder).last_whole() == Checkpoint(folder / "checkpoint-36")
+    assert not list(folder.glob(".*"))
+
+
+def test_resuming_with_another_learning_rate_is_refused(
+    earlier: Path, imported_model: Path, prepared_questions: Path, tmp_path: Path
+) -> None:
+    values = {"resume_from_checkpoint": str(earlier), "learning_rate": 1e-3, "num_train_epochs": 4}
+    with pytest.raises(UserError, match=r"trained with learning_rate=0.003 \(now 0.001\)"):
+        finetune(imported_model, prepared_questions, tmp_path / "out", **values)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_path_that_is_not_there_is_refused(imported_model: Path, prepared_questions: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        finetune(imported_model, prepared_questions, tmp_path / "out", resume_from_checkpoint=str(tmp_path / "no"))
+
+
+def test_a_finished_run_goes_on_for_more_epochs(
+    earlier: Path, imported_model: Path, prepared_questions: Path, tmp_path: Path
+) -> None:
+    values = {"resume_from_checkpoint": str(earlier / "checkpoints" / "checkpoint-24"), "num_train_epochs": 4}
+    out = finetune(imported_model, prepared_questions, tmp_path / "out", **values)
+    state = json.loads((out / "trainer_state.json").read_text())
+    assert state["global_step"] == 48
+    assert [e["step"] for e in state["log_history"] if "eval_loss" in e] == [12, 24, 36, 48]
+
+
+def test_a_failed_save_surfaces_and_leaves_what_was_saved(
+    earlier: Path, imported_model: Path, prepared_questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = CheckpointFolder.publish
+
+    def full(self: CheckpointFolder, step: int, best: int | None) -> None:
+        if step > 24:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        publish(self, step, best)
+
+    monkeypatch.setattr(CheckpointFolder, "publish", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        finetune(imported_model, prepared_questions, tmp_path / "out", num_train_epochs=6)
+    left = CheckpointFolder(path=tmp_path / ".out.partial" / "checkpoints")
+    assert [c.step for c in left.all()] == [24, 12] and not left.all()[0].damage()
+    assert not list(left.path.glob(".*")), "nothing half-written"
+
+
+def test_copies_share_memory_where_the_tensors_do_and_do_not_follow_them() -> None:
+    weight = torch.ones(3)
+    copier = HostCopy()
+    first = copier.copy({"a": weight, "b": weight, "state": {0: {"step": torch.tensor(1.0)}, "lr": [0.5]}})
+    assert first["a"].data_ptr() == first["b"].data_ptr() != weight.data_ptr()
+    weight.zero_()
+    assert first["a"].tolist() == [1, 1, 1]
+    assert copier.copy({"a": weight})["a"].data_ptr() == first["a"].data_ptr(), "the buffer is used again"
+
+
+def test_the_error_of_a_save_is_raised_once() -> None:
+    writer = Writer()
+
+    def fail() -> None:
+        raise OSError("broken")
+
+    writer.start(fail)
+    with pytest.raises(OSError, match="broken"):
+        writer.wait()
+    writer.wait()
+
+
+def test_a_link_is_a_copy_where_a_link_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "b").write_text("old")
+    link_or_copy(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert (tmp_path / "b").read_text() == "x"
