@@ -261,3 +261,33 @@ def test_a_signal_unwinds_a_running_step_and_leaves_no_output(tmp_path: Path, nu
     process.send_signal(number)
     assert process.wait(timeout=20) != 0
     assert list(tmp_path.rglob("*")) == []
+
+
+class CopyThatResumes(CopyWithCheckpoints):
+    """Copy a text; go on from what an earlier run left."""
+
+    def resumes(self) -> bool:
+        return True
+
+    def run(self) -> None:
+        found = self.model.path / "checkpoints" / "1" / "weights"
+        (self.model.path / "found.txt").write_text(found.read_text() if found.exists() else "nothing")
+        shutil.rmtree(self.model.path / "checkpoints", ignore_errors=True)
+        super().run()
+
+
+def test_a_step_that_resumes_finds_what_a_failed_run_left(data: Path) -> None:
+    with pytest.raises(RuntimeError):
+        execute(copy(data, CopyWithCheckpoints, then="fail", text="old"))
+    step = copy(data, CopyThatResumes)
+    execute(step)
+    assert (step.model.path / "found.txt").read_text() == "old"
+
+
+def test_a_step_that_resumes_finds_what_a_finished_run_wrote_and_leaves_it_alone(data: Path) -> None:
+    execute(copy(data, text="old"))
+    with pytest.raises(RuntimeError):
+        execute(copy(data, CopyThatResumes, then="fail", text="new"))
+    finished = copy(data).model
+    verify(finished)
+    assert (finished.path / "checkpoints" / "1" / "weights").read_text() == "old"

@@ -94,6 +94,8 @@ class Port:
             return self._parse_artifact(value)
         if self.optional and self.type is not str and value in ("", "none", "None", "null"):
             return None
+        if self.type is str and isinstance(value, bool) and self.default in ("true", "false"):
+            value = show(value)  # text that may also be a path
         if self.type is str and isinstance(value, (int, float)) and not isinstance(value, bool):
             value = str(value)
         from pydantic import ValidationError

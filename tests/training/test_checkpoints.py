@@ -142,3 +142,20 @@ def test_a_link_is_a_copy_where_a_link_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "b").write_text("old")
     link_or_copy(str(tmp_path / "a"), str(tmp_path / "b"))
     assert (tmp_path / "b").read_text() == "x"
+
+
+@pytest.mark.parametrize(("value", "meant"), [(True, "true"), ("TRUE", "TRUE"), ("runs/a", "runs/a")])
+def test_resuming_takes_true_as_a_word_as_a_value_and_a_path(value: Any, meant: str) -> None:
+    assert steps.load("finetune", "text_classification").ports()["resume_from_checkpoint"].parse(value) == meant
+
+
+def test_true_in_capitals_resumes_and_a_run_without_checkpoints_starts_from_the_beginning(
+    imported_model: Path, prepared_questions: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    with caplog.at_level(logging.INFO, logger="tuneport.finetune"):
+        finetune(imported_model, prepared_questions, out, resume_from_checkpoint="TRUE")
+        assert "starting from the beginning" in caplog.text
+        finetune(imported_model, prepared_questions, out, resume_from_checkpoint="TRUE", num_train_epochs=2)
+    assert "resuming from checkpoint-12" in caplog.text
+    assert json.loads((out / "training.json").read_text())["steps"] == 24
