@@ -6,7 +6,6 @@ import dataclasses as dc
 import json
 import logging
 import shutil
-import time
 import typing as t
 from functools import partial
 from pathlib import Path
@@ -14,21 +13,14 @@ from pathlib import Path
 import torch
 import transformers
 from datasets import Dataset as ArrowDataset
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from tuneport.artifacts import write_atomically
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.tasks import Task
 from tuneport.tracking import Run
+from tuneport.training.callbacks import EvaluateLastStep, Progress
+from tuneport.training.checkpoints import BestModelTrainer, make_paths_relative
 from tuneport.training.memory import explained, fit_batch_size
 from tuneport.training.parameters import TrainingParams
 
@@ -107,7 +99,7 @@ def train(
         )
     trainer.save_model(str(output))
     trainer.state.save_to_json(str(output / "trainer_state.json"))
-    _make_paths_relative(output / "trainer_state.json")
+    make_paths_relative(output / "trainer_state.json")
     shutil.rmtree(output / "checkpoints" / "runs", ignore_errors=True)
     return _result(trainer, progress)
 
@@ -219,102 +211,6 @@ def _check_precision(precision: str) -> None:
         raise UserError("precision=tf32: needs a GPU of compute capability 8.0 or more (Ampere). Take precision=16.")
     if precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise UserError("precision=bf16: this GPU has no bfloat16. Take precision=16.")
-
-
-class BestModelTrainer(Trainer):
-    """A Trainer whose checkpoints are whole or absent, need no unpickling of code, and name no absolute path.
-
-    Evaluation adds ``scores_of_answers``, metrics of what a model answers, and takes the loss of tasks that count it by
-    the token from their own metrics: transformers' is a mean of batches' means.
-    """
-
-    scores_of_answers: t.Callable[[t.Any], dict[str, float]] | None = None
-
-    def evaluation_loop(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        output = super().evaluation_loop(*args, **kwargs)
-        metrics = t.cast(dict[str, float], output.metrics)
-        if self.scores_of_answers is not None:
-            metrics.update({f"eval_{k}": v for k, v in self.scores_of_answers(self.model).items()})
-        if "eval_token_loss" in metrics:
-            metrics["eval_loss"] = metrics.pop("eval_token_loss")
-        return output
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, t.Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)  # a pickle
-
-    def _save_checkpoint(self, model: t.Any, trial: t.Any) -> None:
-        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        try:
-            super()._save_checkpoint(model, trial)
-            _make_paths_relative(folder / "trainer_state.json")
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-
-
-def _make_paths_relative(state_file: Path) -> None:
-    """Let ``best_model_checkpoint`` be relative to the output folder, which moves when the step ends."""
-    state = json.loads(state_file.read_text("utf-8"))
-    if best := state["best_model_checkpoint"]:
-        state["best_model_checkpoint"] = f"checkpoints/{Path(best).name}"
-    write_atomically(state_file, json.dumps(state, indent=2))
-
-
-class EvaluateLastStep(TrainerCallback):
-    """Evaluate after the last step too, so that the last weights can be the best ones."""
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any
-    ) -> TrainerControl:
-        if state.global_step >= state.max_steps and args.eval_strategy == "steps":
-            control.should_evaluate = True
-            control.should_save = True
-        return control
-
-
-class Progress(TrainerCallback):
-    """One line a logging step on the terminal, the same numbers in MLflow."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.started = time.monotonic()
-        self.evaluation_seconds = 0.0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any
-    ) -> None:
-        self.started = time.monotonic()
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any) -> None:
-        logs: dict[str, float] = kwargs["logs"]
-        self.run.log_metrics({k: v for k, v in logs.items() if k != "epoch"}, state.global_step)
-        if "loss" in logs:
-            self._training_line(args, state, logs)
-        if "eval_loss" in logs:
-            self._evaluation_line(args, state, logs)
-
-    def _training_line(self, args: TrainingArguments, state: TrainerState, logs: dict[str, float]) -> None:
-        elapsed = time.monotonic() - self.started
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        left = elapsed / state.global_step * (state.max_steps - state.global_step)
-        log.info(
-            "[%d/%d] loss %.4f, learning rate %.2e, gradient norm %.3g, %.1f samples/s, %d:%02d left",
-            state.global_step,
-            state.max_steps,
-            logs["loss"],
-            logs.get("learning_rate", 0.0),
-            logs.get("grad_norm", 0.0),
-            state.global_step * batch / elapsed,
-            *divmod(int(left), 60),
-        )
-
-    def _evaluation_line(self, args: TrainingArguments, state: TrainerState, logs: dict[str, float]) -> None:
-        self.evaluation_seconds += logs.get("eval_runtime", 0.0)
-        timing = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
-        scores = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_") and k not in timing}
-        shown = [f"{k} {v:.4f}" for k, v in scores.items()]
-        log.info("[%d/%d] validation: %s", state.global_step, state.max_steps, ", ".join(shown))
 
 
 def _early_stopping(options: TrainingParams) -> list[TrainerCallback]:
