@@ -19,13 +19,13 @@ from tuneport.training.memory import candidates
 ROWS = 64
 FINETUNE = """
 import resource, sys, torch
-from steps.__main__ import main
+import steps, tuneport.training.trainer
+from tuneport.cli import run_stage
 room, *arguments = sys.argv[1:]
-import tuneport.training.trainer, torch.nn.functional
 torch.nn.Linear(64, 64)(torch.ones(64, 64)).sum().backward()
 used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(room) * 2**20,) * 2)
-sys.exit(main(arguments))
+sys.exit(run_stage(arguments, names=steps.names(), load=steps.load))
 """
 
 

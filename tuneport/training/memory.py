@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset as ArrowDataset
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 
 from tuneport.errors import UserError
 
@@ -52,7 +52,8 @@ def fit_batch_size(trainer: Trainer) -> None:
     arguments = trainer.args
     wanted, accumulated = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     if arguments.gradient_checkpointing:
-        t.cast(PreTrainedModel, trainer.model).gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)
+        model: t.Any = trainer.model
+        model.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)
     rows = longest_first(t.cast(ArrowDataset, trainer.train_dataset))
     effective = wanted * accumulated
     for size in candidates(wanted, effective):
