@@ -23,6 +23,7 @@ from tuneport.training import resume
 from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress
 from tuneport.training.checkpoint_files import Checkpoint, CheckpointFolder
 from tuneport.training.checkpoints import BestModelTrainer, make_paths_relative, rows_per_step
+from tuneport.training.memory import explained, fit_batch_size
 from tuneport.training.parameters import TrainingParams
 from tuneport.training.preemption import preemptible
 
@@ -44,6 +45,8 @@ class Result:
     samples_per_second: float
     device: str
     precision: str
+    per_device_train_batch_size: int  # as found, with auto_find_batch_size
+    gradient_accumulation_steps: int
 
 
 def train(
@@ -67,6 +70,8 @@ def train(
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model = load_model(task, base, prepared)
+    if options.gradient_checkpointing:
+        _check_gradient_checkpointing(model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(base, model_max_length=prepared.info.max_seq_length)
     arguments = training_arguments(options, output / "checkpoints")
     arguments.metric_for_best_model = metric_for_best_model
@@ -95,8 +100,10 @@ def train(
     if task.needs_answers(metric_for_best_model):
         trainer.scores_of_answers = _scores_of_answers(task, base, prepared, arguments)
     trainer.remove_callback(PrinterCallback)
+    if options.auto_find_batch_size:
+        fit_batch_size(trainer)
     log.info("%s", _plan(prepared, model, arguments))
-    with preemptible(trainer):
+    with preemptible(trainer), explained(arguments.per_device_train_batch_size):
         trainer.train_from(checkpoint)
     if trainer.state.best_model_checkpoint is None:
         raise UserError(
@@ -159,6 +166,14 @@ def load_model(task: Task, base: Path, prepared: Prepared) -> t.Any:
         ) from None
 
 
+def _check_gradient_checkpointing(model: t.Any) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"gradient_checkpointing=true: a model of type '{model.config.model_type}' cannot recompute its "
+            "activations. Leave it false and lower per_device_train_batch_size instead."
+        )
+
+
 def _types(auto_classes: t.Sequence[str]) -> list[str]:
     """The types of model that transformers' auto classes load."""
     return sorted({config.model_type for name in auto_classes for config in getattr(transformers, name)._model_mapping})
@@ -170,6 +185,7 @@ def training_arguments(options: TrainingParams, folder: Path) -> TrainingArgumen
         log.info("optim=adamw_hf is gone from transformers and runs as adamw_torch")
     has_cuda = torch.cuda.is_available()
     has_bf16 = not has_cuda or torch.cuda.is_bf16_supported()
+    _check_precision(options.precision)
     bf16 = options.precision == "bf16" or (options.precision == "16" and has_bf16)
     return TrainingArguments(
         output_dir=str(folder),
@@ -189,7 +205,11 @@ def training_arguments(options: TrainingParams, folder: Path) -> TrainingArgumen
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         train_sampling_strategy="group_by_length" if options.group_by_length else "random",
         bf16=bf16,
-        fp16=options.precision == "16" and not bf16,
+        fp16=options.precision == "fp16" or (options.precision == "16" and not bf16),
+        tf32=True if options.precision == "tf32" else None,
+        gradient_checkpointing=options.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        dataloader_num_workers=options.dataloader_num_workers,
         use_cpu=not torch.accelerator.is_available(),
         seed=options.seed,
         eval_strategy=options.evaluation_strategy,
@@ -205,6 +225,19 @@ def training_arguments(options: TrainingParams, folder: Path) -> TrainingArgumen
         report_to="none",
         disable_tqdm=True,
     )
+
+
+def _check_precision(precision: str) -> None:
+    """Refuse what this device has no arithmetic for."""
+    if precision in ("fp16", "tf32") and not torch.cuda.is_available():
+        raise UserError(
+            f"precision={precision}: needs an NVIDIA GPU, and torch sees none here. "
+            "Take precision=bf16, or 32 for full precision."
+        )
+    if precision == "tf32" and torch.cuda.get_device_capability() < (8, 0):
+        raise UserError("precision=tf32: needs a GPU of compute capability 8.0 or more (Ampere). Take precision=16.")
+    if precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise UserError("precision=bf16: this GPU has no bfloat16. Take precision=16.")
 
 
 def _early_stopping(options: TrainingParams) -> list[TrainerCallback]:
@@ -223,7 +256,7 @@ def _plan(prepared: Prepared, model: torch.nn.Module, arguments: TrainingArgumen
 
 
 def _precision(arguments: TrainingArguments) -> str:
-    return "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
+    return "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "tf32" if arguments.tf32 else "fp32"
 
 
 def _result(trainer: Trainer, progress: Progress) -> Result:
@@ -241,4 +274,6 @@ def _result(trainer: Trainer, progress: Progress) -> Result:
         samples_per_second=last["train_samples_per_second"],
         device=str(arguments.device),
         precision=_precision(arguments),
+        per_device_train_batch_size=arguments.per_device_train_batch_size,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
     )
