@@ -27,6 +27,8 @@ class Finetune(Step, TaskParams, TrainingParams):
         if self.save_total_limit == 0:
             raise UserError("save_total_limit=0: keeps no checkpoint; wanted -1 (all) or a number > 0.")
 
+        self.check_adapters()
+
     def run(self) -> None:
         from tuneport.data.prepared import Prepared
         from tuneport.tracking import save_run, tracked
