@@ -1,6 +1,7 @@
 """LoRA: only adapters and heads change, and the adapter and the merged model that come out of it answer alike."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -288,3 +289,34 @@ def test_an_adapter_is_not_exported_without_its_base_model_nor_with_another(
         execute(export(**inputs))
     with pytest.raises(UserError, match="is not the base model that the adapter"):
         execute(export(**inputs, model_selector_output=model("llama")))
+
+
+@pytest.mark.parametrize("route", ["where it says", "moved", "a checkpoint"])
+def test_training_goes_on_from_an_adapter(
+    route: str, model: Callable[[str], Path], prepared: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    task, base, data = "text_classification", model("bert"), prepared("text_classification", "bert")
+    tuned = finetune(task, base, data, tmp_path / "tuned", merge_lora_weights=False)
+    values: dict[str, Any] = {"pytorch_model_path": tuned, "model_selector_output": tmp_path / "on"}
+    if route == "a checkpoint":
+        values["pytorch_model_path"] = tuned / json.loads((tuned / "training.json").read_text())["best_checkpoint"]
+    if route == "moved":
+        moved = tmp_path / "elsewhere" / "down" / "here"
+        shutil.copytree(tuned, moved)
+        values["pytorch_model_path"] = moved
+        with pytest.raises(UserError, match="Set base_model_path"):
+            execute(steps.load("model_import")(**values))
+        with pytest.raises(UserError, match="is not the base model that the adapter"):
+            execute(steps.load("model_import")(**values, base_model_path=model("llama")))
+        values["base_model_path"] = base
+    execute(steps.load("model_import")(**values))
+    expected = load_merged(tuned, base).state_dict()
+    taken = load_file(tmp_path / "on" / "model.safetensors")
+    assert all(torch.equal(expected[name], taken[name]) for name in taken) and len(taken) > 10
+    assert {f.name for f in (tmp_path / "on").iterdir()} >= {"config.json", "tokenizer.json", "manifest.json"}
+    assert not list((tmp_path / "on").glob("adapter_*"))
+
+
+def test_a_base_model_without_an_adapter_is_refused(model: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="of use only where pytorch_model_path holds a LoRA adapter"):
+        steps.load("model_import")(pytorch_model_path=model("bert"), base_model_path=model("bert")).check()
