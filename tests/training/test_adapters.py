@@ -320,3 +320,58 @@ def test_training_goes_on_from_an_adapter(
 def test_a_base_model_without_an_adapter_is_refused(model: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="of use only where pytorch_model_path holds a LoRA adapter"):
         steps.load("model_import")(pytorch_model_path=model("bert"), base_model_path=model("bert")).check()
+
+
+def test_an_adapter_of_a_hub_model_names_it_and_its_commit(
+    tiny_model: Path,
+    questions: list[dict[str, str]],
+    write_jsonl: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    root, commit, task = tmp_path / "hub" / "models--acme--one", "1" * 40, "text_classification"
+    shutil.copytree(tiny_model, root / "snapshots" / commit)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(commit)
+    base, data = tmp_path / "base", write_jsonl(tmp_path / "rows.jsonl", questions)
+    execute(steps.load("model_import")(huggingface_id="acme/one", model_selector_output=base))
+    inputs = {"model_selector_output": base, "train_file_path": data, "preprocess_output": tmp_path / "prepared"}
+    execute(steps.load("preprocess", task)(**inputs, **COLUMNS[task]))
+    tuned = finetune(task, base, tmp_path / "prepared", tmp_path / "tuned", merge_lora_weights=False, max_steps=3)
+    config = json.loads((tuned / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("acme/one", commit)
+    expected = load_merged(tuned, base).state_dict()
+    shutil.rmtree(base)
+    execute(steps.load("model_import")(pytorch_model_path=tuned, model_selector_output=tmp_path / "on"))
+    taken = load_file(tmp_path / "on" / "model.safetensors")
+    assert all(torch.equal(expected[name], taken[name]) for name in taken)
+
+
+@pytest.mark.parametrize("variant", ["use_rslora", "use_dora"])
+def test_a_variant_of_lora_is_merged_as_it_was_trained(
+    variant: str, model: Callable[[str], Path], prepared: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    task, base, data = "text_classification", model("bert"), prepared("text_classification", "bert")
+    values = {variant: True, "max_steps": 8, "precision": "32"}
+    merged = load_file(finetune(task, base, data, tmp_path / "merged", **values) / "model.safetensors")
+    adapter = finetune(task, base, data, tmp_path / "adapter", **values, merge_lora_weights=False)
+    loaded = load_merged(adapter, base).state_dict()
+    assert all(torch.allclose(merged[name], loaded[name], atol=1e-6) for name in merged)
+    plain = load_file(finetune(task, base, data, tmp_path / "plain", max_steps=8) / "model.safetensors")
+    assert any(not torch.allclose(merged[name], plain[name], atol=1e-4) for name in merged)
+
+
+def test_the_share_of_trained_weights_is_shown_and_no_file_names_a_path_of_this_machine(
+    model: Callable[[str], Path],
+    prepared: Callable[[str, str], Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "tuneport")
+    base, data = model("bert"), prepared("text_classification", "bert")
+    out = finetune("text_classification", base, data, tmp_path / "out", merge_lora_weights=False, max_steps=2)
+    assert "M trained, " in caplog.text and "in full: classifier" in caplog.text
+    for file in [*out.rglob("*.json"), *out.rglob("*.md")]:
+        if file != out / "manifest.json":
+            assert str(base) not in file.read_text() and str(tmp_path) not in file.read_text(), file
