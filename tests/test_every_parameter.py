@@ -167,7 +167,9 @@ OWN = {
 
 # The other tasks' parameters are tried beside their models, in tests/tasks/test_TASK.py; what they share, once.
 ELSEWHERE = ("question_answering", "summarization", "translation", "text_generation", "chat_completion")
-SHARED_ELSEWHERE = {*GenerationParams.ports(), "metric_for_best_model", "trivial_baselines"}
+# These change how the work is done and not its result; their effects are seen in tests/training.
+SAME_RESULT = {"auto_find_batch_size", "gradient_checkpointing", "dataloader_num_workers"}
+SHARED_ELSEWHERE = {*SAME_RESULT, *GenerationParams.ports(), "metric_for_best_model", "trivial_baselines"}
 
 
 def cases(stage: str) -> list[Any]:
@@ -202,10 +204,15 @@ def test_trivial_baselines_are_left_out_where_they_are_not_wanted(task: str) -> 
     assert found[True] and not found[False]
 
 
+def test_parameters_that_change_no_result_are_tried_in_the_tests_of_training() -> None:
+    text = "".join(file.read_text("utf-8") for file in (Path(__file__).parent / "training").glob("test_*.py"))
+    assert not [name for name in SAME_RESULT if name not in text]
+
+
 @pytest.mark.parametrize("task", OWN)
 def test_the_tables_cover_every_parameter_of_the_pipeline(task: str) -> None:
     own = OWN[task].tables
-    tested = {name for tables in (SHARED, own) for table in tables.values() for name in table}
+    tested = SAME_RESULT | {name for tables in (SHARED, own) for table in tables.values() for name in table}
     assert tested == {name for name, port in pipelines.load(task).params.items() if port.kind == "param"}
     assert own.keys() <= {"preprocess", "finetune", "model_evaluation"}, "no test below runs this stage"
     for stage, table in own.items():

@@ -277,3 +277,13 @@ def test_a_full_disk_during_a_checkpoint_is_explained_and_keeps_the_whole_ones(
     for checkpoint in checkpoints:
         parts = {name.rpartition("/")[2] for name in left if f"/{checkpoint}/" in name}
         assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= parts
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has this arithmetic")
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_arithmetic_that_the_cpu_lacks_is_refused(
+    precision: str, imported_model: Path, prepared_questions: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"precision={precision}: needs an NVIDIA GPU.*precision=bf16"):
+        finetune(imported_model, prepared_questions, tmp_path / "out", precision=precision)
+    assert not (tmp_path / "out").exists()

@@ -45,9 +45,22 @@ class BatchParams(Params):
         "Put rows of similar length in a batch: less padding, so faster where lengths differ.", default=False
     )
     gradient_accumulation_steps: int = param("Forward passes per optimizer step.", default=1, ge=1)
-    precision: Literal["32", "16", "bf16"] = param(
-        "32, or mixed precision: bf16 is bfloat16; 16 is bfloat16 where the device has it, else float16.",
+    auto_find_batch_size: bool = param(
+        "Lower per_device_train_batch_size until its longest rows fit into memory, and raise "
+        "gradient_accumulation_steps so that as many rows as before make an optimizer step.",
+        default=False,
+    )
+    precision: Literal["32", "16", "bf16", "fp16", "tf32"] = param(
+        "32, or mixed precision: bf16 is bfloat16, fp16 float16; 16 is bf16 where the device has it, else fp16. tf32 "
+        "is 32 with matrix products in TensorFloat-32. fp16 and tf32 need an NVIDIA GPU.",
         default="32",
+    )
+    gradient_checkpointing: bool = param(
+        "Compute activations a second time in the backward pass instead of keeping them: less memory, slower.",
+        default=False,
+    )
+    dataloader_num_workers: int = param(
+        "Processes per device that put training batches together; 0: the training process itself.", default=0, ge=0
     )
 
 

@@ -6,7 +6,6 @@ import dataclasses as dc
 import json
 import logging
 import shutil
-import time
 import typing as t
 from functools import partial
 from pathlib import Path
@@ -14,21 +13,15 @@ from pathlib import Path
 import torch
 import transformers
 from datasets import Dataset as ArrowDataset
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from tuneport.artifacts import write_atomically
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.tasks import Task
 from tuneport.tracking import Run
+from tuneport.training.callbacks import EvaluateLastStep, Progress
+from tuneport.training.checkpoints import BestModelTrainer, make_paths_relative
+from tuneport.training.memory import explained, fit_batch_size
 from tuneport.training.parameters import TrainingParams
 
 log = logging.getLogger("tuneport.finetune")
@@ -49,6 +42,8 @@ class Result:
     samples_per_second: float
     device: str
     precision: str
+    per_device_train_batch_size: int  # as found, with auto_find_batch_size
+    gradient_accumulation_steps: int
 
 
 def train(
@@ -70,6 +65,8 @@ def train(
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     plain = load_model(task, base, prepared)
+    if options.gradient_checkpointing:
+        _check_gradient_checkpointing(plain)
     model = _adapted(plain, base, output, options) if options.apply_lora else plain
     tokenizer = transformers.AutoTokenizer.from_pretrained(base, model_max_length=prepared.info.max_seq_length)
     arguments = training_arguments(options, output / "checkpoints")
@@ -91,8 +88,11 @@ def train(
     if task.needs_answers(metric_for_best_model):
         trainer.scores_of_answers = _scores_of_answers(task, base, prepared, arguments)
     trainer.remove_callback(PrinterCallback)
+    if options.auto_find_batch_size:
+        fit_batch_size(trainer)
     log.info("%s", _plan(prepared, model, arguments))
-    trainer.train()
+    with explained(arguments.per_device_train_batch_size):
+        trainer.train()
     if trainer.state.best_model_checkpoint is None:
         raise UserError(
             f"metric_for_best_model={metric_for_best_model}: was not a finite number in any evaluation, so the "
@@ -102,7 +102,7 @@ def train(
         trainer.model = model.merge_and_unload()
     trainer.save_model(str(output))
     trainer.state.save_to_json(str(output / "trainer_state.json"))
-    _make_paths_relative(output / "trainer_state.json")
+    make_paths_relative(output / "trainer_state.json")
     shutil.rmtree(output / "checkpoints" / "runs", ignore_errors=True)
     return _result(trainer, progress)
 
@@ -149,6 +149,14 @@ def load_model(task: Task, base: Path, prepared: Prepared) -> t.Any:
         ) from None
 
 
+def _check_gradient_checkpointing(model: t.Any) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"gradient_checkpointing=true: a model of type '{model.config.model_type}' cannot recompute its "
+            "activations. Leave it false and lower per_device_train_batch_size instead."
+        )
+
+
 def _types(auto_classes: t.Sequence[str]) -> list[str]:
     """The types of model that transformers' auto classes load."""
     return sorted({config.model_type for name in auto_classes for config in getattr(transformers, name)._model_mapping})
@@ -160,6 +168,7 @@ def training_arguments(options: TrainingParams, folder: Path) -> TrainingArgumen
         log.info("optim=adamw_hf is gone from transformers and runs as adamw_torch")
     has_cuda = torch.cuda.is_available()
     has_bf16 = not has_cuda or torch.cuda.is_bf16_supported()
+    _check_precision(options.precision)
     bf16 = options.precision == "bf16" or (options.precision == "16" and has_bf16)
     return TrainingArguments(
         output_dir=str(folder),
@@ -179,7 +188,11 @@ def training_arguments(options: TrainingParams, folder: Path) -> TrainingArgumen
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         train_sampling_strategy="group_by_length" if options.group_by_length else "random",
         bf16=bf16,
-        fp16=options.precision == "16" and not bf16,
+        fp16=options.precision == "fp16" or (options.precision == "16" and not bf16),
+        tf32=True if options.precision == "tf32" else None,
+        gradient_checkpointing=options.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        dataloader_num_workers=options.dataloader_num_workers,
         use_cpu=not torch.accelerator.is_available(),
         seed=options.seed,
         eval_strategy=options.evaluation_strategy,
@@ -197,100 +210,17 @@ def training_arguments(options: TrainingParams, folder: Path) -> TrainingArgumen
     )
 
 
-class BestModelTrainer(Trainer):
-    """A Trainer whose checkpoints are whole or absent, need no unpickling of code, and name no absolute path.
-
-    Evaluation adds ``scores_of_answers``, metrics of what a model answers, and takes the loss of tasks that count it by
-    the token from their own metrics: transformers' is a mean of batches' means.
-    """
-
-    scores_of_answers: t.Callable[[t.Any], dict[str, float]] | None = None
-
-    def evaluation_loop(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        output = super().evaluation_loop(*args, **kwargs)
-        metrics = t.cast(dict[str, float], output.metrics)
-        if self.scores_of_answers is not None:
-            metrics.update({f"eval_{k}": v for k, v in self.scores_of_answers(self.model).items()})
-        if "eval_token_loss" in metrics:
-            metrics["eval_loss"] = metrics.pop("eval_token_loss")
-        return output
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, t.Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)  # a pickle
-
-    def _save_checkpoint(self, model: t.Any, trial: t.Any) -> None:
-        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        try:
-            super()._save_checkpoint(model, trial)
-            _make_paths_relative(folder / "trainer_state.json")
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-
-
-def _make_paths_relative(state_file: Path) -> None:
-    """Let ``best_model_checkpoint`` be relative to the output folder, which moves when the step ends."""
-    state = json.loads(state_file.read_text("utf-8"))
-    if best := state["best_model_checkpoint"]:
-        state["best_model_checkpoint"] = f"checkpoints/{Path(best).name}"
-    write_atomically(state_file, json.dumps(state, indent=2))
-
-
-class EvaluateLastStep(TrainerCallback):
-    """Evaluate after the last step too, so that the last weights can be the best ones."""
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any
-    ) -> TrainerControl:
-        if state.global_step >= state.max_steps and args.eval_strategy == "steps":
-            control.should_evaluate = True
-            control.should_save = True
-        return control
-
-
-class Progress(TrainerCallback):
-    """One line a logging step on the terminal, the same numbers in MLflow."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.started = time.monotonic()
-        self.evaluation_seconds = 0.0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any
-    ) -> None:
-        self.started = time.monotonic()
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any) -> None:
-        logs: dict[str, float] = kwargs["logs"]
-        self.run.log_metrics({k: v for k, v in logs.items() if k != "epoch"}, state.global_step)
-        if "loss" in logs:
-            self._training_line(args, state, logs)
-        if "eval_loss" in logs:
-            self._evaluation_line(args, state, logs)
-
-    def _training_line(self, args: TrainingArguments, state: TrainerState, logs: dict[str, float]) -> None:
-        elapsed = time.monotonic() - self.started
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        left = elapsed / state.global_step * (state.max_steps - state.global_step)
-        log.info(
-            "[%d/%d] loss %.4f, learning rate %.2e, gradient norm %.3g, %.1f samples/s, %d:%02d left",
-            state.global_step,
-            state.max_steps,
-            logs["loss"],
-            logs.get("learning_rate", 0.0),
-            logs.get("grad_norm", 0.0),
-            state.global_step * batch / elapsed,
-            *divmod(int(left), 60),
+def _check_precision(precision: str) -> None:
+    """Refuse what this device has no arithmetic for."""
+    if precision in ("fp16", "tf32") and not torch.cuda.is_available():
+        raise UserError(
+            f"precision={precision}: needs an NVIDIA GPU, and torch sees none here. "
+            "Take precision=bf16, or 32 for full precision."
         )
-
-    def _evaluation_line(self, args: TrainingArguments, state: TrainerState, logs: dict[str, float]) -> None:
-        self.evaluation_seconds += logs.get("eval_runtime", 0.0)
-        timing = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
-        scores = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_") and k not in timing}
-        shown = [f"{k} {v:.4f}" for k, v in scores.items()]
-        log.info("[%d/%d] validation: %s", state.global_step, state.max_steps, ", ".join(shown))
+    if precision == "tf32" and torch.cuda.get_device_capability() < (8, 0):
+        raise UserError("precision=tf32: needs a GPU of compute capability 8.0 or more (Ampere). Take precision=16.")
+    if precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise UserError("precision=bf16: this GPU has no bfloat16. Take precision=16.")
 
 
 def _early_stopping(options: TrainingParams) -> list[TrainerCallback]:
@@ -311,7 +241,7 @@ def _plan(prepared: Prepared, model: torch.nn.Module, arguments: TrainingArgumen
 
 
 def _precision(arguments: TrainingArguments) -> str:
-    return "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
+    return "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "tf32" if arguments.tf32 else "fp32"
 
 
 def _result(trainer: Trainer, progress: Progress) -> Result:
@@ -329,4 +259,6 @@ def _result(trainer: Trainer, progress: Progress) -> Result:
         samples_per_second=last["train_samples_per_second"],
         device=str(arguments.device),
         precision=_precision(arguments),
+        per_device_train_batch_size=arguments.per_device_train_batch_size,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
     )

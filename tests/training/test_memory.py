@@ -1,0 +1,124 @@
+"""Training where the memory is short: a batch size that fits is found, and the effective batch stays what it was."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BertConfig, BertModel, set_seed
+
+import steps
+from steps.model_import import ModelImport
+from tuneport.artifacts import CustomModel, Model
+from tuneport.stage import execute
+from tuneport.training.memory import candidates
+
+ROWS = 64
+FINETUNE = """
+import resource, sys, torch
+import steps, tuneport.training.trainer
+from tuneport.cli import run_stage
+room, *arguments = sys.argv[1:]
+torch.nn.Linear(64, 64)(torch.ones(64, 64)).sum().backward()
+used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(room) * 2**20,) * 2)
+sys.exit(run_stage(arguments, names=steps.names(), load=steps.load))
+"""
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_model: Path, questions: Any, write_jsonl: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A model wide enough for its activations to count (5 MB a row), and rows for it."""
+    folder = tmp_path_factory.mktemp("wide")
+    source = folder / "source"
+    source.mkdir()
+    for file in tiny_model.glob("*token*"):
+        (source / file.name).write_bytes(file.read_bytes())
+    set_seed(0)
+    words = json.loads((tiny_model / "config.json").read_text())["vocab_size"]
+    config = BertConfig(
+        vocab_size=words,
+        hidden_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=1024,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(source)
+    model, prepared = folder / "model", folder / "prepared"
+    execute(ModelImport(pytorch_model_path=CustomModel(source), model_selector_output=Model(model)))
+    rows = [{**row, "text": f"{row['text']} {i}"} for i, row in enumerate(questions)]
+    execute(
+        steps.load("preprocess", "text_classification")(
+            model_selector_output=model,
+            train_file_path=write_jsonl(folder / "rows.jsonl", rows),
+            sentence1_key="text",
+            label_key="label",
+            pad_to_max_length=True,
+            preprocess_output=prepared,
+        )
+    )
+    return ["--model_selector_output", str(model), "--preprocess_output", str(prepared)]
+
+
+def finetune(inputs: list[str], output: Path, room: int, **values: Any) -> subprocess.CompletedProcess[str]:
+    """Train in a process that may take ``room`` MiB more than it has after start-up."""
+    settings = {"per_device_train_batch_size": ROWS, "max_steps": 1, **values}
+    flags = itertools.chain.from_iterable((f"--{name}", str(value)) for name, value in settings.items())
+    command = [sys.executable, "-c", FINETUNE, str(room), "finetune", "--task_name", "text_classification"]
+    command += [*inputs, "--pytorch_model_folder", str(output), *flags]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def result(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output / "training.json").read_text())
+    return found
+
+
+def test_what_does_not_fit_is_explained_and_leaves_nothing(inputs: list[str], tmp_path: Path) -> None:
+    run = finetune(inputs, tmp_path / "out", room=500)
+    assert run.returncode == 2, run.stderr
+    last = run.stderr.splitlines()[-1]
+    assert "per_device_train_batch_size=64: the memory does not suffice" in last
+    assert "auto_find_batch_size=true" in last
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_size_is_found_that_fits_and_keeps_the_effective_batch(inputs: list[str], tmp_path: Path) -> None:
+    run = finetune(inputs, tmp_path / "out", room=500, auto_find_batch_size=True)
+    assert run.returncode == 0, run.stderr
+    found = result(tmp_path / "out")
+    assert found["per_device_train_batch_size"] in (32, 16, 8, 4)
+    assert found["per_device_train_batch_size"] * found["gradient_accumulation_steps"] == ROWS
+    assert "batches of 64 do not fit into memory" in run.stderr
+
+
+def test_where_no_row_fits_the_user_is_told(inputs: list[str], tmp_path: Path) -> None:
+    run = finetune(inputs, tmp_path / "out", room=40, auto_find_batch_size=True)
+    assert run.returncode == 2, run.stderr
+    assert "does not suffice for a single row" in run.stderr.splitlines()[-1]
+
+
+def test_where_all_fits_nothing_changes(inputs: list[str], tmp_path: Path) -> None:
+    runs = []
+    for wanted in (False, True):
+        output = tmp_path / str(wanted)
+        assert finetune(inputs, output, room=20_000, auto_find_batch_size=wanted, max_steps=2).returncode == 0
+        runs.append((output / "model.safetensors").read_bytes())
+    assert runs[0] == runs[1]
+
+
+def test_recomputed_activations_take_less_memory(inputs: list[str], tmp_path: Path) -> None:
+    run = finetune(inputs, tmp_path / "out", room=500, gradient_checkpointing=True)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("wanted", "effective", "sizes"),
+    [(8, 8, [8, 4, 2, 1]), (6, 12, [6, 3, 1]), (5, 10, [5, 2, 1]), (1, 4, [1]), (7, 7, [7, 1])],
+)
+def test_candidates_divide_the_effective_batch(wanted: int, effective: int, sizes: list[int]) -> None:
+    assert candidates(wanted, effective) == sizes

@@ -1,0 +1,136 @@
+"""What to do where the memory does not suffice: find a batch size that fits, or say what to change."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import typing as t
+from collections.abc import Callable, Iterator
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from datasets import Dataset as ArrowDataset
+from transformers import Trainer
+
+from tuneport.errors import UserError
+
+log = logging.getLogger("tuneport.finetune")
+
+
+@contextlib.contextmanager
+def explained(batch_size: int) -> Iterator[None]:
+    """Raise `UserError`, with what may be changed, where the block runs out of memory."""
+    try:
+        yield
+    except RuntimeError as e:
+        if not is_out_of_memory(e):
+            raise
+        raise UserError(
+            f"per_device_train_batch_size={batch_size}: the memory does not suffice ({str(e).splitlines()[0]}). "
+            "Lower it and raise gradient_accumulation_steps by the same factor, or set auto_find_batch_size=true, "
+            "gradient_checkpointing=true or a smaller max_seq_length; where an evaluation failed, lower "
+            "per_device_eval_batch_size."
+        ) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that an allocation failed, on the CPU or on an accelerator."""
+    return isinstance(error, Exception) and (
+        isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+    )
+
+
+def fit_batch_size(trainer: Trainer) -> None:
+    """Lower the trainer's batch size until the longest training rows fit, and accumulate more batches in turn.
+
+    The product of the two, so the effective batch, stays what it was. A batch size is tried by a forward and a
+    backward pass over the longest rows, beside as much memory as the optimizer takes for its state; random numbers are
+    drawn as if nothing had been tried. All ranks take the smallest size that one of them can. Raises `UserError` where
+    not even single rows fit.
+    """
+    arguments = trainer.args
+    wanted, accumulated = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+    if arguments.gradient_checkpointing:
+        model: t.Any = trainer.model
+        model.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)
+    rows = longest_first(t.cast(ArrowDataset, trainer.train_dataset))
+    effective = wanted * accumulated
+    for size in candidates(wanted, effective):
+        batch = [rows[i % len(rows)] for i in range(size)]
+        if _all_ranks(_fits(lambda batch=batch: _pass(trainer, batch)), trainer):  # type: ignore[misc]
+            break
+        log.info("auto_find_batch_size: batches of %d do not fit into memory", size)
+    else:
+        raise UserError(
+            "auto_find_batch_size=true: the memory does not suffice for a single row. "
+            "Set gradient_checkpointing=true, a smaller max_seq_length, or take a smaller model."
+        )
+    arguments.per_device_train_batch_size = size
+    arguments.gradient_accumulation_steps = effective // size
+    trainer.accelerator.gradient_accumulation_steps = arguments.gradient_accumulation_steps
+    trainer._train_batch_size = arguments.train_batch_size
+    log.info(
+        "auto_find_batch_size: batches of %d, gradient_accumulation_steps=%d (asked for: %d and %d)",
+        size,
+        arguments.gradient_accumulation_steps,
+        wanted,
+        accumulated,
+    )
+
+
+def candidates(wanted: int, effective: int) -> list[int]:
+    """The batch sizes to try, each at most half of the one before and a divisor of the effective batch."""
+    found = [wanted]
+    while found[-1] > 1:
+        found.append(next(size for size in range(found[-1] // 2, 0, -1) if effective % size == 0))
+    return found
+
+
+def longest_first(rows: ArrowDataset) -> list[dict[str, t.Any]]:
+    """At most 1,024 of the rows, those with the most tokens and labels first."""
+    lists = [name for name, feature in rows.features.items() if hasattr(feature, "feature")]
+    lengths = [0] * len(rows)
+    for name in lists:
+        for i, length in enumerate(rows.data.column(name).combine_chunks().value_lengths().to_pylist()):
+            lengths[i] += length
+    order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)[:1024]
+    return [rows[i] for i in order]
+
+
+def _fits(attempt: Callable[[], None]) -> bool:
+    try:
+        attempt()
+    except RuntimeError as e:
+        if not is_out_of_memory(e):
+            raise
+        return False
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return True
+
+
+def _pass(trainer: Trainer, rows: list[dict[str, t.Any]]) -> None:
+    """A forward and a backward pass, as training makes them."""
+    model = t.cast(torch.nn.Module, trainer.model).to(trainer.args.device)
+    model.train()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            inputs = trainer._prepare_inputs(trainer.data_collator(rows))
+            _state = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
+            with trainer.compute_loss_context_manager():
+                loss = t.cast(torch.Tensor, trainer.compute_loss(model, inputs))
+            loss.backward()  # type: ignore[no-untyped-call]
+    finally:
+        model.zero_grad(set_to_none=True)
+
+
+def _all_ranks(fits: bool, trainer: Trainer) -> bool:
+    """Whether it fits on every rank."""
+    if trainer.args.world_size == 1:
+        return fits
+    answer = torch.tensor(int(fits), device=trainer.args.device)
+    torch.distributed.all_reduce(answer, torch.distributed.ReduceOp.MIN)
+    return bool(answer.item())
