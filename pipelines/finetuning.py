@@ -20,7 +20,9 @@ def finetuning(task_name: str) -> Mapping[str, Artifact]:
         model_selector_output=base.model_selector_output, preprocess_output=data.preprocess_output
     )
     exported = with_task(ModelExport, task_name)(
-        pytorch_model_folder=tuned.pytorch_model_folder, preprocess_output=data.preprocess_output
+        pytorch_model_folder=tuned.pytorch_model_folder,
+        preprocess_output=data.preprocess_output,
+        model_selector_output=base.model_selector_output,
     )
     evaluated = with_task(ModelEvaluation, task_name)(
         model_selector_output=base.model_selector_output,

@@ -31,6 +31,7 @@ class Finetune(Step, TaskParams, TrainingParams):
             from tuneport.training import resume
 
             resume.check(self.resume_from_checkpoint)
+        self.check_adapters()
 
     def resumes(self) -> bool:
         return self.resume_from_checkpoint.lower() != "false"

@@ -78,6 +78,7 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
             self.pytorch_model_folder.path,
             meta,
             test,
+            base=self.model_selector_output.path,
             questions=task.questions(test.rows, self),
             settings=task.settings(meta, self),
             batch_size=self.per_device_eval_batch_size,

@@ -15,11 +15,13 @@ class ModelExport(Step, TaskParams):
 
     pytorch_model_folder: Model = consumes("Fine-tuned model.")
     preprocess_output: Dataset = consumes("Prepared splits: column names and the rows of the input example.")
+    model_selector_output: Model | None = consumes("Imported base model; needed where the tuned one is a LoRA adapter.")
     mlflow_model_folder: MLflowModel = produces("MLflow model that needs no tuneport to be served.")
 
     def run(self) -> None:
         from tuneport.data.prepared import Prepared
         from tuneport.export import write_mlflow_model
+        from tuneport.modeling.adapters import merged
         from tuneport.tracking import run_id_of, save_run, tracked
 
         started = time.monotonic()
@@ -27,15 +29,17 @@ class ModelExport(Step, TaskParams):
         prepared = Prepared(self.preprocess_output.path)
         prepared.check_task(self.task_name)
         task = tasks.load(self.task_name)
-        write_mlflow_model(
-            task,
-            model,
-            columns=prepared.info.columns,
-            meta=prepared.info.meta,
-            settings=task.settings(prepared.info.meta, self),
-            example_rows=prepared.rows("test"),
-            destination=output,
-        )
+        base = self.model_selector_output.path if self.model_selector_output else None
+        with merged(model, base, scratch=output) as plain:
+            write_mlflow_model(
+                task,
+                plain,
+                columns=prepared.info.columns,
+                meta=prepared.info.meta,
+                settings=task.settings(prepared.info.meta, self),
+                example_rows=prepared.rows("test"),
+                destination=output,
+            )
         model_uri = None
         if run_id := run_id_of(model, self.context):
             with tracked(self.context, self.name(), run_id) as run:

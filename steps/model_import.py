@@ -5,7 +5,8 @@ from pathlib import Path
 
 from tuneport.artifacts import CustomMLflowModel, CustomModel, Model
 from tuneport.errors import UserError
-from tuneport.model_source import folder, hub
+from tuneport.model_source import adapters, folder, hub
+from tuneport.modeling.adapters import is_adapter
 from tuneport.step import Step, consumes, param, produces
 
 SOURCES = ("pytorch_model_path", "mlflow_model_path", "huggingface_id")
@@ -19,6 +20,9 @@ class ModelImport(Step):
 
     pytorch_model_path: CustomModel | None = consumes(
         "Hugging Face model folder (config.json, weights, tokenizer), one of ours, or a GGUF file."
+    )
+    base_model_path: CustomModel | None = consumes(
+        "Base model of the LoRA adapter in pytorch_model_path, where it is not where the adapter says."
     )
     mlflow_model_path: CustomMLflowModel | None = consumes("MLflow model folder of a transformers flavour, or of ours.")
     huggingface_id: str | None = param("Id of a model on a hub, as in organisation/name.", default=None)
@@ -34,6 +38,11 @@ class ModelImport(Step):
         if len(given) != 1:
             got = "both " + " and ".join(given) if len(given) == 2 else "all three" if given else "none of them"
             raise UserError(f"got {got}; wanted exactly one of {', '.join(SOURCES)}. Set one of them.")
+        if self.base_model_path is not None and not self._is_adapter():
+            raise UserError(
+                f"base_model_path={self.base_model_path.path}: is of use only where pytorch_model_path holds a LoRA "
+                "adapter. Leave it out."
+            )
         if self.huggingface_id is not None:
             hub.check_id(self.huggingface_id, self.huggingface_revision)
             return
@@ -43,12 +52,18 @@ class ModelImport(Step):
             )
         if self.mlflow_model_path is not None:
             folder.check_mlflow_model(self.mlflow_model_path.path)
-        folder.check_source(self._path(), self.gguf_file)
+        if self._is_adapter():
+            adapters.check_adapter(self._path(), self._base())
+        else:
+            folder.check_source(self._path(), self.gguf_file)
 
     def run(self) -> None:
         source = self._path()
         destination = self.model_selector_output.path
-        folder.import_model(source, destination, self.gguf_file)
+        if self._is_adapter():
+            adapters.import_adapter(source, self._base(), destination)
+        else:
+            folder.import_model(source, destination, self.gguf_file)
         size = sum(f.stat().st_size for f in destination.iterdir())
         self.log.info("imported %s: %.1f MB", self.huggingface_id or source, size / 1e6)
 
@@ -59,6 +74,12 @@ class ModelImport(Step):
             self._snapshot.name if self._snapshot else hub.commit_of(self.huggingface_id, self.huggingface_revision)
         )
         return {"huggingface_id": commit} if commit else {}
+
+    def _is_adapter(self) -> bool:
+        return self.pytorch_model_path is not None and is_adapter(self.pytorch_model_path.path)
+
+    def _base(self) -> Path | None:
+        return self.base_model_path.path if self.base_model_path is not None else None
 
     def _path(self) -> Path:
         """Where the model lies on this machine; a hub model is fetched to the hub's cache first."""

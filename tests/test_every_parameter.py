@@ -52,7 +52,16 @@ PREPROCESS: Table = {
 }
 STEPS = {"evaluation_strategy": "steps", "eval_steps": 8}
 STOPS = {"apply_early_stopping": True, "num_train_epochs": 5, "learning_rate": 1e-6, "early_stopping_threshold": 0.5}
+LORA = {"apply_lora": True, "merge_lora_weights": False}
 FINETUNE: Table = {
+    "apply_lora": ({}, False, True),
+    "lora_alpha": (LORA, 128, 16),
+    "lora_r": (LORA, 8, 4),
+    "lora_dropout": (LORA, 0.0, 0.5),
+    "lora_target_modules": (LORA, "auto", "query,value"),
+    "use_rslora": (LORA, False, True),
+    "use_dora": (LORA, False, True),
+    "merge_lora_weights": ({"apply_lora": True}, True, False),
     "num_train_epochs": ({}, 1, 2),
     "max_steps": ({}, -1, 3),
     "learning_rate": ({}, 1e-3, 2e-3),

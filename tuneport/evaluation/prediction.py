@@ -10,6 +10,7 @@ import typing as t
 from collections.abc import Mapping
 from pathlib import Path
 
+from tuneport.modeling.adapters import is_adapter, load_merged
 from tuneport.modeling.likelihood import likelihoods
 from tuneport.tasks import Meta, Row, Split, Task
 
@@ -25,6 +26,7 @@ def predict(
     meta: Meta,
     split: Split,
     *,
+    base: Path,
     questions: Mapping[int, Row],
     settings: Row,
     batch_size: int,
@@ -33,6 +35,7 @@ def predict(
 ) -> list[Row]:
     """Load the model in ``folder`` with the task's head, on the GPU where there is one, and answer the rows.
 
+    ``base`` is the base model of one that is an adapter.
     ``questions`` are what is asked, by the place of the row; the answer to a row without one is empty.
     A head that the folder lacks gets the weights that ``seed`` gives it. Where the task asks for it, the answers also
     hold the `Likelihood` of the encoded labels, under the names of its fields. ``name`` is for the progress lines.
@@ -43,7 +46,7 @@ def predict(
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.manual_seed(seed)
-    model = task.load_model(folder, meta)
+    model = load_merged(folder, base) if is_adapter(folder) else task.load_model(folder, meta)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = task.predictor(str(tokenizer), settings, model=model.to(device), batch_size=batch_size)
     rows = list(questions.values())

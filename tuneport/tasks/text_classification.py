@@ -226,6 +226,9 @@ class TextClassification(Task):
     def collator(self, model: t.Any, meta: Meta, pad_to: int | None) -> Callable[[list[Row]], dict[str, t.Any]]:
         return collator(model, pad_to, {}, per_row=["labels"])
 
+    def reduce(self, logits: t.Any, labels: t.Any, meta: Meta) -> t.Any:
+        return logits[0] if isinstance(logits, tuple) else logits  # encoder–decoders return the encoder's states, too
+
     def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
         from tuneport.evaluation.classification import scores
 

@@ -51,9 +51,9 @@ def fit_batch_size(trainer: Trainer) -> None:
     """
     arguments = trainer.args
     wanted, accumulated = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
-    if arguments.gradient_checkpointing:
+    if arguments.activation_checkpointing:
         model: t.Any = trainer.model
-        model.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)
+        model.activation_checkpointing_enable(arguments.activation_checkpointing_kwargs)
     rows = longest_first(t.cast(ArrowDataset, trainer.train_dataset))
     effective = wanted * accumulated
     for size in candidates(wanted, effective):

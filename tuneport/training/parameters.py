@@ -2,8 +2,9 @@
 
 from typing import Literal
 
+from tuneport.errors import UserError
 from tuneport.parameters import EvaluationBatchParams, SeedParams
-from tuneport.step import Params, param
+from tuneport.step import Params, param, show
 
 
 class ScheduleParams(Params):
@@ -99,10 +100,55 @@ class EarlyStoppingParams(Params):
     )
 
 
+class AdapterParams(Params):
+    """Adapters."""
+
+    apply_lora: bool = param(
+        "Train low-rank adapters (LoRA) beside the frozen weights of linear layers, and only the task's head in full.",
+        default=False,
+    )
+    lora_alpha: int = param(
+        "LoRA's scale: adapters are multiplied by lora_alpha / lora_r; with use_rslora by lora_alpha / sqrt(lora_r).",
+        default=128,
+        ge=1,
+    )
+    lora_r: int = param("LoRA's rank.", default=8, ge=1)
+    lora_dropout: float = param("Dropout of what goes into the adapters.", default=0.0, ge=0, lt=1)
+    lora_target_modules: str = param(
+        "Linear layers that get adapters: auto (all of them but the head), or names, ends of names or regular "
+        "expressions with commas between, as in q_proj,v_proj.",
+        default="auto",
+    )
+    use_rslora: bool = param(
+        "Scale by lora_alpha / sqrt(lora_r): rank-stabilised LoRA (arXiv 2312.03732).", default=False
+    )
+    use_dora: bool = param(
+        "Train the weights' magnitudes apart from their directions: DoRA (arXiv 2402.09353).", default=False
+    )
+    merge_lora_weights: bool = param(
+        "Write the model with the adapters merged into its weights; false: the adapters, with a reference to the base "
+        "model.",
+        default=True,
+    )
+
+    def check_adapters(self) -> None:
+        """Raise `UserError` for a LoRA parameter that would do nothing."""
+        if self.apply_lora:
+            return
+        ports = AdapterParams.ports()
+        idle = {name: value for name, port in ports.items() if (value := getattr(self, name)) != port.default}
+        if idle:
+            given = ", ".join(f"{name}={show(value)}" for name, value in idle.items())
+            raise UserError(
+                f"{given}: of use only with apply_lora=true. Set apply_lora=true, or leave out what is named."
+            )
+
+
 class TrainingParams(
     ScheduleParams,
     OptimizerParams,
     BatchParams,
+    AdapterParams,
     EvaluationBatchParams,
     CheckpointParams,
     ResumeParams,

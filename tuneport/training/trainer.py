@@ -69,9 +69,10 @@ def train(
     transformers.set_seed(options.seed)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model = load_model(task, base, prepared)
+    plain = load_model(task, base, prepared)
     if options.gradient_checkpointing:
-        _check_gradient_checkpointing(model)
+        _check_gradient_checkpointing(plain)
+    model = _adapted(plain, base, output, options) if options.apply_lora else plain
     tokenizer = transformers.AutoTokenizer.from_pretrained(base, model_max_length=prepared.info.max_seq_length)
     arguments = training_arguments(options, output / "checkpoints")
     arguments.metric_for_best_model = metric_for_best_model
@@ -90,7 +91,7 @@ def train(
         args=arguments,
         train_dataset=ArrowDataset.from_file(str(prepared.encoded_file("train"))),
         eval_dataset=ArrowDataset.from_file(str(prepared.encoded_file("validation"))),
-        data_collator=task.collator(model, prepared.info.meta, prepared.info.pad_to),
+        data_collator=task.collator(plain, prepared.info.meta, prepared.info.pad_to),
         compute_metrics=task.compute_metrics(prepared.info.meta),
         preprocess_logits_for_metrics=partial(task.reduce, meta=prepared.info.meta),
         processing_class=tokenizer,
@@ -110,11 +111,19 @@ def train(
             f"metric_for_best_model={metric_for_best_model}: was not a finite number in any evaluation, so the "
             "training diverged. Lower learning_rate, add warmup_steps, or use precision=32."
         )
+    if options.apply_lora and options.merge_lora_weights:
+        trainer.model = model.merge_and_unload()
     trainer.save_model(str(output))
     trainer.state.save_to_json(str(output / "trainer_state.json"))
     make_paths_relative(output / "trainer_state.json")
     shutil.rmtree(output / "checkpoints" / "runs", ignore_errors=True)
     return _result(trainer, progress)
+
+
+def _adapted(model: t.Any, base: Path, output: Path, options: TrainingParams) -> t.Any:
+    from tuneport.training.adapters import adapt  # peft takes seconds to import
+
+    return adapt(model, base, output, options)
 
 
 def _checkpoint(
@@ -140,6 +149,7 @@ def _scores_of_answers(
 
     def scores(model: t.Any) -> dict[str, float]:
         training = model.training
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model  # with its adapters
         predictor = task.predictor(str(base), settings, model=model, batch_size=arguments.per_device_eval_batch_size)
         answers = predictor(rows)
         model.train(training)
@@ -207,8 +217,8 @@ def training_arguments(options: TrainingParams, folder: Path) -> TrainingArgumen
         bf16=bf16,
         fp16=options.precision == "fp16" or (options.precision == "16" and not bf16),
         tf32=True if options.precision == "tf32" else None,
-        gradient_checkpointing=options.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        activation_checkpointing=options.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=options.dataloader_num_workers,
         use_cpu=not torch.accelerator.is_available(),
         seed=options.seed,
@@ -248,8 +258,10 @@ def _early_stopping(options: TrainingParams) -> list[TrainerCallback]:
 
 def _plan(prepared: Prepared, model: torch.nn.Module, arguments: TrainingArguments) -> str:
     rows, weights = prepared.info.splits, sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    share = f" ({trained / 1e6:.3g} M trained, {trained / weights:.2%})" if trained < weights else ""
     return (
-        f"{rows['train']} training rows, {rows['validation']} validation rows, {weights / 1e6:.1f} M weights, "
+        f"{rows['train']} training rows, {rows['validation']} validation rows, {weights / 1e6:.1f} M weights{share}, "
         f"batches of {arguments.train_batch_size * arguments.gradient_accumulation_steps}, on {arguments.device}, "
         f"precision {_precision(arguments)}"
     )
