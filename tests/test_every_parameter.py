@@ -346,7 +346,7 @@ def training_outcome(values: dict[str, Any], ready: Ready, output: Path) -> Any:
     timings = ("runtime", "per_second")
     log = json.loads((output / "trainer_state.json").read_text())["log_history"]
     logged = [{k: v for k, v in entry.items() if not any(word in k for word in timings)} for entry in log]
-    kept = {k: v for k, v in contents(output).items() if "trainer_state" not in k}
+    kept = {k: v for k, v in contents(output).items() if not k.endswith(("trainer_state.json", "manifest.json"))}
     return kept, logged, counted.evaluation_batches, result.best_metric
 
 
