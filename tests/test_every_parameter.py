@@ -347,7 +347,8 @@ def training_outcome(values: dict[str, Any], ready: Ready, output: Path) -> Any:
     log = json.loads((output / "trainer_state.json").read_text())["log_history"]
     logged = [{k: v for k, v in entry.items() if not any(word in k for word in timings)} for entry in log]
     timed = ("trainer_state.json", "manifest.json", "manifest.sha256")
-    kept = {k: v for k, v in contents(output).items() if not k.endswith(timed)}
+    drawn = "rng_state.pth"  # an import on first use draws from Python's generator: no effect on a weight
+    kept = {k: v for k, v in contents(output).items() if not k.endswith((*timed, drawn))}
     return kept, logged, counted.evaluation_batches, result.best_metric
 
 
