@@ -51,7 +51,7 @@ $(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV) (some minutes the first time) …"
-	$(PIP_INSTALL) -e '.[train,dev]'
+	$(PIP_INSTALL) -e '.[train,deepspeed,kfp,azureml,dev]'
 	@touch $@ $(VENV)/.train
 
 clean:

@@ -22,7 +22,7 @@ marked ← and are no keys of `tuneport run`. Where two stages share a name (`se
 [Configuration](configuration.md) says how values are given and which one wins.
 """
 TYPES: dict[type, str] = {str: "text", int: "whole number", float: "number", bool: "true or false"}
-HEADINGS = {"input": "Inputs", "param": "Parameters", "output": "Outputs"}
+HEADINGS = {"input": "Inputs", "param": "Parameters", "output": "Outputs", "resource": "Compute"}
 
 
 def page() -> str:
@@ -57,7 +57,7 @@ def table(ports: list[Port]) -> str:
 
 def type_(port: Port) -> str:
     """A port's type in words."""
-    if port.kind == "param":
+    if not port.is_artifact:
         return TYPES[port.type]
     wired = port.kind == "input" and not getattr(port.type, "user_supplied", False)
     return f"{'← ' if wired else ''}{port.type.__name__}"

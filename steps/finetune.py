@@ -5,8 +5,9 @@ import dataclasses as dc
 from tuneport import tasks
 from tuneport.artifacts import Dataset, Model, digest, read_manifest
 from tuneport.errors import UserError
+from tuneport.parameters import COMPUTE, INSTANCE_TYPE
 from tuneport.stage import save_json
-from tuneport.step import Step, consumes, produces
+from tuneport.step import Step, consumes, produces, resource
 from tuneport.tasks import TaskParams
 from tuneport.training.parameters import TrainingParams
 
@@ -20,6 +21,13 @@ class Finetune(Step, TaskParams, TrainingParams):
     model_selector_output: Model = consumes("Imported base model.")
     preprocess_output: Dataset = consumes("Tokenised splits.")
     pytorch_model_folder: Model = produces("Best model, and in checkpoints/ the checkpoint of every evaluation.")
+    compute_finetune: str = resource("compute", COMPUTE.format("finetune"), default="serverless")
+    instance_type_finetune: str = resource(
+        "instance_type", INSTANCE_TYPE.format("finetune"), default="Standard_nc24rs_v3"
+    )
+    shm_size_finetune: str = resource(
+        "shm_size", "Size of /dev/shm, through which processes of one machine exchange data, as in 5g.", default="5g"
+    )
 
     def check(self) -> None:
         if self.max_steps == 0:

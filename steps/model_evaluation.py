@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from tuneport import tasks
 from tuneport.artifacts import INCOMPLETE, Dataset, Model, Report
 from tuneport.errors import UserError
-from tuneport.parameters import EvaluationBatchParams, SeedParams
+from tuneport.parameters import COMPUTE, INSTANCE_TYPE, EvaluationBatchParams, SeedParams
 from tuneport.stage import parameters, save_json
-from tuneport.step import Step, consumes, produces
+from tuneport.step import Step, consumes, produces, resource
 from tuneport.tasks import TaskParams
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
     pytorch_model_folder: Model = consumes("Tuned model.")
     preprocess_output: Dataset = consumes("Prepared splits; the test split is scored.")
     evaluation_result: Report = produces("Metrics, predictions and the HTML report.")
+    compute_model_evaluation: str = resource("compute", COMPUTE.format("model_evaluation"), default="serverless")
+    instance_type_model_evaluation: str = resource(
+        "instance_type", INSTANCE_TYPE.format("model_evaluation"), default="Standard_nc24rs_v3"
+    )
 
     def run(self) -> None:
         from tuneport.data.prepared import Prepared

@@ -4,7 +4,8 @@ import time
 
 from tuneport import tasks
 from tuneport.artifacts import Dataset, MLflowModel, Model
-from tuneport.step import Step, consumes, produces
+from tuneport.parameters import COMPUTE, INSTANCE_TYPE
+from tuneport.step import Step, consumes, produces, resource
 from tuneport.tasks import TaskParams
 
 
@@ -17,6 +18,10 @@ class ModelExport(Step, TaskParams):
     preprocess_output: Dataset = consumes("Prepared splits: column names and the rows of the input example.")
     model_selector_output: Model | None = consumes("Imported base model; needed where the tuned one is a LoRA adapter.")
     mlflow_model_folder: MLflowModel = produces("MLflow model that needs no tuneport to be served.")
+    compute_model_export: str = resource("compute", COMPUTE.format("model_export"), default="serverless")
+    instance_type_model_export: str = resource(
+        "instance_type", INSTANCE_TYPE.format("model_export"), default="Standard_d12_v2"
+    )
 
     def run(self) -> None:
         from tuneport.data.prepared import Prepared

@@ -7,7 +7,8 @@ from tuneport.artifacts import CustomMLflowModel, CustomModel, Model
 from tuneport.errors import UserError
 from tuneport.model_source import adapters, folder, hub
 from tuneport.modeling.adapters import is_adapter
-from tuneport.step import Step, consumes, param, produces
+from tuneport.parameters import COMPUTE, INSTANCE_TYPE
+from tuneport.step import Step, consumes, param, produces, resource
 
 SOURCES = ("pytorch_model_path", "mlflow_model_path", "huggingface_id")
 
@@ -31,6 +32,10 @@ class ModelImport(Step):
     )
     gguf_file: str | None = param("Name of the GGUF file to import, where there are several.", default=None)
     model_selector_output: Model = produces("The model as config, safetensors, tokenizer.json, licence.")
+    compute_model_import: str = resource("compute", COMPUTE.format("model_import"), default="serverless")
+    instance_type_model_import: str = resource(
+        "instance_type", INSTANCE_TYPE.format("model_import"), default="Standard_d12_v2"
+    )
 
     def check(self) -> None:
         self._snapshot: Path | None = None

@@ -5,8 +5,9 @@ import json
 
 from tuneport.artifacts import MLflowModel, Registration, Report
 from tuneport.errors import UserError
+from tuneport.parameters import COMPUTE, INSTANCE_TYPE
 from tuneport.stage import save_json
-from tuneport.step import Step, consumes, param, produces
+from tuneport.step import Step, consumes, param, produces, resource
 
 
 class ModelRegistration(Step):
@@ -19,6 +20,10 @@ class ModelRegistration(Step):
     evaluation_result: Report = consumes("Test scores, which become tags of the version.")
     registered_model_name: str | None = param("Name to register the model under; empty: no registration.", default=None)
     registration_details_folder: Registration = produces("Name, version and source of the registered model.")
+    compute_model_registration: str = resource("compute", COMPUTE.format("model_registration"), default="serverless")
+    instance_type_model_registration: str = resource(
+        "instance_type", INSTANCE_TYPE.format("model_registration"), default="Standard_d12_v2"
+    )
 
     def check(self) -> None:
         name = (self.registered_model_name or "").strip()

@@ -8,7 +8,8 @@ from tuneport.data.mltable import find_mltable
 from tuneport.data.options import PrepareParams
 from tuneport.data.readers import MissingColumns, Source, find
 from tuneport.errors import UserError
-from tuneport.step import Step, consumes, produces
+from tuneport.parameters import COMPUTE, INSTANCE_TYPE
+from tuneport.step import Step, consumes, produces, resource
 
 
 class Preprocess(Step, tasks.TaskParams, PrepareParams):
@@ -28,6 +29,10 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
     )
     test_mltable_path: MLTable | None = consumes("Test data as an MLTable folder; wins over test_file_path.")
     preprocess_output: Dataset = produces("Tokenised splits, their raw rows and the data report.")
+    compute_preprocess: str = resource("compute", COMPUTE.format("preprocess"), default="serverless")
+    instance_type_preprocess: str = resource(
+        "instance_type", INSTANCE_TYPE.format("preprocess"), default="Standard_d12_v2"
+    )
 
     def check(self) -> None:
         """Find missing files and columns by a look at the first row of each source."""

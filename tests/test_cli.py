@@ -36,7 +36,7 @@ def rows(tmp_path: Path, questions: list[dict[str, str]], write_jsonl: Callable[
 def test_help_lists_the_commands_and_the_pipelines(tuneport: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert tuneport("--help") == 0
     text = capsys.readouterr().out
-    for word in ["init", "run", "schema", "validate", "--version", f"Pipelines: {', '.join(tasks.names())}"]:
+    for word in ["compile", "init", "run", "schema", "validate", "--version", f"Pipelines: {', '.join(tasks.names())}"]:
         assert word in " ".join(text.split())
     assert tuneport() == 0
     assert capsys.readouterr().out == text
@@ -99,7 +99,7 @@ def test_help_imports_no_heavy_library(argv: list[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["rnu"], "unknown command 'rnu'; there are: init, run, schema, validate. Did you mean 'run'?"),
+        (["rnu"], "unknown command 'rnu'; there are: compile, init, run, schema, validate. Did you mean 'run'?"),
         (["run"], f"no pipeline is named; wanted one of {', '.join(tasks.names())}."),
         (["schema", "txt_clasification"], "Did you mean 'text_classification'?"),
         (
@@ -184,7 +184,7 @@ def test_validate_finds_both_or_neither_of_the_two_model_inputs(
 def test_the_schema_is_json_over_all_inputs(tuneport: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert tuneport("schema", "text_classification") == 0
     schema = json.loads(capsys.readouterr().out)
-    assert list(schema["properties"]) == list(pipelines.load("text_classification").params)
+    assert list(schema["properties"]) == [*pipelines.load("text_classification").params, "platform"]
 
 
 def test_init_writes_a_file_that_runs_once_it_is_filled_in_and_never_overwrites_one(
@@ -215,3 +215,29 @@ def test_a_reader_that_goes_away_gives_no_traceback() -> None:
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 1
+
+
+# -- targets -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_target_cannot_honour_is_refused(tuneport: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    values = ["pytorch_model_path=m", "train_file_path=t.csv", "sentence1_key=a", "label_key=b"]
+    assert tuneport("validate", "text_classification", *values, "compute_finetune=big", "num_nodes_finetune=2") == 2
+    error = capsys.readouterr().err
+    assert "compute_finetune='big': --target local has no way to honour it" in error
+    assert "num_nodes_finetune=2: --target local has no way to honour it" in error
+
+
+def test_the_local_target_has_nothing_to_compile(tuneport: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    values = ["pytorch_model_path=m", "train_file_path=t.csv", "sentence1_key=a", "label_key=b"]
+    assert tuneport("compile", "text_classification", *values, "--target", "local", "-o", "out") == 2
+    assert "--target local: has no document to write" in capsys.readouterr().err
+
+
+def test_a_target_that_does_not_exist_is_refused_in_the_platform_section(
+    tuneport: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    values = "pytorch_model_path: m\ntrain_file_path: t.csv\nsentence1_key: a\nlabel_key: b\n"
+    (tmp_path / "run.yaml").write_text(values + "platform:\n  locla: {}\n", "utf-8")
+    assert tuneport("validate", "text_classification", "--config", "run.yaml") == 2
+    assert "platform.locla: unknown target" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 
 import pipelines
 from tuneport.artifacts import CustomMLflowModel, Dataset, File
-from tuneport.config import example, from_file, from_overrides, given, json_schema
+from tuneport.config import example, from_file, from_overrides, given, json_schema, platform
 from tuneport.errors import UserError
 from tuneport.graph import Pipeline, trace
 from tuneport.step import Params, Step, consumes, param, produces
@@ -176,12 +176,32 @@ def test_a_uri_is_no_path(pipeline: Pipeline, tmp_path: Path, uri: str) -> None:
     assert from_overrides(pipeline, [f"model={uri}"], tmp_path) == {"model": CustomMLflowModel(Path(uri))}
 
 
+# -- the platform section ----------------------------------------------------------------------------------------------
+
+
+def test_the_platform_section_is_kept_apart_from_the_inputs(pipeline: Pipeline, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("label: y\nplatform:\n  cluster:\n    nodes: [a, b]\n    size: 2\n", "utf-8")
+    assert from_file(pipeline, file) == {"label": "y"}
+    assert platform(file) == {"cluster": {"nodes": ["a", "b"], "size": 2}}
+    assert platform(None) == {}
+
+
+def test_a_platform_section_that_is_no_mapping_is_refused_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("label: y\nplatform: cluster\n", "utf-8")
+    with pytest.raises(UserError, match=r"run.yaml line 2: platform holds a scalar; wanted one mapping"):
+        platform(file)
+
+
 # -- what editors and newcomers get ------------------------------------------------------------------------------------
 
 
 def test_the_schema_says_of_each_input_what_its_port_says(pipeline: Pipeline) -> None:
-    schema = json_schema(pipeline)
+    settings = {"type": "object"}
+    schema = json_schema(pipeline, {"cluster": settings})
     assert schema["additionalProperties"] is False
+    assert schema["properties"].pop("platform")["properties"] == {"cluster": settings}
     assert schema["properties"] == {
         "rows": {"description": "Rows.", "type": "string"},
         "model": {"description": "Model.", "type": ["string", "null"], "default": None},

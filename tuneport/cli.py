@@ -20,6 +20,7 @@ from tuneport.step import REQUIRED, Context, Port, Step, show
 
 if t.TYPE_CHECKING:
     from tuneport.graph import Pipeline
+    from tuneport.targets import Request
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # Ctrl-C
@@ -103,9 +104,9 @@ class PortOption(click.Option):
     """One port as a flag."""
 
     def __init__(self, port: Port) -> None:
-        headings = {"input": "Inputs", "output": "Outputs", "param": "Parameters"}
+        headings = {"input": "Inputs", "output": "Outputs", "param": "Parameters", "resource": "Compute"}
         self.group = port.group or headings[port.kind]
-        metavar = "PATH" if port.kind != "param" else "|".join(map(str, port.choices)) or port.type.__name__.upper()
+        metavar = "PATH" if port.is_artifact else "|".join(map(str, port.choices)) or port.type.__name__.upper()
         super().__init__([f"--{port.name}"], type=click.UNPROCESSED, metavar=metavar, help=port.help + _note(port))
 
 
@@ -126,7 +127,7 @@ def stage_command(step: type[Step], run: Callable[[Mapping[str, t.Any]], None]) 
 
     return GroupedCommand(
         name=step.name(),
-        params=[PortOption(port) for port in step.ports().values()],
+        params=[PortOption(port) for port in step.ports().values() if port.kind != "resource"],
         callback=callback,
         help=step.description(),
         context_settings={"help_option_names": ["--help"], "max_content_width": 120},
@@ -232,7 +233,13 @@ def commands(pipelines: Sequence[str], load: Load, argv: Sequence[str]) -> click
             raise UserError(f"no pipeline is named; wanted one of {', '.join(pipelines)}.")
         return load(pipeline)
 
-    for command in (_run_command(named, argv), _validate_command(named), _schema_command(named), _init_command(named)):
+    for command in (
+        _run_command(named, argv),
+        _compile_command(named, argv),
+        _validate_command(named),
+        _schema_command(named),
+        _init_command(named),
+    ):
         group.add_command(command)
     return group
 
@@ -244,7 +251,7 @@ def _pipeline_command(
     work: Callable[..., int],
     options: Sequence[click.Parameter] = (),
 ) -> click.Command:
-    """A command that calls ``work(pipeline, every input's value, **options)``."""
+    """A command that calls ``work(pipeline, every input's value, the platform section, **options)``."""
 
     def callback(
         pipeline: str | None, overrides: tuple[str, ...], config: Path | None, help: bool, **rest: t.Any
@@ -252,10 +259,11 @@ def _pipeline_command(
         if help:
             click.echo(click.get_current_context().get_help() + (_inputs_help(load(pipeline)) if pipeline else ""))
             return 0
-        from tuneport.config import given
+        from tuneport.config import given, platform
 
         traced = load(pipeline)
-        return work(traced, traced.resolve(given(traced, config, overrides, Path.cwd())), **rest)
+        values = traced.resolve(given(traced, config, overrides, Path.cwd()))
+        return work(traced, values, platform(config), **rest)
 
     parameters: list[click.Parameter] = [
         click.Argument(["pipeline"], required=False),
@@ -274,24 +282,32 @@ def _path_option(flag: str, metavar: str, help: str) -> click.Option:
     return click.Option([flag], type=click.Path(path_type=Path), metavar=metavar, help=help)
 
 
-def _run_command(load: Callable[[str | None], Pipeline], argv: Sequence[str]) -> click.Command:
+def _target_option(default: str | None) -> click.Option:
     from tuneport import targets
 
+    help = f"Where: {', '.join(targets.names())}."
+    return click.Option(["--target"], default=default, required=default is None, show_default=True, help=help)
+
+
+def _run_command(load: Callable[[str | None], Pipeline], argv: Sequence[str]) -> click.Command:
     def run(
-        pipeline: Pipeline, values: Mapping[str, t.Any], target: str, output_dir: Path | None, start_from: str | None
+        pipeline: Pipeline,
+        values: Mapping[str, t.Any],
+        platform: Mapping[str, t.Any],
+        *,
+        target: str,
+        output_dir: Path | None,
+        start_from: str | None,
     ) -> int:
+        from tuneport import targets
+
         chosen = targets.load(target)
-        request = targets.Request(
-            output_dir=Path.cwd() / (output_dir or Path("runs", pipeline.name)),
-            folder=Path.cwd(),
-            environment=dict(os.environ),
-            start_from=start_from,
-            command=("tuneport", *_without(argv, "--from")),
-        )
+        targets.check_resources(pipeline, values, chosen)
+        request = _request(pipeline, platform, _without(argv, "--from"), output_dir, start_from)
         return chosen.submit(chosen.compile(pipeline, values, request))
 
     options = (
-        click.Option(["--target"], default="local", show_default=True, help=f"Where: {', '.join(targets.names())}."),
+        _target_option("local"),
         _path_option("--output_dir", "DIR", "Folder of the run.  [default: runs/PIPELINE]"),
         click.Option(
             ["--from", "start_from"], metavar="STAGE", help="Keep what earlier stages wrote; rerun from here."
@@ -299,6 +315,44 @@ def _run_command(load: Callable[[str | None], Pipeline], argv: Sequence[str]) ->
     )
     help = "Run a pipeline; what is done and unchanged is not done again."
     return _pipeline_command("run", help, load, run, options)
+
+
+def _request(
+    pipeline: Pipeline,
+    platform: Mapping[str, t.Any],
+    argv: Sequence[str],
+    output_dir: Path | None = None,
+    start_from: str | None = None,
+) -> Request:
+    from tuneport.targets import Request
+
+    return Request(
+        output_dir=Path.cwd() / (output_dir or Path("runs", pipeline.name)),
+        folder=Path.cwd(),
+        environment=dict(os.environ),
+        start_from=start_from,
+        command=("tuneport", *argv),
+        platform=platform,
+    )
+
+
+def _compile_command(load: Callable[[str | None], Pipeline], argv: Sequence[str]) -> click.Command:
+    def compile_(
+        pipeline: Pipeline, values: Mapping[str, t.Any], platform: Mapping[str, t.Any], target: str, output: Path
+    ) -> int:
+        from tuneport import targets
+
+        chosen = targets.load(target)
+        targets.check_resources(pipeline, values, chosen)
+        chosen.write(chosen.compile(pipeline, values, _request(pipeline, platform, argv)), Path.cwd() / output)
+        click.echo(f"wrote {output}")
+        return 0
+
+    output = click.Option(
+        ["-o", "--output"], type=click.Path(path_type=Path), metavar="PATH", required=True, help="File or folder."
+    )
+    help = "Write a pipeline as a platform's own document, without sending it."
+    return _pipeline_command("compile", help, load, compile_, (_target_option(None), output))
 
 
 def _without(argv: Sequence[str], flag: str) -> list[str]:
@@ -312,24 +366,31 @@ def _without(argv: Sequence[str], flag: str) -> list[str]:
 
 
 def _validate_command(load: Callable[[str | None], Pipeline]) -> click.Command:
-    def validate(pipeline: Pipeline, values: Mapping[str, t.Any]) -> int:
-        from tuneport.targets import check, instantiate
+    def validate(pipeline: Pipeline, values: Mapping[str, t.Any], platform: Mapping[str, t.Any], target: str) -> int:
+        from tuneport import targets
 
-        steps = instantiate(pipeline, values, Path.cwd() / "runs" / pipeline.name)
-        check(steps)
+        chosen, request = targets.load(target), _request(pipeline, platform, ())
+        targets.check_resources(pipeline, values, chosen)
+        targets.settings(chosen, request)
+        steps = targets.instantiate(pipeline, values, request.output_dir)
+        targets.check(steps)
         click.echo(f"valid: {pipeline.name} ({' → '.join(steps)})")
         return 0
 
-    return _pipeline_command("validate", "Check values, files and columns without running anything.", load, validate)
+    help = "Check values, files and columns without running anything."
+    return _pipeline_command("validate", help, load, validate, (_target_option("local"),))
 
 
 def _schema_command(load: Callable[[str | None], Pipeline]) -> click.Command:
     @click.command("schema", help="Print the JSON schema of a configuration file, for editors.")
     @click.argument("pipeline", required=False)
     def schema(pipeline: str | None) -> None:
+        from tuneport import targets
         from tuneport.config import json_schema
 
-        click.echo(json.dumps(json_schema(load(pipeline)), indent=1, ensure_ascii=False))
+        models = {name: targets.load(name).settings() for name in targets.names()}
+        platforms = {name: model.model_json_schema() for name, model in models.items() if model}
+        click.echo(json.dumps(json_schema(load(pipeline), platforms), indent=1, ensure_ascii=False))
 
     return schema
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import typing as t
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tuneport.errors import UserError
@@ -23,6 +23,7 @@ if t.TYPE_CHECKING:
     from yaml.nodes import MappingNode, Node
 
 URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # runs:/…, models:/…, s3://…: no path of this machine
+PLATFORM = "platform"  # the one key of a file that is no input of a pipeline
 JSON_TYPES: dict[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
 JSON_BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
 
@@ -110,8 +111,13 @@ def _located(port: Port | None, value: str | None, folder: Path) -> str | None:
 
 
 def _entries(file: Path) -> Iterable[tuple[str, str | None, int]]:
-    """Key, text and line (from 1) of each entry of a flat YAML mapping; None is YAML's null."""
+    """Key, text and line (from 1) of each entry of a flat YAML mapping; None is YAML's null.
+
+    The section `PLATFORM` is left out.
+    """
     for key, value in _root(file).value:
+        if key.value == PLATFORM and _shape(value) == "mapping":
+            continue
         for node in (key, value):
             if _shape(node) != "scalar":
                 raise UserError(
@@ -120,6 +126,22 @@ def _entries(file: Path) -> Iterable[tuple[str, str | None, int]]:
                 )
         null = value.tag == "tag:yaml.org,2002:null"
         yield key.value, None if null else value.value, key.start_mark.line + 1
+
+
+def platform(file: Path | None) -> dict[str, t.Any]:
+    """The section ``platform`` of a YAML file: by target, how its platform is to be used. Empty where there is none."""
+    import yaml
+
+    found = [node for key, node in _root(file).value if key.value == PLATFORM] if file else []
+    if not found:
+        return {}
+    if len(found) > 1 or _shape(found[0]) != "mapping":
+        raise UserError(
+            f"{file} line {found[-1].start_mark.line + 1}: {PLATFORM} holds a {_shape(found[-1])}; wanted one mapping, "
+            "by target."
+        )
+    section: dict[str, t.Any] = yaml.SafeLoader("").construct_document(found[0])
+    return section
 
 
 def _shape(node: Node) -> str:
@@ -150,8 +172,8 @@ def _root(file: Path) -> MappingNode:
     return root
 
 
-def json_schema(pipeline: Pipeline) -> dict[str, t.Any]:
-    """The JSON schema of a pipeline's configuration file, for editors.
+def json_schema(pipeline: Pipeline, platforms: Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """The JSON schema of a pipeline's configuration file, for editors; ``platforms``: each target's settings' schema.
 
     Nothing is required of the file, because the command line may give the rest.
     """
@@ -161,7 +183,15 @@ def json_schema(pipeline: Pipeline) -> dict[str, t.Any]:
         "description": pipeline.doc,
         "type": "object",
         "additionalProperties": False,
-        "properties": {name: _property(port) for name, port in pipeline.params.items()},
+        "properties": {name: _property(port) for name, port in pipeline.params.items()}
+        | {
+            PLATFORM: {
+                "description": "Settings of the platforms that a pipeline is sent to.",
+                "type": "object",
+                "additionalProperties": False,
+                "properties": dict(platforms),
+            }
+        },
     }
 
 

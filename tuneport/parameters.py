@@ -2,6 +2,9 @@
 
 from tuneport.step import Params, param
 
+COMPUTE = "Azure ML compute that runs this stage, by its name; serverless: a machine of instance_type_{0}."
+INSTANCE_TYPE = "Azure ML instance type of this stage where compute_{0}=serverless."
+
 
 class EvaluationBatchParams(Params):
     """Evaluation batches."""

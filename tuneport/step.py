@@ -21,7 +21,8 @@ from tuneport.artifacts import Artifact
 from tuneport.errors import UserError, did_you_mean
 
 T = t.TypeVar("T")
-Kind = t.Literal["input", "param", "output"]
+Kind = t.Literal["input", "param", "output", "resource"]
+Resource = t.Literal["compute", "instance_type", "shm_size", "processes", "nodes"]
 
 
 class Required:
@@ -47,12 +48,33 @@ def produces(help: str) -> t.Any:
 
 
 @t.overload
-def param(help: str, *, gt: float = ..., ge: float = ..., lt: float = ..., le: float = ...) -> t.Any: ...
+def param(
+    help: str, *, resource: Resource = ..., gt: float = ..., ge: float = ..., lt: float = ..., le: float = ...
+) -> t.Any: ...
 @t.overload
-def param(help: str, *, default: T, gt: float = ..., ge: float = ..., lt: float = ..., le: float = ...) -> T: ...
-def param(help: str, *, default: t.Any = REQUIRED, **bounds: float) -> t.Any:
-    """Declare a parameter: ``str``, ``int``, ``float``, ``bool`` or a ``Literal``, ``| None`` where it may be unset."""
-    return dc.field(default=default, metadata={"kind": "param", "help": help, "bounds": bounds})
+def param(
+    help: str,
+    *,
+    default: T,
+    resource: Resource = ...,
+    gt: float = ...,
+    ge: float = ...,
+    lt: float = ...,
+    le: float = ...,
+) -> T: ...
+def param(help: str, *, default: t.Any = REQUIRED, resource: Resource | None = None, **bounds: float) -> t.Any:
+    """Declare a parameter: ``str``, ``int``, ``float``, ``bool`` or a ``Literal``, ``| None`` where it may be unset.
+
+    ``resource``: what it asks of the machines that run the step, too; only targets that give it take another value
+    than the default.
+    """
+    metadata = {"kind": "param", "help": help, "bounds": bounds, "resource": resource}
+    return dc.field(default=default, metadata=metadata)
+
+
+def resource(kind: Resource, help: str, *, default: T) -> T:
+    """Declare what a step asks of the machine it runs on; the target reads it, the step itself never does."""
+    return dc.field(default=default, metadata={"kind": "resource", "help": help, "resource": kind})
 
 
 @dc.dataclass(frozen=True, kw_only=True)
@@ -68,6 +90,11 @@ class Port:
     bounds: Mapping[str, float] = dc.field(default_factory=dict)
     optional: bool = False
     group: str = ""
+    resource: Resource | None = None  # what it asks of the machines that run the step
+
+    @property
+    def is_artifact(self) -> bool:
+        return self.kind in ("input", "output")
 
     @property
     def required(self) -> bool:
@@ -76,7 +103,7 @@ class Port:
     @property
     def wanted(self) -> str:
         """The values this port takes, in words."""
-        if self.kind != "param":
+        if self.is_artifact:
             return f"a path ({self.type.__name__})"
         if self.choices:
             return "one of " + ", ".join(repr(c) if c == "" else str(c) for c in self.choices)
@@ -90,7 +117,7 @@ class Port:
         """
         if value is None and self.optional:
             return None
-        if self.kind != "param":
+        if self.is_artifact:
             return self._parse_artifact(value)
         if self.optional and self.type is not str and value in ("", "none", "None", "null"):
             return None
@@ -273,6 +300,7 @@ def _port(f: dc.Field[t.Any], hint: t.Any, owner: type[Params]) -> Port:
         bounds=f.metadata.get("bounds", {}),
         optional=optional,
         group=group,
+        resource=f.metadata.get("resource"),
     )
 
 

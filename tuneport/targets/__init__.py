@@ -12,7 +12,10 @@ from pathlib import Path
 
 from tuneport.errors import UserError, did_you_mean
 from tuneport.graph import Node, Pipeline, Ref
-from tuneport.step import Step
+from tuneport.step import Resource, Step, show
+
+if t.TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 @dc.dataclass(frozen=True, kw_only=True)
@@ -24,10 +27,17 @@ class Request:
     environment: Mapping[str, str]
     start_from: str | None = None  # the stage to go on from, with earlier stages' outputs as they are
     command: tuple[str, ...] = ()  # what the user typed, without --from: the way to go on
+    platform: Mapping[str, t.Any] = dc.field(default_factory=dict)  # the configuration's section of that name
 
 
 class Target(ABC):
     """Turns a pipeline into a platform's own document and sends it there."""
+
+    honours: t.ClassVar[frozenset[Resource]] = frozenset()  # the resources of a step that it can give
+
+    def settings(self) -> type[BaseModel] | None:
+        """The model of this target's part of the configuration's ``platform`` section; None: it has no such part."""
+        return None
 
     @abstractmethod
     def compile(self, pipeline: Pipeline, values: Mapping[str, t.Any], request: Request) -> t.Any:
@@ -35,6 +45,11 @@ class Target(ABC):
 
         Raises `UserError` for what this target cannot honour.
         """
+
+    def write(self, document: t.Any, output: Path) -> None:
+        """Write the document, whole or not at all, where `tuneport compile -o` says."""
+        name = type(self).__module__.rpartition(".")[2]
+        raise UserError(f"--target {name}: has no document to write. Use tuneport run, or name another target.")
 
     @abstractmethod
     def submit(self, document: t.Any) -> int:
@@ -60,6 +75,45 @@ def load(name: str) -> Target:
         if isinstance(v, type) and issubclass(v, Target) and v.__module__ == module.__name__
     )
     return target()
+
+
+def settings(target: Target, request: Request) -> t.Any:
+    """The target's own settings, ``platform: {<target>: …}`` in the configuration, validated by its model.
+
+    Raises one `UserError` that lists every unknown name and every value that is not valid.
+    """
+    from pydantic import ValidationError
+
+    name, model = type(target).__module__.rpartition(".")[2], target.settings()
+    if unknown := set(request.platform) - set(names()):
+        first = min(unknown)
+        raise UserError(
+            f"platform.{first}: unknown target; there are: {', '.join(names())}.{did_you_mean(first, names())}"
+        )
+    if model is None:
+        return None
+    try:
+        return model.model_validate(request.platform.get(name) or {})
+    except ValidationError as e:
+        problems = [
+            f"platform.{'.'.join(map(str, (name, *error['loc'])))}={error['input']!r}: {error['msg']}."
+            for error in e.errors()
+        ]
+        raise UserError("\n".join(problems)) from None
+
+
+def check_resources(pipeline: Pipeline, values: Mapping[str, t.Any], target: Target) -> None:
+    """Raise one `UserError` that lists the values which ask for what this target cannot give."""
+    name = type(target).__module__.rpartition(".")[2]
+    able = ", ".join(n for n in names() if n != name)
+    _raise(
+        [
+            f"{port.name}={show(values[port.name])}: --target {name} has no way to honour it. Leave it out "
+            f"(default {show(port.default)}), or choose another target: {able}."
+            for port in pipeline.params.values()
+            if port.resource and port.resource not in target.honours and values[port.name] != port.default
+        ]
+    )
 
 
 def output_path(output_dir: Path, ref: Ref) -> Path:

@@ -100,6 +100,18 @@ class EarlyStoppingParams(Params):
     )
 
 
+class LaunchParams(Params):
+    """Machines and processes."""
+
+    number_of_gpu_to_use_finetuning: int = param(
+        "Training processes on each machine, each with a GPU of its own; where there is no GPU, processes on the CPU.",
+        default=1,
+        ge=1,
+        resource="processes",
+    )
+    num_nodes_finetune: int = param("Machines that train together.", default=1, ge=1, resource="nodes")
+
+
 class AdapterParams(Params):
     """Adapters."""
 
@@ -148,6 +160,7 @@ class TrainingParams(
     ScheduleParams,
     OptimizerParams,
     BatchParams,
+    LaunchParams,
     AdapterParams,
     EvaluationBatchParams,
     CheckpointParams,

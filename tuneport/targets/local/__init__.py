@@ -74,6 +74,8 @@ class Outcome:
 class Local(Target):
     """This machine: one subprocess after another."""
 
+    honours = frozenset({"processes"})
+
     def compile(self, pipeline: Pipeline, values: Mapping[str, t.Any], request: Request) -> Plan:
         steps = instantiate(pipeline, values, request.output_dir)
         _check_start(pipeline, steps, request.start_from)
@@ -121,7 +123,7 @@ def _check_start(pipeline: Pipeline, steps: Mapping[str, Step], start: str | Non
 
 def _stage(pipeline: Pipeline, node: Node, step: Step, request: Request) -> Stage:
     ports = step.ports()
-    values = {name: value for name in ports if (value := getattr(step, name)) is not None}
+    values = {n: value for n, p in ports.items() if p.kind != "resource" and (value := getattr(step, n)) is not None}
     environment = stage_environment(pipeline.name, step, request)
     surroundings = {**request.environment, **environment}
     step.context = Context(
