@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses as dc
-import importlib.util
 import json
 import logging
-import os
 import shutil
 import typing as t
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +20,7 @@ from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.tasks import Task
 from tuneport.tracking import Run
-from tuneport.training import deepspeed, resume
+from tuneport.training import deepspeed, resume, sharding
 from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress
 from tuneport.training.checkpoint_files import Checkpoint, CheckpointFolder
 from tuneport.training.checkpoints import BestModelTrainer, make_paths_relative, rows_per_step
@@ -239,12 +236,12 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
     has_cuda = torch.cuda.is_available()
     has_bf16 = not has_cuda or torch.cuda.is_bf16_supported()
     _check_precision(options.precision)
-    _check_devices(options)
+    sharding.check_devices(options)
     bf16 = options.precision == "bf16" or (options.precision == "16" and has_bf16)
     fp16 = options.precision == "fp16" or (options.precision == "16" and not bf16)
     config = None
     if options.apply_deepspeed:
-        config = _deepspeed(options, bf16=bf16, fp16=fp16, world_size=world_size)
+        config = sharding.start_deepspeed(options, bf16=bf16, fp16=fp16, world_size=world_size)
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=options.num_train_epochs,
@@ -273,7 +270,7 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         ddp_find_unused_parameters=False,
         deepspeed=config,
         fsdp=t.cast(t.Any, bool(options.fsdp)),
-        fsdp_config=_fsdp(options) if options.fsdp else None,
+        fsdp_config=sharding.fsdp(options) if options.fsdp else None,
         seed=options.seed,
         eval_strategy=options.evaluation_strategy,
         eval_steps=options.eval_steps,
@@ -290,30 +287,6 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
     )
 
 
-def _deepspeed(options: TrainingParams, *, bf16: bool, fp16: bool, world_size: int) -> dict[str, t.Any]:
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError("apply_deepspeed=true: DeepSpeed is not installed. Run: pip install 'tuneport[deepspeed]'")
-    config = deepspeed.configuration(options, bf16=bf16, fp16=fp16, world_size=world_size)
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # it has not caught up
-    if not torch.distributed.is_initialized():  # transformers would start it with the GPUs' backend
-        import deepspeed as library
-
-        library.init_distributed("nccl" if torch.cuda.is_available() else "gloo")
-    return config
-
-
-def _fsdp(options: TrainingParams) -> dict[str, t.Any]:
-    return {
-        "version": 2,
-        "reshard_after_forward": options.fsdp == "full_shard",
-        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "state_dict_type": "FULL_STATE_DICT",
-    }
-
-
 def _check_precision(precision: str) -> None:
     """Refuse what this device has no arithmetic for."""
     if precision in ("fp16", "tf32") and not torch.cuda.is_available():
@@ -325,20 +298,6 @@ def _check_precision(precision: str) -> None:
         raise UserError("precision=tf32: needs a GPU of compute capability 8.0 or more (Ampere). Take precision=16.")
     if precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise UserError("precision=bf16: this GPU has no bfloat16. Take precision=16.")
-
-
-def _check_devices(options: TrainingParams) -> None:
-    """Refuse what the devices of this machine do not suffice for."""
-    processes, gpus = options.number_of_gpu_to_use_finetuning, torch.cuda.device_count()
-    if 0 < gpus < processes:
-        raise UserError(
-            f"number_of_gpu_to_use_finetuning={processes}: this machine has {gpus}. Take as many processes as GPUs."
-        )
-    if options.fsdp and not gpus:
-        raise UserError(
-            f"fsdp={options.fsdp}: needs NVIDIA GPUs, and torch sees none here. Take apply_deepspeed=true, which also "
-            "runs on CPUs."
-        )
 
 
 def _early_stopping(options: TrainingParams) -> list[TrainerCallback]:
