@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 import transformers
 from datasets import Dataset as ArrowDataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.tasks import Task
 from tuneport.tracking import Run
 from tuneport.training import resume
-from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress
+from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress, precision_of
 from tuneport.training.checkpoint_files import Checkpoint, CheckpointFolder
 from tuneport.training.checkpoints import BestModelTrainer, make_paths_relative, rows_per_step
 from tuneport.training.memory import explained, fit_batch_size
@@ -85,7 +85,6 @@ def train(
         limit=arguments.save_total_limit,
     )
     checkpoint = _checkpoint(options, checkpoints, arguments)
-    progress = Progress(run)
     trainer = BestModelTrainer(
         model=model,
         args=arguments,
@@ -96,11 +95,12 @@ def train(
         preprocess_logits_for_metrics=partial(task.reduce, meta=prepared.info.meta),
         processing_class=tokenizer,
         checkpoints=checkpoints,
-        callbacks=[EvaluateLastStep(), progress, *_early_stopping(options), *callbacks],
+        callbacks=[EvaluateLastStep(), *_early_stopping(options), *callbacks],
     )
     if task.needs_answers(metric_for_best_model):
         trainer.scores_of_answers = _scores_of_answers(task, base, prepared, arguments)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress(run, trainer))
     if options.auto_find_batch_size:
         fit_batch_size(trainer)
     log.info("%s", _plan(prepared, model, arguments))
@@ -117,7 +117,7 @@ def train(
     trainer.state.save_to_json(str(output / "trainer_state.json"))
     make_paths_relative(output / "trainer_state.json")
     shutil.rmtree(output / "checkpoints" / "runs", ignore_errors=True)
-    return _result(trainer, progress)
+    return _result(trainer)
 
 
 def _adapted(model: t.Any, base: Path, output: Path, options: TrainingParams) -> t.Any:
@@ -233,6 +233,7 @@ def training_arguments(options: TrainingParams, folder: Path) -> TrainingArgumen
         remove_unused_columns=False,  # the collator picks
         dataloader_pin_memory=has_cuda,
         report_to="none",
+        logging_nan_inf_filter=False,  # it waits for the GPU at every batch; `ObservedTrainer` stops there instead
         disable_tqdm=True,
     )
 
@@ -263,15 +264,11 @@ def _plan(prepared: Prepared, model: torch.nn.Module, arguments: TrainingArgumen
     return (
         f"{rows['train']} training rows, {rows['validation']} validation rows, {weights / 1e6:.1f} M weights{share}, "
         f"batches of {arguments.train_batch_size * arguments.gradient_accumulation_steps}, on {arguments.device}, "
-        f"precision {_precision(arguments)}"
+        f"precision {precision_of(arguments)}"
     )
 
 
-def _precision(arguments: TrainingArguments) -> str:
-    return "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "tf32" if arguments.tf32 else "fp32"
-
-
-def _result(trainer: Trainer, progress: Progress) -> Result:
+def _result(trainer: BestModelTrainer) -> Result:
     state, arguments = trainer.state, trainer.args
     last = state.log_history[-1]
     return Result(
@@ -282,10 +279,10 @@ def _result(trainer: Trainer, progress: Progress) -> Result:
         steps=state.global_step,
         epochs=float(state.epoch or 0.0),
         runtime_seconds=last["train_runtime"],
-        evaluation_seconds=round(progress.evaluation_seconds, 3),
+        evaluation_seconds=round(trainer.evaluation_seconds, 3),
         samples_per_second=last["train_samples_per_second"],
         device=str(arguments.device),
-        precision=_precision(arguments),
+        precision=precision_of(arguments),
         per_device_train_batch_size=arguments.per_device_train_batch_size,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
     )
