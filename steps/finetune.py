@@ -40,6 +40,10 @@ class Finetune(Step, TaskParams, TrainingParams):
 
             resume.check(self.resume_from_checkpoint)
         self.check_adapters()
+        if self.apply_deepspeed:
+            from tuneport.training import deepspeed
+
+            deepspeed.check(self)
 
     def resumes(self) -> bool:
         return self.resume_from_checkpoint.lower() != "false"
