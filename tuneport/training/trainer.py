@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import transformers
 from datasets import Dataset as ArrowDataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from tuneport.data.prepared import Prepared
@@ -21,7 +21,7 @@ from tuneport.errors import UserError
 from tuneport.tasks import Task
 from tuneport.tracking import Run
 from tuneport.training import deepspeed, resume, sharding
-from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress
+from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress, precision_of
 from tuneport.training.checkpoint_files import Checkpoint, CheckpointFolder
 from tuneport.training.checkpoints import BestModelTrainer, make_paths_relative, rows_per_step
 from tuneport.training.memory import explained, fit_batch_size
@@ -87,7 +87,6 @@ def train(
         limit=arguments.save_total_limit,
     )
     checkpoint = _checkpoint(options, checkpoints, arguments)
-    progress = Progress(run)
     trainer = BestModelTrainer(
         model=model,
         args=arguments,
@@ -98,11 +97,12 @@ def train(
         preprocess_logits_for_metrics=partial(task.reduce, meta=prepared.info.meta),
         processing_class=tokenizer,
         checkpoints=checkpoints,
-        callbacks=[EvaluateLastStep(), progress, *_early_stopping(options), *callbacks],
+        callbacks=[EvaluateLastStep(), *_early_stopping(options), *callbacks],
     )
     if task.needs_answers(metric_for_best_model):
         trainer.scores_of_answers = _scores_of_answers(task, base, prepared, arguments, sharded=trainer.is_sharded)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress(run, trainer))
     if options.auto_find_batch_size:
         fit_batch_size(trainer)
         if options.apply_deepspeed:
@@ -124,7 +124,7 @@ def train(
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-    return _result(trainer, progress)
+    return _result(trainer)
 
 
 def _unsharded_best(
@@ -283,6 +283,7 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         remove_unused_columns=False,  # the collator picks
         dataloader_pin_memory=has_cuda,
         report_to="none",
+        logging_nan_inf_filter=False,  # it waits for the GPU at every batch; `ObservedTrainer` stops there instead
         disable_tqdm=True,
     )
 
@@ -313,7 +314,7 @@ def _plan(prepared: Prepared, model: torch.nn.Module, arguments: TrainingArgumen
     return (
         f"{rows['train']} training rows, {rows['validation']} validation rows, {weights / 1e6:.1f} M weights{share}, "
         f"batches of {rows_per_step(arguments)}, on {_devices(arguments)}, "
-        f"precision {_precision(arguments)}"
+        f"precision {precision_of(arguments)}"
     )
 
 
@@ -322,11 +323,7 @@ def _devices(arguments: TrainingArguments) -> str:
     return f"{arguments.world_size} × {device.type}" if arguments.world_size > 1 else str(device)
 
 
-def _precision(arguments: TrainingArguments) -> str:
-    return "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "tf32" if arguments.tf32 else "fp32"
-
-
-def _result(trainer: Trainer, progress: Progress) -> Result:
+def _result(trainer: BestModelTrainer) -> Result:
     state, arguments = trainer.state, trainer.args
     last = state.log_history[-1]
     return Result(
@@ -337,10 +334,10 @@ def _result(trainer: Trainer, progress: Progress) -> Result:
         steps=state.global_step,
         epochs=float(state.epoch or 0.0),
         runtime_seconds=last["train_runtime"],
-        evaluation_seconds=round(progress.evaluation_seconds, 3),
+        evaluation_seconds=round(trainer.evaluation_seconds, 3),
         samples_per_second=last["train_samples_per_second"],
         device=str(arguments.device),
-        precision=_precision(arguments),
+        precision=precision_of(arguments),
         per_device_train_batch_size=arguments.per_device_train_batch_size,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
     )
