@@ -34,12 +34,13 @@ class Finetune(Step, TaskParams, TrainingParams):
             raise UserError("max_steps=0: trains nothing; wanted -1 (as many as the epochs take) or a number > 0.")
         if self.save_total_limit == 0:
             raise UserError("save_total_limit=0: keeps no checkpoint; wanted -1 (all) or a number > 0.")
+        self.check_adapters()
 
+    def check_files(self) -> None:
         if self.resume_from_checkpoint != "false":
             from tuneport.training import resume
 
             resume.check(self.resume_from_checkpoint)
-        self.check_adapters()
 
     def resumes(self) -> bool:
         return self.resume_from_checkpoint.lower() != "false"

@@ -236,6 +236,7 @@ def commands(pipelines: Sequence[str], load: Load, argv: Sequence[str]) -> click
     for command in (
         _run_command(named, argv),
         _compile_command(named, argv),
+        _submit_command(named, argv),
         _validate_command(named),
         _schema_command(named),
         _init_command(named),
@@ -323,10 +324,14 @@ def _request(
     argv: Sequence[str],
     output_dir: Path | None = None,
     start_from: str | None = None,
+    wait: bool = False,
+    dry_run: bool = False,
 ) -> Request:
     from tuneport.targets import Request
 
     return Request(
+        wait=wait,
+        dry_run=dry_run,
         output_dir=Path.cwd() / (output_dir or Path("runs", pipeline.name)),
         folder=Path.cwd(),
         environment=dict(os.environ),
@@ -355,6 +360,34 @@ def _compile_command(load: Callable[[str | None], Pipeline], argv: Sequence[str]
     return _pipeline_command("compile", help, load, compile_, (_target_option(None), output))
 
 
+def _submit_command(load: Callable[[str | None], Pipeline], argv: Sequence[str]) -> click.Command:
+    def submit(
+        pipeline: Pipeline,
+        values: Mapping[str, t.Any],
+        platform: Mapping[str, t.Any],
+        target: str,
+        wait: bool,
+        dry_run: bool,
+    ) -> int:
+        from tuneport import targets
+
+        chosen = targets.load(target)
+        if not chosen.remote:
+            able = ", ".join(name for name in targets.names() if targets.load(name).remote)
+            raise UserError(f"--target {target}: runs here, so there is nothing to send. Use tuneport run, or: {able}.")
+        targets.check_resources(pipeline, values, chosen)
+        request = _request(pipeline, platform, argv, wait=wait, dry_run=dry_run)
+        return chosen.submit(chosen.compile(pipeline, values, request))
+
+    options = (
+        _target_option(None),
+        click.Option(["--wait"], is_flag=True, help="Follow the run to its end, and end with its result."),
+        click.Option(["--dry_run"], is_flag=True, help="Print what would be sent; send nothing."),
+    )
+    help = "Compile a pipeline and send it to a platform; prints where the run is to be seen."
+    return _pipeline_command("submit", help, load, submit, options)
+
+
 def _without(argv: Sequence[str], flag: str) -> list[str]:
     """Arguments without one flag and its value."""
     kept, skip = [], False
@@ -372,9 +405,11 @@ def _validate_command(load: Callable[[str | None], Pipeline]) -> click.Command:
         chosen, request = targets.load(target), _request(pipeline, platform, ())
         targets.check_resources(pipeline, values, chosen)
         targets.settings(chosen, request)
-        steps = targets.instantiate(pipeline, values, request.output_dir)
-        targets.check(steps)
-        click.echo(f"valid: {pipeline.name} ({' → '.join(steps)})")
+        if chosen.remote:
+            chosen.compile(pipeline, values, request)
+        else:
+            targets.check(targets.instantiate(pipeline, values, request.output_dir))
+        click.echo(f"valid: {pipeline.name} ({' → '.join(node.name for node in pipeline.active(values))})")
         return 0
 
     help = "Check values, files and columns without running anything."

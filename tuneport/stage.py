@@ -58,6 +58,7 @@ def execute(step: Step) -> None:
     for artifact in inputs.values():
         _verify_input(artifact)
     step.check()
+    step.check_files()
     for output in outputs.values():
         _refuse_foreign(output)
     staged = {n: type(v)(_staging(v.path)) for n, v in outputs.items()}

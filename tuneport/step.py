@@ -240,10 +240,16 @@ class Step(Params):
         return (inspect.getdoc(cls) or "").partition("\n")[0]
 
     def check(self) -> None:
-        """Find, without running, what is wrong with the values together or with the user's files.
+        """Find, without running, what is wrong with the values together.
 
-        Raises `UserError`. Called by `tuneport validate`, before a pipeline's first stage and before `run`; artifacts
-        of earlier steps may not exist yet.
+        Raises `UserError`. Called by `tuneport validate` and `compile`, before a pipeline's first stage and before
+        `run`; artifacts of earlier steps may not exist yet.
+        """
+
+    def check_files(self) -> None:
+        """The same for the user's files; called after `check` where they can be read, so by no target that only sends.
+
+        Raises `UserError`.
         """
 
     def run(self) -> None:
