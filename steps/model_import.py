@@ -75,6 +75,9 @@ class ModelImport(Step):
         size = sum(f.stat().st_size for f in destination.iterdir())
         self.log.info("imported %s: %.1f MB", self.huggingface_id or source, size / 1e6)
 
+    def repeatable(self) -> bool:
+        return self.huggingface_id is None or hub.is_commit(self.huggingface_revision)
+
     def origins(self) -> Mapping[str, str]:
         if self.huggingface_id is None:
             return {}

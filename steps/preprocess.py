@@ -9,7 +9,7 @@ from tuneport.data.options import PrepareParams
 from tuneport.data.readers import MissingColumns, Source, find
 from tuneport.errors import UserError
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE
-from tuneport.step import Step, consumes, produces, resource
+from tuneport.step import Step, View, consumes, produces, resource
 
 SPLITS = ("train", "validation", "test")
 
@@ -30,7 +30,10 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
         "Validation data as an MLTable folder; wins over validation_file_path."
     )
     test_mltable_path: MLTable | None = consumes("Test data as an MLTable folder; wins over test_file_path.")
-    preprocess_output: Dataset = produces("Tokenised splits, their raw rows and the data report.")
+    preprocess_output: Dataset = produces(
+        "Tokenised splits, their raw rows and the data report.",
+        views={"data_report": View("markdown", "data_report.json")},
+    )
     compute_preprocess: str = resource("compute", COMPUTE.format("preprocess"), default="serverless")
     instance_type_preprocess: str = resource(
         "instance_type", INSTANCE_TYPE.format("preprocess"), default="Standard_d12_v2"

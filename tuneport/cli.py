@@ -3,6 +3,7 @@ the environment."""
 
 from __future__ import annotations
 
+import dataclasses as dc
 import json
 import logging
 import os
@@ -148,6 +149,8 @@ def _run_stage(argv: list[str], names: Sequence[str], load: Callable[..., type[S
         )
         return
     step = load(argv[0], _peek(argv, "task_name"))
+    executor_input = _peek(argv, "kfp_executor_input")  # a container of Kubeflow Pipelines
+    argv = _without(argv, "--kfp_executor_input")
 
     def run(given: Mapping[str, t.Any]) -> None:
         from tuneport.stage import execute
@@ -157,7 +160,14 @@ def _run_stage(argv: list[str], names: Sequence[str], load: Callable[..., type[S
         stage.context = context_from_environment()
         execute(stage)
 
-    stage_command(step, run).main(argv[1:], prog_name=f"python -m steps {step.name()}", standalone_mode=False)
+    def run_for_kfp(flags: Mapping[str, t.Any]) -> None:
+        from tuneport.targets.kfp import executor
+
+        executor.run(step, executor_input or "", flags, run)
+
+    stage_command(step, run if executor_input is None else run_for_kfp).main(
+        argv[1:], prog_name=f"python -m steps {step.name()}", standalone_mode=False
+    )
 
 
 def _peek(argv: Sequence[str], name: str) -> str | None:
@@ -324,14 +334,10 @@ def _request(
     argv: Sequence[str],
     output_dir: Path | None = None,
     start_from: str | None = None,
-    wait: bool = False,
-    dry_run: bool = False,
 ) -> Request:
     from tuneport.targets import Request
 
     return Request(
-        wait=wait,
-        dry_run=dry_run,
         output_dir=Path.cwd() / (output_dir or Path("runs", pipeline.name)),
         folder=Path.cwd(),
         environment=dict(os.environ),
@@ -365,6 +371,7 @@ def _submit_command(load: Callable[[str | None], Pipeline], argv: Sequence[str])
         pipeline: Pipeline,
         values: Mapping[str, t.Any],
         platform: Mapping[str, t.Any],
+        *,
         target: str,
         wait: bool,
         dry_run: bool,
@@ -376,7 +383,7 @@ def _submit_command(load: Callable[[str | None], Pipeline], argv: Sequence[str])
             able = ", ".join(name for name in targets.names() if targets.load(name).remote)
             raise UserError(f"--target {target}: runs here, so there is nothing to send. Use tuneport run, or: {able}.")
         targets.check_resources(pipeline, values, chosen)
-        request = _request(pipeline, platform, argv, wait=wait, dry_run=dry_run)
+        request = dc.replace(_request(pipeline, platform, argv), wait=wait, dry_run=dry_run)
         return chosen.submit(chosen.compile(pipeline, values, request))
 
     options = (
