@@ -1,7 +1,7 @@
 """The compiled pipeline, run from end to end by kfp's own local orchestrator.
 
-Its placeholders, wiring and reading of executor outputs are the real ones; only at the last step a process is started in
-the place of a container, with the container's own command and environment.
+Its placeholders, wiring and reading of executor outputs are the real ones; only at the last step a process is started
+in the place of a container, with the command and environment of the container.
 """
 
 import json
@@ -35,9 +35,7 @@ def processes_for_containers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return subprocess.run([sys.executable, *command[1:]], env=surroundings, check=False).returncode
 
     monkeypatch.setattr(docker_task_handler, "run_docker_container", start)
-    monkeypatch.setattr(
-        "docker.from_env", lambda: type("Client", (), {"close": lambda self: None, "info": lambda self: {}})()
-    )
+    monkeypatch.setattr("docker.from_env", type("Client", (), {"close": lambda self: None, "info": lambda self: {}}))
     return ran
 
 
