@@ -26,11 +26,11 @@ JSON = dict[str, t.Any]
 
 
 def run(
-    step: type[Step], executor_input: str, flags: Mapping[str, t.Any], work: Callable[[Mapping[str, t.Any]], None]
-) -> None:
+    step: type[Step], executor_input: str, flags: Mapping[str, t.Any], work: Callable[[Mapping[str, t.Any]], int]
+) -> int:
     """Run a stage for KFP: ``work`` gets all its values by name; what it wrote is checked, shown and reported.
 
-    ``flags``: the values that the command line settles.
+    ``flags``: the values that the command line settles. Returns the exit code of the work.
     """
     task = _parse(executor_input)
     outputs = {name: _first(found) for name, found in task["outputs"].get("artifacts", {}).items()}
@@ -39,12 +39,15 @@ def run(
         place.parent.mkdir(parents=True, exist_ok=True)
     ports = step.ports()
     with _inputs(task, step) as given:
-        work({**flags, **given, **{name: place for name, place in places.items() if name in ports}})
+        code = work({**flags, **given, **{name: place for name, place in places.items() if name in ports}})
+    if code != 0:
+        return code
     metadata = _show(step, places)
     for name, place in places.items():
         if not place.exists() or (name in ports and not (place / MANIFEST).is_file()):
             raise RuntimeError(f"{step.name()} wrote no {name} to {place}")
     _report(Path(task["outputs"]["outputFile"]), outputs, metadata)
+    return 0
 
 
 def _parse(text: str) -> JSON:
