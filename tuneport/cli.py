@@ -3,6 +3,7 @@ the environment."""
 
 from __future__ import annotations
 
+import dataclasses as dc
 import json
 import logging
 import os
@@ -158,6 +159,8 @@ def _run_stage(argv: list[str], names: Sequence[str], load: Callable[..., type[S
         )
         return 0
     step = load(argv[0], _peek(argv, "task_name"))
+    executor_input = _peek(argv, "kfp_executor_input")  # a container of Kubeflow Pipelines
+    argv = _without(argv, "--kfp_executor_input")
 
     def run(given: Mapping[str, t.Any]) -> int:
         from tuneport.stage import execute
@@ -166,17 +169,33 @@ def _run_stage(argv: list[str], names: Sequence[str], load: Callable[..., type[S
         stage = step(**parse_values(step.ports(), given, step.name()))
         stage.context = context_from_environment()
         if (processes := stage.processes()) is not None and not stage.context.is_rank:
-            return _launch(stage, processes, [step.__module__.partition(".")[0], *argv])
+            return _launch(stage, processes, stage_arguments(step, given))
         execute(stage)
         return 0
 
-    command = stage_command(step, run)
+    def run_for_kfp(flags: Mapping[str, t.Any]) -> int:
+        from tuneport.targets.kfp import executor
+
+        return executor.run(step, executor_input or "", flags, run)
+
+    command = stage_command(step, run if executor_input is None else run_for_kfp)
     return int(command.main(argv[1:], prog_name=f"python -m steps {step.name()}", standalone_mode=False) or 0)
+
+
+def stage_arguments(step: type[Step], given: Mapping[str, t.Any]) -> list[str]:
+    """What ``python -m`` takes to run a stage with these values."""
+    flags = [
+        text
+        for name, value in given.items()
+        for text in (f"--{name}", show(value) if value is True or value is False else str(value))
+    ]
+    return [step.__module__.partition(".")[0], step.name(), *flags]
 
 
 def _launch(stage: Step, processes: int, command: Sequence[str]) -> int:
     """Run a stage in several processes; what it refuses anyway, it refuses before they start."""
     stage.check()
+    stage.check_files()
     nodes = max((getattr(stage, n) for n, p in stage.ports().items() if p.resource == "nodes"), default=1)
     code, message = torchrun.launch(command, processes, nodes, os.environ)
     if code != 0:
@@ -260,6 +279,7 @@ def commands(pipelines: Sequence[str], load: Load, argv: Sequence[str]) -> click
     for command in (
         _run_command(named, argv),
         _compile_command(named, argv),
+        _submit_command(named, argv),
         _validate_command(named),
         _schema_command(named),
         _init_command(named),
@@ -379,6 +399,35 @@ def _compile_command(load: Callable[[str | None], Pipeline], argv: Sequence[str]
     return _pipeline_command("compile", help, load, compile_, (_target_option(None), output))
 
 
+def _submit_command(load: Callable[[str | None], Pipeline], argv: Sequence[str]) -> click.Command:
+    def submit(
+        pipeline: Pipeline,
+        values: Mapping[str, t.Any],
+        platform: Mapping[str, t.Any],
+        *,
+        target: str,
+        wait: bool,
+        dry_run: bool,
+    ) -> int:
+        from tuneport import targets
+
+        chosen = targets.load(target)
+        if not chosen.remote:
+            able = ", ".join(name for name in targets.names() if targets.load(name).remote)
+            raise UserError(f"--target {target}: runs here, so there is nothing to send. Use tuneport run, or: {able}.")
+        targets.check_resources(pipeline, values, chosen)
+        request = dc.replace(_request(pipeline, platform, argv), wait=wait, dry_run=dry_run)
+        return chosen.submit(chosen.compile(pipeline, values, request))
+
+    options = (
+        _target_option(None),
+        click.Option(["--wait"], is_flag=True, help="Follow the run to its end, and end with its result."),
+        click.Option(["--dry_run"], is_flag=True, help="Print what would be sent; send nothing."),
+    )
+    help = "Compile a pipeline and send it to a platform; prints where the run is to be seen."
+    return _pipeline_command("submit", help, load, submit, options)
+
+
 def _without(argv: Sequence[str], flag: str) -> list[str]:
     """Arguments without one flag and its value."""
     kept, skip = [], False
@@ -396,9 +445,11 @@ def _validate_command(load: Callable[[str | None], Pipeline]) -> click.Command:
         chosen, request = targets.load(target), _request(pipeline, platform, ())
         targets.check_resources(pipeline, values, chosen)
         targets.settings(chosen, request)
-        steps = targets.instantiate(pipeline, values, request.output_dir)
-        targets.check(steps)
-        click.echo(f"valid: {pipeline.name} ({' → '.join(steps)})")
+        if chosen.remote:
+            chosen.compile(pipeline, values, request)
+        else:
+            targets.check(targets.instantiate(pipeline, values, request.output_dir))
+        click.echo(f"valid: {pipeline.name} ({' → '.join(node.name for node in pipeline.active(values))})")
         return 0
 
     help = "Check values, files and columns without running anything."

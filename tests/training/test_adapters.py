@@ -319,7 +319,7 @@ def test_training_goes_on_from_an_adapter(
 
 def test_a_base_model_without_an_adapter_is_refused(model: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="of use only where pytorch_model_path holds a LoRA adapter"):
-        steps.load("model_import")(pytorch_model_path=model("bert"), base_model_path=model("bert")).check()
+        steps.load("model_import")(pytorch_model_path=model("bert"), base_model_path=model("bert")).check_files()
 
 
 def test_an_adapter_of_a_hub_model_names_it_and_its_commit(
