@@ -90,8 +90,8 @@ CASES = {  # by what is wrong: task, model, parameters, row 2 of the data, and w
         ("text_generation", "bert", {}),
         {},
         (
-            "the base model is of type 'bert', an encoder, which writes no text; wanted a decoder (such as GPT-2, Llama, "
-            "Qwen, Mistral, Gemma or Phi) or an encoder–decoder (such as T5, BART, mBART or NLLB)."
+            "the base model is of type 'bert', an encoder, which writes no text; wanted a decoder (such as GPT-2, "
+            "Llama, Qwen, Mistral, Gemma or Phi) or an encoder–decoder (such as T5, BART, mBART or NLLB)."
         ),
     ),
 }
