@@ -27,6 +27,7 @@ from tuneport.training.checkpoints import BestModelTrainer, make_paths_relative,
 from tuneport.training.memory import explained, fit_batch_size
 from tuneport.training.parameters import TrainingParams
 from tuneport.training.preemption import preemptible
+from tuneport.training.tokenizer_files import TokenizerFiles
 
 log = logging.getLogger("tuneport.finetune")
 
@@ -76,7 +77,7 @@ def train(
     if options.gradient_checkpointing:
         _check_gradient_checkpointing(plain)
     model = _adapted(plain, base, output, options) if options.apply_lora else plain
-    tokenizer = transformers.AutoTokenizer.from_pretrained(base, model_max_length=prepared.info.max_seq_length)
+    tokenizer = TokenizerFiles(base, prepared.info.max_seq_length, task.chat_template(prepared.info.meta))
     arguments.metric_for_best_model = metric_for_best_model
     arguments.greater_is_better = task.metrics[metric_for_best_model]
     arguments.label_names = list(task.label_names)
@@ -95,7 +96,7 @@ def train(
         data_collator=task.collator(plain, prepared.info.meta, prepared.info.pad_to),
         compute_metrics=task.compute_metrics(prepared.info.meta),
         preprocess_logits_for_metrics=partial(task.reduce, meta=prepared.info.meta),
-        processing_class=tokenizer,
+        processing_class=t.cast(t.Any, tokenizer),
         checkpoints=checkpoints,
         callbacks=[EvaluateLastStep(), *_early_stopping(options), *callbacks],
     )
