@@ -76,10 +76,17 @@ def configure_logging() -> None:
 def context_from_environment() -> Context:
     """What the platform tells a stage: MLflow's own variables."""
     return Context(
-        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or None,
+        tracking_uri=_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or None),
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or None,
         run_id=os.environ.get("MLFLOW_RUN_ID") or None,
     )
+
+
+def _tracking_uri(uri: str | None) -> str | None:
+    """Azure ML's own scheme needs a plugin of MLflow's; what it stands for is a plain MLflow server over HTTPS."""
+    if uri is None or not uri.startswith("azureml://"):
+        return uri
+    return "https" + uri.removeprefix("azureml").partition("?")[0]
 
 
 def add_tasks(add: Callable[[Path], None]) -> None:
