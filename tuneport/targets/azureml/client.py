@@ -27,6 +27,8 @@ def submit(document: Document, write: t.Callable[[Document, Path], None]) -> int
     With ``dry_run``, print the request and send nothing. Raises `UserError` where Azure's libraries, the workspace or
     a login are missing, and with Azure ML's own words where it refuses.
     """
+    if not document.dry_run:
+        _check_workspace(document.settings)
     _require_libraries()
     with tempfile.TemporaryDirectory() as folder:
         write(document, Path(folder) / "job")
@@ -55,16 +57,24 @@ def _require_libraries() -> None:
 def _load(path: Path) -> PipelineJob:
     from azure.ai.ml import load_job
 
-    logging.getLogger("azure").setLevel(logging.ERROR)  # experimental fields
+    for (
+        name,
+        logger,
+    ) in logging.root.manager.loggerDict.items():  # says of much that it is experimental, in many loggers
+        if name.startswith("azure") and isinstance(logger, logging.Logger):
+            logger.setLevel(logging.ERROR)
     return t.cast("PipelineJob", load_job(path))
 
 
-def _connect(settings: AzureMLSettings) -> MLClient:
+def _check_workspace(settings: AzureMLSettings) -> None:
     missing = [name for name in ("subscription", "resource_group", "workspace") if getattr(settings, name) is None]
     if missing:
         raise UserError(
             f"the workspace is not named: wanted {', '.join(missing)} in the configuration, under platform: azureml."
         )
+
+
+def _connect(settings: AzureMLSettings) -> MLClient:
     from azure.ai.ml import MLClient
     from azure.identity import DefaultAzureCredential
 
