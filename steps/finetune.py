@@ -51,6 +51,9 @@ class Finetune(Step, TaskParams, TrainingParams):
     def repeatable(self) -> bool:
         return False  # a GPU's sums differ from run to run, and a resume starts from what the output holds
 
+    def processes(self) -> int | None:
+        return self.number_of_gpu_to_use_finetuning if self.is_distributed() else None
+
     def run(self) -> None:
         from tuneport.data.prepared import Prepared
         from tuneport.tracking import save_run, tracked
@@ -61,16 +64,26 @@ class Finetune(Step, TaskParams, TrainingParams):
         self._check_lineage()
         output = self.pytorch_model_folder.path
         with tracked(self.context, self.name()) as run:
-            save_run(output, run.run_id, self.context)
+            if self.context.rank == 0:
+                save_run(output, run.run_id, self.context)
             run.log_params({n: getattr(self, n) for n, p in self.ports().items() if p.kind == "param"})
             metric: str = vars(self)["metric_for_best_model"]  # each task has its own choices
             task = tasks.load(self.task_name)
             base = self.model_selector_output.path
             rows = {"preprocess_output": digest(self.preprocess_output)}  # they name their model
             result = train(
-                task, base, prepared, self, metric_for_best_model=metric, output=output, run=run, inputs=rows
+                task,
+                base,
+                prepared,
+                self,
+                metric_for_best_model=metric,
+                output=output,
+                run=run,
+                inputs=rows,
+                world_size=self.context.world_size,
             )
-        save_json(output / "training.json", dc.asdict(result))
+        if self.context.rank == 0:
+            save_json(output / "training.json", dc.asdict(result))
         self.log.info(
             "best %s %.4f at step %d of %d: %s",
             result.metric_for_best_model,

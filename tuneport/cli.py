@@ -17,6 +17,7 @@ import click
 
 import tuneport
 from tuneport.errors import EXIT_PREEMPTED, UserError, did_you_mean
+from tuneport.launchers import torchrun
 from tuneport.step import REQUIRED, Context, Port, Step, show
 
 if t.TYPE_CHECKING:
@@ -35,30 +36,33 @@ def guard(work: Callable[[], int | None]) -> int:
     try:
         return work() or 0
     except UserError as e:
-        _complain(str(e))
-        return EXIT_USER_ERROR
+        return _end(EXIT_USER_ERROR, str(e))
     except click.NoSuchOption as e:
         known = [o for p in e.ctx.command.params for o in p.opts] if e.ctx else []
-        _complain(f"unknown option '{e.option_name}'.{did_you_mean(e.option_name, known)}")
-        return EXIT_USER_ERROR
+        return _end(EXIT_USER_ERROR, f"unknown option '{e.option_name}'.{did_you_mean(e.option_name, known)}")
     except click.ClickException as e:
-        _complain(e.format_message())
-        return EXIT_USER_ERROR
+        return _end(EXIT_USER_ERROR, e.format_message())
     except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted")
-        return EXIT_INTERRUPTED
+        return _end(EXIT_INTERRUPTED, "interrupted")
     except Preempted as e:
-        _complain(
+        return _end(
+            EXIT_PREEMPTED,
             f"stopped by a signal; the state is saved in {e.checkpoint}. "
-            "Run the same command again with resume_from_checkpoint=true to go on from there."
+            "Run the same command again with resume_from_checkpoint=true to go on from there.",
         )
-        return EXIT_PREEMPTED
     except Terminated:
-        _complain("terminated")
-        return EXIT_TERMINATED
-    except Exception:
+        return _end(EXIT_TERMINATED, "terminated")
+    except Exception as e:
         traceback.print_exc()
+        torchrun.report(os.environ, 1, f"failed: {type(e).__name__}: {e}")
         return 1
+
+
+def _end(code: int, message: str) -> int:
+    """Say a message last, here or, for one of several processes, through their launcher; returns the exit code."""
+    if not torchrun.report(os.environ, code, message):
+        _complain(message)
+    return code
 
 
 def _complain(message: str) -> None:
@@ -67,18 +71,23 @@ def _complain(message: str) -> None:
 
 
 def configure_logging() -> None:
-    """Log lines go to stderr: time, stage, message."""
-    line = "%(asctime)s %(name)s  %(message)s"
+    """Log lines go to stderr: time, stage, message. Of several processes, all but the first only warn."""
+    rank = int(os.environ["RANK"]) if torchrun.is_rank(os.environ) else 0
+    line = f"%(asctime)s %(name)s {f'[rank {rank}]' if rank else ''} %(message)s"
     logging.basicConfig(level=logging.WARNING, format=line, datefmt="%H:%M:%S", force=True)
-    logging.getLogger("tuneport").setLevel(logging.INFO)
+    logging.getLogger("tuneport").setLevel(logging.WARNING if rank else logging.INFO)
 
 
 def context_from_environment() -> Context:
-    """What the platform tells a stage: MLflow's own variables."""
+    """What the platform tells a stage: MLflow's own variables, and torchrun's where it is one of several processes."""
+    is_rank = torchrun.is_rank(os.environ)
+    ranks = {n: int(os.environ[n.upper()]) for n in ("rank", "local_rank", "world_size")} if is_rank else {}
     return Context(
         tracking_uri=_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or None),
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or None,
         run_id=os.environ.get("MLFLOW_RUN_ID") or None,
+        is_rank=is_rank,
+        **ranks,
     )
 
 
@@ -127,11 +136,11 @@ def _note(port: Port) -> str:
     return f"  [{'; '.join(notes)}]" if notes else ""
 
 
-def stage_command(step: type[Step], run: Callable[[Mapping[str, t.Any]], None]) -> click.Command:
+def stage_command(step: type[Step], run: Callable[[Mapping[str, t.Any]], int]) -> click.Command:
     """A click command with one option for each port of a step; calls ``run`` with those that were given."""
 
-    def callback(**given: t.Any) -> None:
-        run({name: value for name, value in given.items() if value is not None})
+    def callback(**given: t.Any) -> int:
+        return run({name: value for name, value in given.items() if value is not None})
 
     return GroupedCommand(
         name=step.name(),
@@ -148,33 +157,55 @@ def run_stage(argv: Sequence[str], names: Sequence[str], load: Callable[..., typ
     return guard(lambda: _run_stage(list(argv), names, load))
 
 
-def _run_stage(argv: list[str], names: Sequence[str], load: Callable[..., type[Step]]) -> None:
+def _run_stage(argv: list[str], names: Sequence[str], load: Callable[..., type[Step]]) -> int:
     if not argv or argv[0] in ("--help", "-h"):
         lines = [f"  {name:20}{load(name).description()}" for name in names]
         click.echo(
             "Usage: python -m steps STAGE --flag value …   (STAGE --help lists the flags)\n\n" + "\n".join(lines)
         )
-        return
+        return 0
     step = load(argv[0], _peek(argv, "task_name"))
     executor_input = _peek(argv, "kfp_executor_input")  # a container of Kubeflow Pipelines
     argv = _without(argv, "--kfp_executor_input")
 
-    def run(given: Mapping[str, t.Any]) -> None:
+    def run(given: Mapping[str, t.Any]) -> int:
         from tuneport.stage import execute
         from tuneport.step import parse_values
 
         stage = step(**parse_values(step.ports(), given, step.name()))
         stage.context = context_from_environment()
+        if (processes := stage.processes()) is not None and not stage.context.is_rank:
+            return _launch(stage, processes, stage_arguments(step, given))
         execute(stage)
+        return 0
 
-    def run_for_kfp(flags: Mapping[str, t.Any]) -> None:
+    def run_for_kfp(flags: Mapping[str, t.Any]) -> int:
         from tuneport.targets.kfp import executor
 
-        executor.run(step, executor_input or "", flags, run)
+        return executor.run(step, executor_input or "", flags, run)
 
-    stage_command(step, run if executor_input is None else run_for_kfp).main(
-        argv[1:], prog_name=f"python -m steps {step.name()}", standalone_mode=False
-    )
+    command = stage_command(step, run if executor_input is None else run_for_kfp)
+    return int(command.main(argv[1:], prog_name=f"python -m steps {step.name()}", standalone_mode=False) or 0)
+
+
+def stage_arguments(step: type[Step], given: Mapping[str, t.Any]) -> list[str]:
+    """What ``python -m`` takes to run a stage with these values."""
+    flags = [
+        text
+        for name, value in given.items()
+        for text in (f"--{name}", show(value) if value is True or value is False else str(value))
+    ]
+    return [step.__module__.partition(".")[0], step.name(), *flags]
+
+
+def _launch(stage: Step, processes: int, command: Sequence[str]) -> int:
+    """Run a stage in several processes; what it refuses anyway, it refuses before they start."""
+    stage.check()
+    nodes = max((getattr(stage, n) for n, p in stage.ports().items() if p.resource == "nodes"), default=1)
+    code, message = torchrun.launch(command, processes, nodes, os.environ)
+    if code != 0:
+        _complain(message)
+    return code
 
 
 def _peek(argv: Sequence[str], name: str) -> str | None:

@@ -50,15 +50,14 @@ def execute(step: Step) -> None:
     An output folder that holds a finished artifact of the same type is replaced, and only once the new one is whole.
     Raises `UserError` for the user's mistakes, among them an altered input and a full disk.
     """
-    ports = step.ports()
-    inputs = {n: v for n, p in ports.items() if p.kind == "input" and (v := getattr(step, n)) is not None}
-    outputs = {n: getattr(step, n) for n, p in ports.items() if p.kind == "output"}
-    if missing := [n for n, v in outputs.items() if v is None]:
-        raise UserError(f"{missing[0]}: is required by {step.name()}; wanted a path to write to.")
-    for artifact in inputs.values():
+    inputs, outputs = _artifacts(step)
+    for artifact in inputs.values() if step.context.local_rank == 0 else ():
         _verify_input(artifact)
     step.check()
     step.check_files()
+    if step.context.rank > 0:
+        _assist(step, outputs)
+        return
     for output in outputs.values():
         _refuse_foreign(output)
     staged = {n: type(v)(_staging(v.path)) for n, v in outputs.items()}
@@ -84,6 +83,27 @@ def execute(step: Step) -> None:
     finally:
         for name, artifact in outputs.items():
             setattr(step, name, artifact)
+
+
+def _artifacts(step: Step) -> tuple[dict[str, Artifact], dict[str, Artifact]]:
+    """The inputs that are given, and the outputs.
+
+    Raises `UserError` where an output has no place.
+    """
+    ports = step.ports()
+    inputs = {n: v for n, p in ports.items() if p.kind == "input" and (v := getattr(step, n)) is not None}
+    outputs = {n: getattr(step, n) for n, p in ports.items() if p.kind == "output"}
+    if missing := [n for n, v in outputs.items() if v is None]:
+        raise UserError(f"{missing[0]}: is required by {step.name()}; wanted a path to write to.")
+    return inputs, outputs
+
+
+def _assist(step: Step, outputs: dict[str, Artifact]) -> None:
+    """Run a step beside the process of rank 0, which prepares, seals and clears away the outputs of all."""
+    for name, artifact in outputs.items():
+        setattr(step, name, type(artifact)(_staging(artifact.path)))
+    with _terminated_on_signal():
+        step.run()
 
 
 def parameters(step: Step) -> dict[str, Any]:

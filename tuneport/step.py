@@ -181,6 +181,10 @@ class Context:
     tracking_uri: str | None = None
     experiment: str | None = None
     run_id: str | None = None
+    rank: int = 0
+    local_rank: int = 0  # among the processes of this machine
+    world_size: int = 1
+    is_rank: bool = False  # one of the processes that a launcher started, be it the only one
 
 
 # Set by `graph.trace`: called for each step that a pipeline function makes.
@@ -277,6 +281,13 @@ class Step(Params):
         Such a cache knows only values and inputs, neither `origins` nor whether a result is still whole.
         """
         return self.cacheable
+
+    def processes(self) -> int | None:
+        """How many processes of this machine run the step together, each of them all of it; None: this one does.
+
+        All but the first leave the outputs to the first.
+        """
+        return None
 
     def origins(self) -> Mapping[str, str]:
         """The exact version of what it reads beyond its inputs, by the parameter that names it: a hub model's commit.

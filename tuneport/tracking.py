@@ -177,7 +177,7 @@ def tracked(context: Context, name: str, run_id: str | None = None) -> Iterator[
     `UserError` where the tracking URI cannot be used; a server that fails later, or that an earlier stage could
     still use, costs a warning only.
     """
-    if context.tracking_uri is None:
+    if context.tracking_uri is None or context.rank > 0:
         yield Run()
         return
     try:

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import distributed
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from tuneport.artifacts import write_atomically
 from tuneport.stage import Preempted
 from tuneport.training.checkpoint_files import RUN_STATE, TRAINER_STATE, Checkpoint, CheckpointFolder
+from tuneport.training.loss import LossByItem
 from tuneport.training.order import Order
 from tuneport.training.saving import HostCopy, Writer
 
@@ -27,7 +28,7 @@ class EvaluationStopped(BaseException):
     """An evaluation is given up, as the process is to end: it is owed and made first thing after the resume."""
 
 
-class BestModelTrainer(Trainer):
+class BestModelTrainer(LossByItem):
     """A Trainer whose checkpoints are whole or absent, need no unpickling of code, and name no absolute path.
 
     ``checkpoints`` says where they stand. Evaluation adds ``scores_of_answers``, metrics of what a model answers, and

@@ -111,6 +111,10 @@ class LaunchParams(Params):
     )
     num_nodes_finetune: int = param("Machines that train together.", default=1, ge=1, resource="nodes")
 
+    def is_distributed(self) -> bool:
+        """Whether training takes a group of processes, be it a group of one."""
+        return self.number_of_gpu_to_use_finetuning * self.num_nodes_finetune > 1
+
 
 class AdapterParams(Params):
     """Adapters."""

@@ -21,6 +21,8 @@ MAY_CHANGE = {
     "max_steps",
     "per_device_train_batch_size",  # the rows of a step are compared instead
     "gradient_accumulation_steps",
+    "number_of_gpu_to_use_finetuning",
+    "num_nodes_finetune",
     "per_device_eval_batch_size",
     "evaluation_strategy",
     "eval_steps",

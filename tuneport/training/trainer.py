@@ -59,6 +59,7 @@ def train(
     output: Path,
     run: Run,
     inputs: t.Mapping[str, str] | None = None,
+    world_size: int = 1,
     callbacks: t.Sequence[TrainerCallback] = (),
 ) -> Result:
     """Fine-tune the model in ``base`` and fill ``output``: best model at the top, every checkpoint in ``checkpoints/``.
@@ -74,7 +75,7 @@ def train(
         _check_gradient_checkpointing(plain)
     model = _adapted(plain, base, output, options) if options.apply_lora else plain
     tokenizer = transformers.AutoTokenizer.from_pretrained(base, model_max_length=prepared.info.max_seq_length)
-    arguments = training_arguments(options, output / "checkpoints")
+    arguments = training_arguments(options, output / "checkpoints", world_size)
     arguments.metric_for_best_model = metric_for_best_model
     arguments.greater_is_better = task.metrics[metric_for_best_model]
     arguments.label_names = list(task.label_names)
@@ -111,13 +112,21 @@ def train(
             f"metric_for_best_model={metric_for_best_model}: was not a finite number in any evaluation, so the "
             "training diverged. Lower learning_rate, add warmup_steps, or use precision=32."
         )
+    if arguments.process_index == 0:
+        _save_best(trainer, model, output, options)
+    if arguments.world_size > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    return _result(trainer, progress)
+
+
+def _save_best(trainer: BestModelTrainer, model: t.Any, output: Path, options: TrainingParams) -> None:
     if options.apply_lora and options.merge_lora_weights:
         trainer.model = model.merge_and_unload()
     trainer.save_model(str(output))
     trainer.state.save_to_json(str(output / "trainer_state.json"))
     make_paths_relative(output / "trainer_state.json")
     shutil.rmtree(output / "checkpoints" / "runs", ignore_errors=True)
-    return _result(trainer, progress)
 
 
 def _adapted(model: t.Any, base: Path, output: Path, options: TrainingParams) -> t.Any:
@@ -189,7 +198,7 @@ def _types(auto_classes: t.Sequence[str]) -> list[str]:
     return sorted({config.model_type for name in auto_classes for config in getattr(transformers, name)._model_mapping})
 
 
-def training_arguments(options: TrainingParams, folder: Path) -> TrainingArguments:
+def training_arguments(options: TrainingParams, folder: Path, world_size: int = 1) -> TrainingArguments:
     """Our parameters in transformers' words; evaluation, checkpoints and best model always go together."""
     if options.optim == "adamw_hf":
         log.info("optim=adamw_hf is gone from transformers and runs as adamw_torch")
@@ -221,6 +230,8 @@ def training_arguments(options: TrainingParams, folder: Path) -> TrainingArgumen
         activation_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=options.dataloader_num_workers,
         use_cpu=not torch.accelerator.is_available(),
+        ddp_backend="gloo" if world_size > 1 and not torch.accelerator.is_available() else None,
+        ddp_find_unused_parameters=False,
         seed=options.seed,
         eval_strategy=options.evaluation_strategy,
         eval_steps=options.eval_steps,
@@ -262,9 +273,14 @@ def _plan(prepared: Prepared, model: torch.nn.Module, arguments: TrainingArgumen
     share = f" ({trained / 1e6:.3g} M trained, {trained / weights:.2%})" if trained < weights else ""
     return (
         f"{rows['train']} training rows, {rows['validation']} validation rows, {weights / 1e6:.1f} M weights{share}, "
-        f"batches of {arguments.train_batch_size * arguments.gradient_accumulation_steps}, on {arguments.device}, "
+        f"batches of {rows_per_step(arguments)}, on {_devices(arguments)}, "
         f"precision {_precision(arguments)}"
     )
+
+
+def _devices(arguments: TrainingArguments) -> str:
+    device = arguments.device
+    return f"{arguments.world_size} × {device.type}" if arguments.world_size > 1 else str(device)
 
 
 def _precision(arguments: TrainingArguments) -> str:

@@ -7,8 +7,9 @@ import typing as t
 from collections.abc import Mapping
 from pathlib import Path
 
+from tuneport import targets
 from tuneport.graph import Pipeline
-from tuneport.targets import Request, Target, check, instantiate, settings
+from tuneport.targets import Request, Target
 
 if t.TYPE_CHECKING:
     from pydantic import BaseModel
@@ -38,9 +39,9 @@ class Kfp(Target):
         return Settings
 
     def compile(self, pipeline: Pipeline, values: Mapping[str, t.Any], request: Request) -> Document:
-        found = settings(self, request)
-        steps = instantiate(pipeline, values, request.output_dir)
-        check(steps, files=False)
+        found = targets.settings(self, request)
+        steps = targets.instantiate(pipeline, values, request.output_dir)
+        targets.check(steps, files=False)
         from tuneport.targets.kfp.compile import compile_pipeline
 
         text = compile_pipeline(pipeline, values, steps, found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses as dc
 import inspect
 import re
@@ -131,9 +130,8 @@ def _graph(plan: Plan) -> Callable[..., t.Any]:
     """The pipeline as a function that kfp's compiler calls."""
     outputs = {name: ref for name, ref in plan.pipeline.outputs.items() if ref.node in plan.steps}
     ports = {Ref(n.name, p.name): p for n in plan.nodes for p in n.step.ports().values()}
-    make: t.Any = collections.namedtuple  # kfp wants a named tuple's class
-    returned = make("Outputs", outputs)
-    returned.__annotations__ = {name: _class(CLASSES[ports[ref].type.__name__]) for name, ref in outputs.items()}
+    make: t.Any = t.NamedTuple  # to a type checker, no function
+    returned = make("Outputs", [(name, _class(CLASSES[ports[ref].type.__name__])) for name, ref in outputs.items()])
 
     def build(*channels: t.Any) -> t.Any:
         given = dict(zip(plan.parameters, channels, strict=True))
@@ -297,6 +295,8 @@ def _parameter(port: Port, default: t.Any, is_location: bool = False) -> Argumen
     limits = f" ({port.wanted})" if port.bounds or port.choices else ""
     if is_location:
         return Argument(port.name, str, port.help, default.location)
+    if default is None and port.type is str:
+        default = ""  # which the stage takes for unset; not every backend hands on a parameter without a value
     return Argument(port.name, port.type, f"{port.help}{limits}", default)
 
 

@@ -26,11 +26,11 @@ JSON = dict[str, t.Any]
 
 
 def run(
-    step: type[Step], executor_input: str, flags: Mapping[str, t.Any], work: Callable[[Mapping[str, t.Any]], None]
-) -> None:
+    step: type[Step], executor_input: str, flags: Mapping[str, t.Any], work: Callable[[Mapping[str, t.Any]], int]
+) -> int:
     """Run a stage for KFP: ``work`` gets all its values by name; what it wrote is checked, shown and reported.
 
-    ``flags``: the values that the command line settles.
+    ``flags``: the values that the command line settles. Returns the exit code of the work.
     """
     task = _parse(executor_input)
     outputs = {name: _first(found) for name, found in task["outputs"].get("artifacts", {}).items()}
@@ -39,12 +39,15 @@ def run(
         place.parent.mkdir(parents=True, exist_ok=True)
     ports = step.ports()
     with _inputs(task, step) as given:
-        work({**flags, **given, **{name: place for name, place in places.items() if name in ports}})
+        code = work({**flags, **given, **{name: place for name, place in places.items() if name in ports}})
+    if code != 0:
+        return code
     metadata = _show(step, places)
     for name, place in places.items():
         if not place.exists() or (name in ports and not (place / MANIFEST).is_file()):
             raise RuntimeError(f"{step.name()} wrote no {name} to {place}")
     _report(Path(task["outputs"]["outputFile"]), outputs, metadata)
+    return 0
 
 
 def _parse(text: str) -> JSON:
@@ -86,7 +89,8 @@ def _inputs(task: JSON, step: type[Step]) -> Iterator[JSON]:
             if name in ports:
                 given[name] = _number(value, ports[name].type)
             elif name.endswith(LOCATION):
-                given[name.removesuffix(LOCATION)] = _located(name, value, Path(folder))
+                port = name.removesuffix(LOCATION)
+                given[port] = fetch(port, value, Path(folder)) if "://" in value else Path(value)
             else:
                 given[name] = value  # unknown: refused with the others
         yield given
@@ -97,17 +101,15 @@ def _number(value: t.Any, type_: type) -> t.Any:
     return int(value) if type_ is int and isinstance(value, float) and value.is_integer() else value
 
 
-def _located(name: str, location: str, folder: Path) -> Path:
-    if not location.startswith("https://"):
-        return Path(location)
-    target = folder / name / (Path(urllib.parse.urlsplit(location).path).name or "data")
+def fetch(name: str, uri: str, folder: Path) -> Path:
+    """Fetch what an input names from a web server, under its own file name."""
+    target = folder / name / (Path(urllib.parse.urlsplit(uri).path).name or "data")
     target.parent.mkdir()
     try:
-        with urllib.request.urlopen(location, timeout=TIMEOUT) as answer, target.open("wb") as f:
+        with urllib.request.urlopen(uri, timeout=TIMEOUT) as answer, target.open("wb") as f:
             shutil.copyfileobj(answer, f)
     except (urllib.error.URLError, OSError) as e:
-        reason = getattr(e, "reason", e)
-        raise UserError(f"{name}={location}: cannot be fetched ({reason}).") from None
+        raise UserError(f"{name}={uri}: cannot be fetched ({e}). Mend the address, or put it elsewhere.") from None
     return target
 
 

@@ -56,7 +56,7 @@ def markdown(found: t.Any, depth: int = 1) -> Iterator[str]:
     entries = list(found.items() if isinstance(found, dict) else enumerate(found, start=1))
     plain = [(name, value) for name, value in entries if not isinstance(value, (dict, list))]
     if plain:
-        yield from ("| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in plain), "")
+        yield from ("| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in plain), "")
     for name, value in entries:
         if isinstance(value, (dict, list)) and value:
             yield f"{'#' * min(depth, 6)} {str(name).replace('_', ' ')}"

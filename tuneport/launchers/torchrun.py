@@ -1,0 +1,131 @@
+"""Several processes of one stage on this machine, alone or together with other machines: torchrun.
+
+The other machines are named by torchrun's own variables, which a PyTorchJob sets and a user may: PET_NNODES,
+PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT, or PET_RDZV_BACKEND=c10d and PET_RDZV_ENDPOINT.
+"""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import json
+import logging
+import os
+import signal
+import tempfile
+import time
+import typing as t
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tuneport.errors import EXIT_PREEMPTED, UserError
+
+log = logging.getLogger("tuneport.launch")
+
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # torchrun names in it the file that a failing rank leaves its error in
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGUSR1"
+LAUNCHED = "TUNEPORT_LAUNCHED"  # set for ranks whose errors we say ourselves
+GRACE_SECONDS = 45  # from a signal, or another rank's death, to the kill; PET_SHUTDOWN_TIMEOUT overrides it
+
+
+@dc.dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How one rank failed."""
+
+    rank: int
+    code: int
+    message: str
+    time: float
+
+    @property
+    def is_cause(self) -> tuple[bool, bool, float]:
+        """Sorts the likeliest cause first: killed from outside, then the user's mistake, then the first to fail."""
+        return self.code >= 0, self.code != 2, self.time
+
+
+def is_rank(environment: Mapping[str, str]) -> bool:
+    """Whether whoever started this process made it one of several: torchrun, Azure ML, a PyTorchJob by torchrun."""
+    return all(environment.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+
+
+def report(environment: Mapping[str, str], code: int, message: str) -> bool:
+    """Leave a rank's error for torchrun; returns whether its launcher is ours, which says it last."""
+    if not (file := environment.get(ERROR_FILE)) or file == os.devnull:
+        return False
+    extra = {"timestamp": int(time.time()), "time": time.time(), "rank": int(environment.get("RANK", "0"))}
+    content = {"message": {"message": message, "errorCode": code, "extraInfo": extra}}
+    Path(file).write_text(json.dumps(content), encoding="utf-8")
+    return LAUNCHED in environment
+
+
+def launch(command: Sequence[str], processes: int, nodes: int, environment: Mapping[str, str]) -> tuple[int, str]:
+    """Run ``python -m COMMAND`` in ``processes`` ranks here; returns the exit code and the cause where it is not 0.
+
+    Raises `UserError` where other machines are wanted and none is named.
+    """
+    rendezvous = _rendezvous(nodes, environment)
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    os.environ[LAUNCHED] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    with tempfile.TemporaryDirectory(prefix="tuneport-ranks-") as logs:
+        arguments: t.Any = [f"--nproc-per-node={processes}", "--max-restarts=0", f"--log-dir={logs}", *rendezvous]
+        if "PET_SHUTDOWN_TIMEOUT" not in environment:
+            arguments.append(f"--shutdown-timeout={GRACE_SECONDS}")
+        arguments += [f"--signals-to-handle={SIGNALS}", "-m", *command]
+        log.info("%d processes on this machine%s", processes, f", {nodes} machines" if nodes > 1 else "")
+        torchrun: t.Any = run
+        try:
+            torchrun.run(torchrun.parse_args(arguments))
+            return 0, ""
+        except ChildFailedError as e:
+            failed = [_killed(rank, failure) for rank, failure in e.failures.items() if failure.exitcode < 0]
+            return _verdict([*failed, *_reported(Path(logs))], 1, "a process failed without a message")
+        except SignalException as e:
+            number = signal.Signals(e.sigval)
+            return _verdict(_reported(Path(logs)), 128 + number, f"stopped by {number.name}")
+
+
+def _rendezvous(nodes: int, environment: Mapping[str, str]) -> list[str]:
+    """The flags by which the machines find each other; torchrun reads the rest from PET_* itself."""
+    if nodes == 1 and not environment.get("PET_NNODES"):
+        return ["--standalone"]
+    if not (environment.get("PET_RDZV_ENDPOINT") or environment.get("PET_NODE_RANK")):
+        raise UserError(
+            f"num_nodes_finetune={nodes}: nothing here names the other machines. Start the same command on each with "
+            "PET_NODE_RANK (0, 1, …), PET_MASTER_ADDR and PET_MASTER_PORT, or with PET_RDZV_BACKEND=c10d and "
+            "PET_RDZV_ENDPOINT=host:port; or let a PyTorchJob or Azure ML start them."
+        )
+    flags = [] if environment.get("PET_NNODES") else [f"--nnodes={nodes}"]
+    for flag, name in (("--master-addr", "MASTER_ADDR"), ("--master-port", "MASTER_PORT")):
+        if environment.get(name) and not environment.get(f"PET_{name}"):
+            flags += [f"{flag}={environment[name]}"]
+    return flags
+
+
+def _killed(rank: int, failure: t.Any) -> Ending:
+    name = signal.Signals(-failure.exitcode).name
+    why = ", most often because the memory did not suffice" if name == "SIGKILL" else ""
+    message = f"was killed by {name}{why}"
+    return Ending(rank=rank, code=failure.exitcode, message=message, time=failure.timestamp)
+
+
+def _reported(logs: Path) -> list[Ending]:
+    found = [json.loads(file.read_text("utf-8"))["message"] for file in logs.rglob("error.json")]
+    return [
+        Ending(rank=e["extraInfo"]["rank"], code=e["errorCode"], message=e["message"], time=e["extraInfo"]["time"])
+        for e in found
+    ]
+
+
+def _verdict(endings: list[Ending], code: int, message: str) -> tuple[int, str]:
+    if not endings:
+        return code, message
+    if preempted := [e for e in endings if e.code == EXIT_PREEMPTED]:
+        return EXIT_PREEMPTED, preempted[0].message
+    cause = min(endings, key=lambda e: e.is_cause)
+    alike = len({e.message for e in endings}) == 1 and len(endings) > 1
+    said = cause.message if alike or cause.code == 2 else f"rank {cause.rank} {cause.message}"
+    return cause.code if cause.code > 0 else 128 - cause.code, said
