@@ -44,6 +44,10 @@ class Finetune(Step, TaskParams, TrainingParams):
             from tuneport.training import resume
 
             resume.check(self.resume_from_checkpoint)
+        if self.apply_deepspeed:
+            from tuneport.training import deepspeed
+
+            deepspeed.check(self)
 
     def resumes(self) -> bool:
         return self.resume_from_checkpoint.lower() != "false"

@@ -154,6 +154,7 @@ def stage_command(step: type[Step], run: Callable[[Mapping[str, t.Any]], int]) -
 def run_stage(argv: Sequence[str], names: Sequence[str], load: Callable[..., type[Step]]) -> int:
     """`python -m steps STAGE --flag value`: run one stage; returns the exit code."""
     configure_logging()
+    torchrun.die_with_launcher(os.environ)
     return guard(lambda: _run_stage(list(argv), names, load))
 
 

@@ -50,6 +50,11 @@ class BestModelTrainer(LossByItem):
         self.order: Order | None = None
         self.add_callback(_GoOn(self))
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weights or their optimizer's states are spread over the processes."""
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
+
     def train_from(self, checkpoint: Checkpoint | None) -> None:
         """Train from a checkpoint in ``checkpoints``, or from the start; every checkpoint is written on return."""
         self.resumed_from = checkpoint
@@ -107,7 +112,8 @@ class BestModelTrainer(LossByItem):
     def _load_best_model(self) -> None:
         self.writer.wait()
         self._barrier()
-        super()._load_best_model()
+        if not self.is_sharded:  # else whoever saves the model loads it from its checkpoint
+            super()._load_best_model()
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
@@ -124,15 +130,14 @@ class BestModelTrainer(LossByItem):
             self.state.best_model_checkpoint = str(self.checkpoints.checkpoint(best).path)
         ranks = self._of_all_ranks()
         texts = self._texts([loss for _, loss in ranks])
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         if self.args.should_save:
             self.checkpoints.begin(step)
         try:
-            if sharded:
+            if self.is_sharded:
                 self._save_shards(self.checkpoints.partial(step))
             if not self.args.should_save:
                 return
-            states = {} if sharded else self.host_copy.copy(self._states())
+            states = {} if self.is_sharded else self.host_copy.copy(self._states())
         except BaseException:
             self.checkpoints.abandon(step)
             raise

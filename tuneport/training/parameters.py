@@ -2,9 +2,10 @@
 
 from typing import Literal
 
+from tuneport.artifacts import File
 from tuneport.errors import UserError
 from tuneport.parameters import EvaluationBatchParams, SeedParams
-from tuneport.step import Params, param, show
+from tuneport.step import Params, consumes, param, show
 
 
 class ScheduleParams(Params):
@@ -111,9 +112,30 @@ class LaunchParams(Params):
     )
     num_nodes_finetune: int = param("Machines that train together.", default=1, ge=1, resource="nodes")
 
-    def is_distributed(self) -> bool:
-        """Whether training takes a group of processes, be it a group of one."""
-        return self.number_of_gpu_to_use_finetuning * self.num_nodes_finetune > 1
+
+class ShardingParams(Params):
+    """Sharding."""
+
+    apply_deepspeed: bool = param(
+        "Train with DeepSpeed: its ZeRO spreads optimizer states, gradients and weights over the processes.",
+        default=False,
+    )
+    deepspeed: File | None = consumes(
+        "DeepSpeed configuration (JSON) to use in place of ours; 'auto' stands for what the parameters say."
+    )
+    deepspeed_stage: Literal["1", "2", "3"] = param(
+        "ZeRO stage: 1 spreads optimizer states, 2 gradients as well, 3 weights as well, for a model that does not fit "
+        "into one GPU.",
+        default="2",
+    )
+    deepspeed_offload: bool = param(
+        "Keep what ZeRO spreads in CPU memory: less memory on the GPU, slower.", default=False
+    )
+    fsdp: Literal["", "full_shard", "shard_grad_op"] = param(
+        "Train with torch's FSDP: full_shard spreads weights, gradients and optimizer states over the processes, "
+        "shard_grad_op only the last two. Empty: without.",
+        default="",
+    )
 
 
 class AdapterParams(Params):
@@ -165,6 +187,7 @@ class TrainingParams(
     OptimizerParams,
     BatchParams,
     LaunchParams,
+    ShardingParams,
     AdapterParams,
     EvaluationBatchParams,
     CheckpointParams,
@@ -173,3 +196,8 @@ class TrainingParams(
     SeedParams,
 ):
     """Training."""
+
+    def is_distributed(self) -> bool:
+        """Whether training takes a group of processes, be it a group of one."""
+        processes = self.number_of_gpu_to_use_finetuning * self.num_nodes_finetune
+        return processes > 1 or self.apply_deepspeed or self.fsdp != ""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses as dc
+import importlib.util
 import json
 import logging
+import os
 import shutil
 import typing as t
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +17,13 @@ import torch
 import transformers
 from datasets import Dataset as ArrowDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.tasks import Task
 from tuneport.tracking import Run
-from tuneport.training import resume
+from tuneport.training import deepspeed, resume
 from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress
 from tuneport.training.checkpoint_files import Checkpoint, CheckpointFolder
 from tuneport.training.checkpoints import BestModelTrainer, make_paths_relative, rows_per_step
@@ -70,12 +74,12 @@ def train(
     transformers.set_seed(options.seed)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    arguments = training_arguments(options, output / "checkpoints", world_size)  # before the model: ZeRO-3 loads parts
     plain = load_model(task, base, prepared)
     if options.gradient_checkpointing:
         _check_gradient_checkpointing(plain)
     model = _adapted(plain, base, output, options) if options.apply_lora else plain
     tokenizer = transformers.AutoTokenizer.from_pretrained(base, model_max_length=prepared.info.max_seq_length)
-    arguments = training_arguments(options, output / "checkpoints", world_size)
     arguments.metric_for_best_model = metric_for_best_model
     arguments.greater_is_better = task.metrics[metric_for_best_model]
     arguments.label_names = list(task.label_names)
@@ -100,10 +104,14 @@ def train(
         callbacks=[EvaluateLastStep(), progress, *_early_stopping(options), *callbacks],
     )
     if task.needs_answers(metric_for_best_model):
-        trainer.scores_of_answers = _scores_of_answers(task, base, prepared, arguments)
+        trainer.scores_of_answers = _scores_of_answers(task, base, prepared, arguments, sharded=trainer.is_sharded)
     trainer.remove_callback(PrinterCallback)
     if options.auto_find_batch_size:
         fit_batch_size(trainer)
+        if options.apply_deepspeed:
+            config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
+            size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+            deepspeed.set_batches(config, size, accumulation, world_size)
     log.info("%s", _plan(prepared, model, arguments))
     with preemptible(trainer), explained(arguments.per_device_train_batch_size):
         trainer.train_from(checkpoint)
@@ -113,17 +121,35 @@ def train(
             "training diverged. Lower learning_rate, add warmup_steps, or use precision=32."
         )
     if arguments.process_index == 0:
+        if trainer.is_sharded:
+            model = _unsharded_best(trainer, task, base, prepared, options)
         _save_best(trainer, model, output, options)
-    if arguments.world_size > 1:
+    if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     return _result(trainer, progress)
 
 
+def _unsharded_best(
+    trainer: BestModelTrainer, task: Task, base: Path, prepared: Prepared, options: TrainingParams
+) -> t.Any:
+    """The best model, loaded whole from its checkpoint: what was trained is spread over the processes."""
+    forget: t.Any = unset_hf_deepspeed_config
+    forget()  # of ZeRO-3: it would spread this one, too
+    best = Path(str(trainer.state.best_model_checkpoint))
+    if not options.apply_lora:
+        return load_model(task, best, prepared)
+    model = _adapted(load_model(task, base, prepared), base, trainer.checkpoints.path.parent, options)
+    model.load_adapter(str(best), model.active_adapter, is_trainable=True)
+    return model
+
+
 def _save_best(trainer: BestModelTrainer, model: t.Any, output: Path, options: TrainingParams) -> None:
-    if options.apply_lora and options.merge_lora_weights:
-        trainer.model = model.merge_and_unload()
-    trainer.save_model(str(output))
+    trainer.model = model.merge_and_unload() if options.apply_lora and options.merge_lora_weights else model
+    if trainer.is_sharded:
+        trainer._save(str(output))
+    else:
+        trainer.save_model(str(output))
     trainer.state.save_to_json(str(output / "trainer_state.json"))
     make_paths_relative(output / "trainer_state.json")
     shutil.rmtree(output / "checkpoints" / "runs", ignore_errors=True)
@@ -142,7 +168,9 @@ def _checkpoint(
     found: list[int | None] = [None]
     if arguments.process_index == 0:
         rows = rows_per_step(arguments)
-        checkpoint = resume.prepare(options.resume_from_checkpoint, checkpoints, options.ports(), rows)
+        sharded = options.apply_deepspeed or options.fsdp
+        processes = arguments.world_size if sharded else None
+        checkpoint = resume.prepare(options.resume_from_checkpoint, checkpoints, options.ports(), rows, processes)
         found = [checkpoint.step if checkpoint else None]
     if arguments.world_size > 1:
         torch.distributed.broadcast_object_list(found)
@@ -150,7 +178,7 @@ def _checkpoint(
 
 
 def _scores_of_answers(
-    task: Task, base: Path, prepared: Prepared, arguments: TrainingArguments
+    task: Task, base: Path, prepared: Prepared, arguments: TrainingArguments, *, sharded: bool
 ) -> t.Callable[[t.Any], dict[str, float]]:
     """Return a function model -> metrics of its answers to the validation rows, by the predictor's defaults."""
     rows, meta = prepared.rows("validation"), prepared.info.meta
@@ -160,7 +188,13 @@ def _scores_of_answers(
         training = model.training
         model = model.get_base_model() if hasattr(model, "get_base_model") else model  # with its adapters
         predictor = task.predictor(str(base), settings, model=model, batch_size=arguments.per_device_eval_batch_size)
-        answers = predictor(rows)
+        if arguments.world_size == 1 or sharded:  # a sharded model takes all processes for every row
+            answers = predictor(rows)
+        else:
+            parts: list[t.Any] = [None] * arguments.world_size
+            own = predictor(rows[arguments.process_index :: arguments.world_size])
+            torch.distributed.all_gather_object(parts, own)
+            answers = [parts[i % len(parts)][i // len(parts)] for i in range(len(rows))]
         model.train(training)
         return task.score(rows, answers, meta)
 
@@ -205,7 +239,12 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
     has_cuda = torch.cuda.is_available()
     has_bf16 = not has_cuda or torch.cuda.is_bf16_supported()
     _check_precision(options.precision)
+    _check_devices(options)
     bf16 = options.precision == "bf16" or (options.precision == "16" and has_bf16)
+    fp16 = options.precision == "fp16" or (options.precision == "16" and not bf16)
+    config = None
+    if options.apply_deepspeed:
+        config = _deepspeed(options, bf16=bf16, fp16=fp16, world_size=world_size)
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=options.num_train_epochs,
@@ -224,7 +263,7 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         train_sampling_strategy="group_by_length" if options.group_by_length else "random",
         bf16=bf16,
-        fp16=options.precision == "fp16" or (options.precision == "16" and not bf16),
+        fp16=fp16,
         tf32=True if options.precision == "tf32" else None,
         activation_checkpointing=options.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
@@ -232,6 +271,9 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         use_cpu=not torch.accelerator.is_available(),
         ddp_backend="gloo" if world_size > 1 and not torch.accelerator.is_available() else None,
         ddp_find_unused_parameters=False,
+        deepspeed=config,
+        fsdp=t.cast(t.Any, bool(options.fsdp)),
+        fsdp_config=_fsdp(options) if options.fsdp else None,
         seed=options.seed,
         eval_strategy=options.evaluation_strategy,
         eval_steps=options.eval_steps,
@@ -248,6 +290,30 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
     )
 
 
+def _deepspeed(options: TrainingParams, *, bf16: bool, fp16: bool, world_size: int) -> dict[str, t.Any]:
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError("apply_deepspeed=true: DeepSpeed is not installed. Run: pip install 'tuneport[deepspeed]'")
+    config = deepspeed.configuration(options, bf16=bf16, fp16=fp16, world_size=world_size)
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # it has not caught up
+    if not torch.distributed.is_initialized():  # transformers would start it with the GPUs' backend
+        import deepspeed as library
+
+        library.init_distributed("nccl" if torch.cuda.is_available() else "gloo")
+    return config
+
+
+def _fsdp(options: TrainingParams) -> dict[str, t.Any]:
+    return {
+        "version": 2,
+        "reshard_after_forward": options.fsdp == "full_shard",
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "state_dict_type": "FULL_STATE_DICT",
+    }
+
+
 def _check_precision(precision: str) -> None:
     """Refuse what this device has no arithmetic for."""
     if precision in ("fp16", "tf32") and not torch.cuda.is_available():
@@ -259,6 +325,20 @@ def _check_precision(precision: str) -> None:
         raise UserError("precision=tf32: needs a GPU of compute capability 8.0 or more (Ampere). Take precision=16.")
     if precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise UserError("precision=bf16: this GPU has no bfloat16. Take precision=16.")
+
+
+def _check_devices(options: TrainingParams) -> None:
+    """Refuse what the devices of this machine do not suffice for."""
+    processes, gpus = options.number_of_gpu_to_use_finetuning, torch.cuda.device_count()
+    if 0 < gpus < processes:
+        raise UserError(
+            f"number_of_gpu_to_use_finetuning={processes}: this machine has {gpus}. Take as many processes as GPUs."
+        )
+    if options.fsdp and not gpus:
+        raise UserError(
+            f"fsdp={options.fsdp}: needs NVIDIA GPUs, and torch sees none here. Take apply_deepspeed=true, which also "
+            "runs on CPUs."
+        )
 
 
 def _early_stopping(options: TrainingParams) -> list[TrainerCallback]:
