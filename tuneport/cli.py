@@ -83,12 +83,19 @@ def context_from_environment() -> Context:
     is_rank = torchrun.is_rank(os.environ)
     ranks = {n: int(os.environ[n.upper()]) for n in ("rank", "local_rank", "world_size")} if is_rank else {}
     return Context(
-        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or None,
+        tracking_uri=_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or None),
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or None,
         run_id=os.environ.get("MLFLOW_RUN_ID") or None,
         is_rank=is_rank,
         **ranks,
     )
+
+
+def _tracking_uri(uri: str | None) -> str | None:
+    """Azure ML's own scheme needs a plugin of MLflow's; what it stands for is a plain MLflow server over HTTPS."""
+    if uri is None or not uri.startswith("azureml://"):
+        return uri
+    return "https" + uri.removeprefix("azureml").partition("?")[0]
 
 
 def add_tasks(add: Callable[[Path], None]) -> None:
