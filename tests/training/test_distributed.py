@@ -152,7 +152,9 @@ def start_both(
     started = []
     for node, prefix in enumerate(machines):
         environment: Any = os.environ | CPU | RENDEZVOUS[rendezvous] | {"GLOO_SOCKET_IFNAME": "tp0"}
-        if rendezvous != "c10d":
+        if rendezvous == "c10d":  # both have this machine's name, by which a host would know itself
+            environment |= {"PET_RDZV_CONF": f"is_host={node == 0}", "PET_LOCAL_ADDR": f"10.87.65.{node + 1}"}
+        else:
             environment |= {"PET_NODE_RANK": str(node)}
         if rendezvous == "PyTorchJob":
             environment |= {"RANK": str(node)}
