@@ -66,9 +66,9 @@ class Toy:
 
 @pytest.fixture
 def toy(toy_image: str, tmp_path: Path, docker: Engine) -> Iterable[Toy]:
-    toy = Toy(tmp_path / "a, folder", toy_image) if (tmp_path / "a, folder").mkdir() is None else None
-    assert toy is not None
-    yield toy
+    folder = tmp_path / "a, folder"
+    folder.mkdir()
+    yield Toy(folder, toy_image)
     left = docker("ps", "--all", "--quiet", "--filter", "name=tuneport-").stdout
     assert left == "", "a container is left behind"
 
