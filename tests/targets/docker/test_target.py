@@ -14,7 +14,7 @@ from tuneport.artifacts import CustomModel, File, MLTable
 from tuneport.errors import UserError
 from tuneport.targets import Request, load, settings
 from tuneport.targets.docker import ContainerPlan
-from tuneport.targets.docker.container import Mount, _merged, _read_only, hub_cache, local_store
+from tuneport.targets.docker.container import Mount, hub_cache, local_store, merged, read_only
 
 
 def compiled(
@@ -78,7 +78,7 @@ def test_unknown_and_invalid_settings_are_refused_by_name() -> None:
 
 def mounts(artifact: File | MLTable | CustomModel) -> dict[str, str]:
     """What is mounted for an input: place in the container → place here."""
-    return {str(m.target): str(m.source) for m in _read_only(artifact)}
+    return {str(m.target): str(m.source) for m in read_only(artifact)}
 
 
 def test_a_file_a_folder_and_a_glob_are_shown_where_they_stand(tmp_path: Path) -> None:
@@ -111,10 +111,10 @@ def test_outer_places_come_first_and_one_that_is_written_to_stays_writable() -> 
     def mount(path: str, writable: bool = False) -> Mount:
         return Mount(source=Path(path), target=Path(path), writable=writable)
 
-    found = _merged([mount("/a/b/c"), mount("/a", True), mount("/a/b"), mount("/a")])
+    found = merged([mount("/a/b/c"), mount("/a", True), mount("/a/b"), mount("/a")])
     assert [(str(m.target), m.writable) for m in found] == [("/a", True), ("/a/b", False), ("/a/b/c", False)]
     with pytest.raises(UserError, match="/: cannot be shown to a container"):
-        _merged([mount("/")])
+        merged([mount("/")])
 
 
 def test_commas_and_quotes_in_a_path_survive_dockers_own_notation() -> None:

@@ -129,7 +129,7 @@ class Containers(Executor):
             "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges",
             "--network", self.settings.network if networked else "none",
         ]  # fmt: skip
-        mounts = _merged(_mounts(plan, stage, store))
+        mounts = merged(_mounts(plan, stage, store))
         if not any(mount.target == SCRATCH for mount in mounts):
             flags += ["--tmpfs", str(SCRATCH)]
         for mount in mounts:
@@ -219,7 +219,7 @@ def _mounts(plan: Plan, stage: Stage, store: Path | None) -> Iterator[Mount]:
     yield Mount(source=stage.folder, target=stage.folder, writable=True)
     for artifact in stage.inputs.values():
         if artifact.user_supplied:
-            yield from _read_only(artifact)
+            yield from read_only(artifact)
     if tasks := plan.environment.get("TUNEPORT_TASKS"):
         folder = plan.folder / tasks
         yield Mount(source=folder, target=folder)
@@ -229,7 +229,7 @@ def _mounts(plan: Plan, stage: Stage, store: Path | None) -> Iterator[Mount]:
         yield Mount(source=cache, target=cache, writable=True)
 
 
-def _read_only(artifact: Artifact) -> Iterator[Mount]:
+def read_only(artifact: Artifact) -> Iterator[Mount]:
     """What a user's input consists of: a file, a folder or the folder of a glob, and what links and tables lead to."""
     root = artifact.path
     if not root.is_absolute():  # a URI
@@ -248,7 +248,7 @@ def _read_only(artifact: Artifact) -> Iterator[Mount]:
                 yield Mount(source=path.resolve(), target=target)
 
 
-def _merged(mounts: Iterable[Mount]) -> list[Mount]:
+def merged(mounts: Iterable[Mount]) -> list[Mount]:
     """One mount a place, outer ones first: what is input as well as MLflow's store must be written to.
 
     Raises `UserError` for what cannot be mounted.
