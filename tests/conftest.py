@@ -18,6 +18,10 @@ from typing import Any
 
 import pytest
 
+from tuneport.errors import UserError
+from tuneport.targets.docker.container import Engine
+from tuneport.targets.docker.settings import Images
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -262,3 +266,20 @@ def post(url: str, body: Any) -> tuple[int, Any]:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as e:
         return e.code, json.load(e)
+
+
+@pytest.fixture(scope="session")
+def docker() -> Engine:
+    """The Docker of this machine, with the images that `make images` builds; the test is skipped where it lacks them.
+
+    With TUNEPORT_REQUIRE_DOCKER=1, which `.ci/run` sets, the test fails instead.
+    """
+    try:
+        engine = Engine()
+        for name, image in Images():
+            engine.inspect(image, name)
+    except UserError as e:
+        if os.environ.get("TUNEPORT_REQUIRE_DOCKER") == "1":
+            pytest.fail(str(e))
+        pytest.skip(str(e))
+    return engine
