@@ -64,6 +64,7 @@ class FakeKubernetes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
         self.server.shutdown()
+        self.server.server_close()
 
     # -- what an operator does ------------------------------------------------------------------------------------
 
@@ -139,7 +140,7 @@ class FakeKubernetes:
         return None
 
 
-def handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
+def handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:  # noqa: C901
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 

@@ -98,7 +98,9 @@ def validator(plural: str) -> Any:
     folder = os.environ.get("TUNEPORT_CRDS")
     if not folder:
         pytest.skip("TUNEPORT_CRDS names no folder with Kubeflow's schemas")
-    version = yaml.safe_load(Path(folder, f"{plural}.yaml").read_text("utf-8"))["spec"]["versions"][0]
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the files are large
+    text = Path(folder, f"{plural}.yaml").read_text("utf-8")
+    version = yaml.load(text, Loader=loader)["spec"]["versions"][0]  # noqa: S506
     schema = strict(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own, not part of these schemas
     return Draft202012Validator(schema)
@@ -178,9 +180,10 @@ REPLICAS = "pytorchReplicaSpecs"
         (broken("pytorchjob-elastic", lambda m: m["spec"].update(nprocPerNode="2")), "one of the two"),
         (
             broken(
-                "pytorchjob-elastic", lambda m: m["spec"].update({REPLICAS: {"Master": m["spec"][REPLICAS]["Worker"]}})
+                "pytorchjob-elastic",
+                lambda m: m["spec"].update({REPLICAS: {"Master": {**m["spec"][REPLICAS]["Worker"], "replicas": 1}}}),
             ),
-            "",
+            "wanted Worker replicas",
         ),
         (broken("trainjob-full", lambda m: m["spec"]["runtimePatches"].append(m["spec"]["runtimePatches"][0])), "once"),
         (

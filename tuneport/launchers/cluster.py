@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses as dc
 import logging
+import os
 import threading
 import time
 import typing as t
@@ -56,7 +57,7 @@ class Cluster:
             config.load_incluster_config(client_configuration=settings)
         except config.ConfigException:
             try:
-                config.load_kube_config(client_configuration=settings)
+                config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=settings)
             except (config.ConfigException, OSError) as e:
                 raise UserError(
                     f"no Kubernetes API: this is no pod of a cluster, and there is no kubeconfig ({e})."
@@ -99,7 +100,7 @@ def _namespace() -> str:
     except OSError:
         from kubernetes import config
 
-        context = config.list_kube_config_contexts()[1]
+        context = config.list_kube_config_contexts(os.environ.get("KUBECONFIG"))[1]
         return t.cast(str, context["context"].get("namespace", "default"))
 
 
