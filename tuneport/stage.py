@@ -25,7 +25,7 @@ from tuneport.artifacts import (
     write_manifest,
 )
 from tuneport.errors import UserError
-from tuneport.step import Step
+from tuneport.step import Step, show
 
 log = logging.getLogger("tuneport.stage")
 
@@ -111,6 +111,16 @@ def _assist(step: Step, outputs: dict[str, Artifact]) -> None:
 def parameters(step: Step) -> dict[str, Any]:
     """Every parameter's value, as the manifest records it."""
     return {n: getattr(step, n) for n, p in step.ports().items() if p.kind == "param"}
+
+
+def arguments(step: type[Step], given: Mapping[str, Any]) -> list[str]:
+    """What ``python -m`` takes to run a stage with these values."""
+    flags = [
+        text
+        for name, value in given.items()
+        for text in (f"--{name}", show(value) if isinstance(value, bool) else str(getattr(value, "path", value)))
+    ]
+    return [step.__module__.partition(".")[0], step.name(), *flags]
 
 
 def _verify_input(artifact: Artifact) -> None:
