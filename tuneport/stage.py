@@ -104,7 +104,7 @@ def _assist(step: Step, outputs: dict[str, Artifact]) -> None:
     """Run a step beside the process of rank 0, which prepares, seals and clears away the outputs of all."""
     for name, artifact in outputs.items():
         setattr(step, name, type(artifact)(_staging(artifact.path)))
-    with _terminated_on_signal():
+    with terminated_on_signal():
         step.run()
 
 
