@@ -127,7 +127,7 @@ def test_a_storm_of_transient_errors_is_weathered(fake_kubernetes: Any, status: 
 
 def test_an_api_server_that_stays_away_leaves_the_job_to_the_next_attempt(fake_kubernetes: Any) -> None:
     fake = fake_kubernetes(lambda fake, job: fake.faults.extend([("GET", ".", 503)] * 200))
-    with pytest.raises(UserError, match="503.*The API server does not recover"):
+    with pytest.raises(UserError, match=r"503.*The API server does not recover"):
         run()
     assert JOB.name in fake.jobs
     fake.faults.clear()
