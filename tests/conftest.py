@@ -243,7 +243,7 @@ def serve(fenced: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> C
                 start_new_session=True,
             )
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while True:
                 try:
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
@@ -262,7 +262,7 @@ def serve(fenced: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> C
 def post(url: str, body: Any) -> tuple[int, Any]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as e:
         return e.code, json.load(e)

@@ -93,15 +93,17 @@ class TextClassifier:
         import torch
 
         pair = len(texts[0]) == 2
+        fill = self.model.config.pad_token_id or 0
         encoded = self.tokenizer.encode_batch_fast([tuple(row) if pair else row[0] for row in texts])
-        width = max(len(row.ids) for row in encoded)
+        ids = [row.ids or [fill] for row in encoded]  # of an empty text without special tokens nothing is left
+        width = max(map(len, ids))
 
         def pad(rows: list[list[int]], fill: int) -> t.Any:
             return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=self.model.device)
 
         batch = {
-            "input_ids": pad([row.ids for row in encoded], self.model.config.pad_token_id or 0),
-            "attention_mask": pad([[1] * len(row.ids) for row in encoded], 0),
+            "input_ids": pad(ids, fill),
+            "attention_mask": pad([[1] * len(row) for row in ids], 0),
         }
         return batch | ({"token_type_ids": pad([row.type_ids for row in encoded], 0)} if pair and self.typed else {})
 
