@@ -21,7 +21,7 @@ Command = Callable[..., int]
 def tuneport(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """The command, in this process and in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    return lambda *argv: main(argv, names=pipelines.names, load=pipelines.load)
+    return lambda *argv: main(argv, names=pipelines.names, load=pipelines.load, load_stage=steps.load)
 
 
 @pytest.fixture

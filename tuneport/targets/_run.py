@@ -23,7 +23,7 @@ from tuneport.artifacts import Artifact, MLflowModel, Report
 from tuneport.errors import EXIT_PREEMPTED, UserError, did_you_mean
 from tuneport.graph import Node, Pipeline, Ref
 from tuneport.step import Context, Step, show
-from tuneport.targets import Request, _cache, check, instantiate, output_path
+from tuneport.targets import Request, _cache, _inputs, check, instantiate, output_path
 from tuneport.targets._process import Interrupted, Signals, kill_group, run
 from tuneport.targets._progress import Progress, open_progress
 
@@ -307,6 +307,7 @@ def _run_stage(
         _cache.forget(stage.folder)
     started = time.monotonic()
     environment, argv = {**plan.environment, **stage.environment}, executor.command(plan, stage)
+    _save_inputs(stage)
     try:
         code = run(argv, environment, stage.log, lambda line: progress.line(stage.name, line), signals)
     except OSError as e:
@@ -318,6 +319,24 @@ def _run_stage(
     elif code != EXIT_PREEMPTED:
         signals.raise_if_received()
     return code, known
+
+
+def _save_inputs(stage: Stage) -> None:
+    path = _inputs.file_of(stage.log)
+    try:
+        _inputs.save(path, stage.step)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror}). Name another folder with --output_dir.") from None
+
+
+def shell_lines(plan: Plan) -> list[str]:
+    """The stages' commands as a shell takes them, each with the variables that it is given."""
+    return [
+        " ".join(
+            [*(f"{name}={shlex.quote(value)}" for name, value in stage.environment.items()), shlex.join(stage.argv)]
+        )
+        for stage in plan.stages
+    ]
 
 
 def _ending(code: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from tuneport.graph import Pipeline
 from tuneport.targets import Request, Target
-from tuneport.targets._run import Executor, Plan, compile_plan, run_plan
+from tuneport.targets._run import Executor, Plan, compile_plan, run_plan, shell_lines
 
 
 class Local(Target):
@@ -20,3 +20,6 @@ class Local(Target):
 
     def submit(self, document: Plan) -> int:
         return run_plan(document, Executor())
+
+    def shell(self, document: Plan) -> list[str]:
+        return shell_lines(document)

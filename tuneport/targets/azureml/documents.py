@@ -13,6 +13,7 @@ import tuneport
 from tuneport.artifacts import Artifact, CustomMLflowModel, CustomModel, File, MLflowModel, MLTable
 from tuneport.graph import Node, Pipeline, Ref
 from tuneport.step import REQUIRED, Port, Resource, Step, show
+from tuneport.targets import _inputs
 from tuneport.targets.azureml.settings import AzureMLSettings, StageSettings
 
 SCHEMAS = "https://azuremlschemas.azureedge.net/latest"
@@ -202,7 +203,7 @@ def _node(pipeline: Pipeline, node: Node, settings: AzureMLSettings) -> Spec:
         "type": "command",
         "component": f"./components/{node.name}.yaml",
         **_resources(node.step, lambda port: _binding(node.values[port.name])),
-        "environment_variables": _variables(node.step) | settings.environment_variables | own.environment_variables,
+        "environment_variables": _variables(node) | settings.environment_variables | own.environment_variables,
         "inputs": {
             name: _binding(node.values[name])
             for name, port in ports.items()
@@ -246,8 +247,10 @@ def _resources(step: type[Step], value: t.Callable[[Port], t.Any]) -> Spec:
     return found
 
 
-def _variables(step: type[Step]) -> dict[str, str]:
-    return {} if step.network else {"HF_HUB_OFFLINE": "1"}
+def _variables(node: Node) -> dict[str, str]:
+    """Azure ML keeps what a stage writes to ``logs`` in its folder."""
+    saved = {_inputs.VARIABLE: f"logs/{node.name}.inputs.json"}
+    return saved if node.step.network else {"HF_HUB_OFFLINE": "1", **saved}
 
 
 # -- the job -----------------------------------------------------------------------------------------------------------

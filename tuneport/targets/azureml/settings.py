@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-IMAGE = (
-    r"^(azureml:[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+|@[A-Za-z0-9_.-]+)|azureml://registries/[A-Za-z0-9_.-]+/environments/[A-Za-z0-9_.-]+/(versions|labels)/[A-Za-z0-9_.-]+|"
-    r"([a-z0-9.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?)$"
+REFERENCE = (
+    r"([a-z0-9.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?"
 )
-Image = t.Annotated[str, Field(pattern=IMAGE)]
+ENVIRONMENT = (
+    r"azureml:[\w.-]+(:[\w.-]+|@[\w.-]+)|azureml://registries/[\w.-]+/environments/[\w.-]+/(versions|labels)/[\w.-]+"
+)
+
+
+def _image(value: str) -> str:
+    known = ENVIRONMENT if value.startswith("azureml:") else REFERENCE
+    if not re.fullmatch(known, value, re.ASCII):
+        raise ValueError("wanted an image, as in registry/name:tag, or azureml:NAME:VERSION of an environment")
+    return value
+
+
+Image = t.Annotated[str, AfterValidator(_image)]
 Variables = dict[t.Annotated[str, Field(pattern=VARIABLE)], str]
 
 
