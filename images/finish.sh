@@ -9,11 +9,11 @@ compile() { # by hash and not by date: equal sources give equal bytes; some libr
 
 case $1 in
 libraries)
-    # Their own tests, and the parts of Arrow that only talk to other systems: nothing that runs here reads them.
+    # Their own tests, and what of Arrow talks to its own servers: nothing that runs here reads them.
     cd "$site"
     find . -depth -type d \( -name tests -o -path ./pyarrow/include -o -path ./pyarrow/src \) ! -path './torch/*' \
         -exec rm -rf {} +
-    rm -f pyarrow/*flight* pyarrow/*substrait*
+    rm -f pyarrow/*flight*
     compile unchecked-hash .
     ;;
 tuneport)
