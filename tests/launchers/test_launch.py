@@ -1,4 +1,4 @@
-"""A stage on several machines, as its container in a Kubeflow pipeline launches it, against a fake of the Kubernetes API."""
+"""A stage on several machines, launched as its container in a Kubeflow pipeline does, against a fake Kubernetes API."""
 
 import json
 import os
