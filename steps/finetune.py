@@ -9,6 +9,7 @@ from tuneport.parameters import COMPUTE, INSTANCE_TYPE
 from tuneport.stage import save_json
 from tuneport.step import Step, consumes, produces, resource
 from tuneport.tasks import TaskParams
+from tuneport.training import conflicts
 from tuneport.training.parameters import TrainingParams
 
 
@@ -39,7 +40,7 @@ class Finetune(Step, TaskParams, TrainingParams):
             from tuneport.training import resume
 
             resume.check(self.resume_from_checkpoint)
-        self.check_adapters()
+        conflicts.check(self)
         if self.apply_deepspeed:
             from tuneport.training import deepspeed
 
