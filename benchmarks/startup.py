@@ -50,17 +50,24 @@ def main(runs: int) -> None:
     tuneport = str(Path(sys.executable).with_name("tuneport"))
     with tempfile.TemporaryDirectory() as folder:
         validate = ["validate", "text_classification", *inputs(Path(folder))]
+        azureml = ["--config", f"{folder}/azureml.yaml"]
+        Path(azureml[1]).write_text("platform: {azureml: {image_base: base:1, image_trainer: trainer:1}}")
         goals = {
             "python -c pass": ([sys.executable, "-c", "pass"], None),
             "tuneport --help": ([tuneport, "--help"], 0.3),
             "python -m steps finetune --help": ([sys.executable, "-m", "steps", "finetune", "--help"], 0.3),
             "tuneport validate": ([tuneport, *validate], 1.0),
+            "tuneport validate --target azureml": ([tuneport, *validate, "--target", "azureml", *azureml], 1.0),
+            "tuneport compile --target azureml": (
+                [tuneport, "compile", *validate[1:], "--target", "azureml", *azureml, "-o", f"{folder}/job"],
+                0.6,
+            ),
         }
-        print(f"{'command':34}{'median s':>9}{'goal s':>8}{'ratio':>7}   ({runs} runs)")
+        print(f"{'command':36}{'median s':>9}{'goal s':>8}{'ratio':>7}   ({runs} runs)")
         for name, (command, goal) in goals.items():
             seconds(command)  # fills the disk's cache, writes the byte code
             median = statistics.median(seconds(command) for _ in range(runs))
-            print(f"{name:34}{median:9.3f}" + (f"{goal:8.1f}{median / goal:7.2f}" if goal else ""))
+            print(f"{name:36}{median:9.3f}" + (f"{goal:8.1f}{median / goal:7.2f}" if goal else ""))
 
 
 if __name__ == "__main__":

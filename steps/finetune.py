@@ -1,13 +1,14 @@
 """Stage `finetune`: train the imported model on the prepared splits and hand back the best checkpoint."""
 
 import dataclasses as dc
+from typing import ClassVar
 
 from tuneport import tasks
 from tuneport.artifacts import Dataset, Model, digest, read_manifest
 from tuneport.errors import UserError
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE
 from tuneport.stage import save_json
-from tuneport.step import Step, consumes, produces, resource
+from tuneport.step import Step, View, consumes, produces, resource
 from tuneport.tasks import TaskParams
 from tuneport.training import conflicts
 from tuneport.training.parameters import TrainingParams
@@ -18,10 +19,14 @@ class Finetune(Step, TaskParams, TrainingParams):
 
     image = "trainer"
     keeps_on_failure = ("checkpoints",)
+    resume_with: ClassVar = {"resume_from_checkpoint": "true"}
 
     model_selector_output: Model = consumes("Imported base model.")
     preprocess_output: Dataset = consumes("Tokenised splits.")
-    pytorch_model_folder: Model = produces("Best model, and in checkpoints/ the checkpoint of every evaluation.")
+    pytorch_model_folder: Model = produces(
+        "Best model, and in checkpoints/ the checkpoint of every evaluation.",
+        views={"training_metrics": View("metrics", "training.json")},
+    )
     compute_finetune: str = resource("compute", COMPUTE.format("finetune"), default="serverless")
     instance_type_finetune: str = resource(
         "instance_type", INSTANCE_TYPE.format("finetune"), default="Standard_nc24rs_v3"
@@ -35,12 +40,13 @@ class Finetune(Step, TaskParams, TrainingParams):
             raise UserError("max_steps=0: trains nothing; wanted -1 (as many as the epochs take) or a number > 0.")
         if self.save_total_limit == 0:
             raise UserError("save_total_limit=0: keeps no checkpoint; wanted -1 (all) or a number > 0.")
+        conflicts.check(self)
 
+    def check_files(self) -> None:
         if self.resume_from_checkpoint != "false":
             from tuneport.training import resume
 
             resume.check(self.resume_from_checkpoint)
-        conflicts.check(self)
         if self.apply_deepspeed:
             from tuneport.training import deepspeed
 
@@ -48,6 +54,9 @@ class Finetune(Step, TaskParams, TrainingParams):
 
     def resumes(self) -> bool:
         return self.resume_from_checkpoint.lower() != "false"
+
+    def repeatable(self) -> bool:
+        return False  # a GPU's sums differ from run to run, and a resume starts from what the output holds
 
     def processes(self) -> int | None:
         return self.number_of_gpu_to_use_finetuning if self.is_distributed() else None

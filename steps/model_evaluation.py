@@ -14,7 +14,7 @@ from tuneport.artifacts import INCOMPLETE, Dataset, Model, Report
 from tuneport.errors import UserError
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE, EvaluationBatchParams, SeedParams
 from tuneport.stage import parameters, save_json
-from tuneport.step import Step, consumes, produces, resource
+from tuneport.step import Step, View, consumes, produces, resource
 from tuneport.tasks import TaskParams
 
 if TYPE_CHECKING:
@@ -30,7 +30,15 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
     model_selector_output: Model = consumes("Imported base model.")
     pytorch_model_folder: Model = consumes("Tuned model.")
     preprocess_output: Dataset = consumes("Prepared splits; the test split is scored.")
-    evaluation_result: Report = produces("Metrics, predictions and the HTML report.")
+    evaluation_result: Report = produces(
+        "Metrics, predictions and the HTML report.",
+        views={
+            "test_metrics": View("metrics", "metrics.json", ("tuned", "metrics")),
+            "base_model_test_metrics": View("metrics", "metrics.json", ("base", "metrics")),
+            "confusion_matrix": View("confusion_matrix", "metrics.json"),
+            "report": View("html", "report.html"),
+        },
+    )
     compute_model_evaluation: str = resource("compute", COMPUTE.format("model_evaluation"), default="serverless")
     instance_type_model_evaluation: str = resource(
         "instance_type", INSTANCE_TYPE.format("model_evaluation"), default="Standard_nc24rs_v3"

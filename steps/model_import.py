@@ -43,18 +43,21 @@ class ModelImport(Step):
         if len(given) != 1:
             got = "both " + " and ".join(given) if len(given) == 2 else "all three" if given else "none of them"
             raise UserError(f"got {got}; wanted exactly one of {', '.join(SOURCES)}. Set one of them.")
+        if self.huggingface_id is not None:
+            hub.check_id(self.huggingface_id, self.huggingface_revision)
+        elif self.huggingface_revision is not None:
+            raise UserError(
+                f"huggingface_revision={self.huggingface_revision}: is of use only with huggingface_id. Leave it out."
+            )
+
+    def check_files(self) -> None:
         if self.base_model_path is not None and not self._is_adapter():
             raise UserError(
                 f"base_model_path={self.base_model_path.path}: is of use only where pytorch_model_path holds a LoRA "
                 "adapter. Leave it out."
             )
         if self.huggingface_id is not None:
-            hub.check_id(self.huggingface_id, self.huggingface_revision)
             return
-        if self.huggingface_revision is not None:
-            raise UserError(
-                f"huggingface_revision={self.huggingface_revision}: is of use only with huggingface_id. Leave it out."
-            )
         if self.mlflow_model_path is not None:
             folder.check_mlflow_model(self.mlflow_model_path.path)
         if self._is_adapter():
@@ -71,6 +74,9 @@ class ModelImport(Step):
             folder.import_model(source, destination, self.gguf_file)
         size = sum(f.stat().st_size for f in destination.iterdir())
         self.log.info("imported %s: %.1f MB", self.huggingface_id or source, size / 1e6)
+
+    def repeatable(self) -> bool:
+        return self.huggingface_id is None or hub.is_commit(self.huggingface_revision)
 
     def origins(self) -> Mapping[str, str]:
         if self.huggingface_id is None:

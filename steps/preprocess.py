@@ -9,7 +9,9 @@ from tuneport.data.options import PrepareParams
 from tuneport.data.readers import MissingColumns, Source, find
 from tuneport.errors import UserError
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE
-from tuneport.step import Step, consumes, produces, resource
+from tuneport.step import Step, View, consumes, produces, resource
+
+SPLITS = ("train", "validation", "test")
 
 
 class Preprocess(Step, tasks.TaskParams, PrepareParams):
@@ -28,21 +30,30 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
         "Validation data as an MLTable folder; wins over validation_file_path."
     )
     test_mltable_path: MLTable | None = consumes("Test data as an MLTable folder; wins over test_file_path.")
-    preprocess_output: Dataset = produces("Tokenised splits, their raw rows and the data report.")
+    preprocess_output: Dataset = produces(
+        "Tokenised splits, their raw rows and the data report.",
+        views={"data_report": View("markdown", "data_report.json")},
+    )
     compute_preprocess: str = resource("compute", COMPUTE.format("preprocess"), default="serverless")
     instance_type_preprocess: str = resource(
         "instance_type", INSTANCE_TYPE.format("preprocess"), default="Standard_d12_v2"
     )
 
     def check(self) -> None:
-        """Find missing files and columns by a look at the first row of each source."""
-        sources, wanted = self.sources(), self.wanted_columns()
-        taken = [n for n in ("validation", "test") if n not in sources]
+        given = {n for n in SPLITS if getattr(self, f"{n}_file_path") or getattr(self, f"{n}_mltable_path")}
+        if "train" not in given:
+            raise UserError("no training data: wanted train_file_path or train_mltable_path.")
+        self.wanted_columns()
+        taken = {"validation", "test"} - given
         if len(taken) == 2 and self.validation_split_ratio + self.test_split_ratio >= 1:
             raise UserError(
                 f"validation_split_ratio={self.validation_split_ratio:g} and test_split_ratio="
                 f"{self.test_split_ratio:g}: together leave no training rows; wanted a sum below 1."
             )
+
+    def check_files(self) -> None:
+        """Find missing files and columns by a look at the first row of each source."""
+        sources, wanted = self.sources(), self.wanted_columns()
         for source in sources.values():
             try:
                 source.peek(wanted)
@@ -52,7 +63,7 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
     def run(self) -> None:
         from tuneport.data.prepare import prepare
 
-        for split in ("train", "validation", "test"):
+        for split in SPLITS:
             if getattr(self, f"{split}_file_path") and getattr(self, f"{split}_mltable_path"):
                 self.log.warning("%s_mltable_path is used; %s_file_path is ignored as both are given", split, split)
         task, output = tasks.load(self.task_name), self.preprocess_output.path
@@ -68,12 +79,9 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
     def sources(self) -> dict[str, Source]:
         """The given data by split.
 
-        Raises `UserError` where there is no training data or an input names none.
+        Raises `UserError` where an input names none.
         """
-        found = {split: source for split in ("train", "validation", "test") if (source := self._source(split))}
-        if "train" not in found:
-            raise UserError("no training data: wanted train_file_path or train_mltable_path.")
-        return found
+        return {split: source for split in SPLITS if (source := self._source(split))}
 
     def wanted_columns(self) -> dict[str, str]:
         """The user's column by the option that names it."""

@@ -21,7 +21,7 @@ Command = Callable[..., int]
 def tuneport(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """The command, in this process and in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    return lambda *argv: main(argv, names=pipelines.names, load=pipelines.load)
+    return lambda *argv: main(argv, names=pipelines.names, load=pipelines.load, load_stage=steps.load)
 
 
 @pytest.fixture
@@ -36,7 +36,16 @@ def rows(tmp_path: Path, questions: list[dict[str, str]], write_jsonl: Callable[
 def test_help_lists_the_commands_and_the_pipelines(tuneport: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert tuneport("--help") == 0
     text = capsys.readouterr().out
-    for word in ["compile", "init", "run", "schema", "validate", "--version", f"Pipelines: {', '.join(tasks.names())}"]:
+    for word in [
+        "compile",
+        "init",
+        "run",
+        "schema",
+        "submit",
+        "validate",
+        "--version",
+        f"Pipelines: {', '.join(tasks.names())}",
+    ]:
         assert word in " ".join(text.split())
     assert tuneport() == 0
     assert capsys.readouterr().out == text
@@ -99,7 +108,10 @@ def test_help_imports_no_heavy_library(argv: list[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["rnu"], "unknown command 'rnu'; there are: compile, init, run, schema, validate. Did you mean 'run'?"),
+        (
+            ["rnu"],
+            "unknown command 'rnu'; there are: compile, init, run, schema, submit, validate. Did you mean 'run'?",
+        ),
         (["run"], f"no pipeline is named; wanted one of {', '.join(tasks.names())}."),
         (["schema", "txt_clasification"], "Did you mean 'text_classification'?"),
         (
@@ -133,7 +145,8 @@ def test_an_unknown_target_says_which_there_are(
 ) -> None:
     values = ["sentence1_key=text", "label_key=label", f"train_file_path={rows}", f"pytorch_model_path={tiny_model}"]
     assert tuneport("run", "text_classification", "--target", "locla", *values) == 2
-    assert "unknown target 'locla'; there are: local. Did you mean 'local'?" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "unknown target 'locla'; there are: " in said and "Did you mean 'local'?" in said
 
 
 @pytest.mark.parametrize(
@@ -241,3 +254,9 @@ def test_a_target_that_does_not_exist_is_refused_in_the_platform_section(
     (tmp_path / "run.yaml").write_text(values + "platform:\n  locla: {}\n", "utf-8")
     assert tuneport("validate", "text_classification", "--config", "run.yaml") == 2
     assert "platform.locla: unknown target" in capsys.readouterr().err
+
+
+def test_the_local_target_has_nothing_to_send(tuneport: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    values = ["pytorch_model_path=m", "train_file_path=t", "sentence1_key=text", "label_key=label"]
+    assert tuneport("submit", "text_classification", *values, "--target", "local") == 2
+    assert "--target local: runs here, so there is nothing to send" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ class Artifact:
 
     def __fspath__(self) -> str:
         return str(self.path)
+
+    @property
+    def location(self) -> str:
+        """The path or URI as the user wrote it; a `Path` makes one slash of the two in ``s3://``."""
+        return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", r"\1://", str(self.path))
 
     @classmethod
     def type_name(cls) -> str:

@@ -3,6 +3,7 @@ the environment."""
 
 from __future__ import annotations
 
+import dataclasses as dc
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import sys
 import traceback
 import typing as t
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -82,12 +84,19 @@ def context_from_environment() -> Context:
     is_rank = torchrun.is_rank(os.environ)
     ranks = {n: int(os.environ[n.upper()]) for n in ("rank", "local_rank", "world_size")} if is_rank else {}
     return Context(
-        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or None,
+        tracking_uri=_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or None),
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or None,
         run_id=os.environ.get("MLFLOW_RUN_ID") or None,
         is_rank=is_rank,
         **ranks,
     )
+
+
+def _tracking_uri(uri: str | None) -> str | None:
+    """Azure ML's own scheme needs a plugin of MLflow's; what it stands for is a plain MLflow server over HTTPS."""
+    if uri is None or not uri.startswith("azureml://"):
+        return uri
+    return "https" + uri.removeprefix("azureml").partition("?")[0]
 
 
 def add_tasks(add: Callable[[Path], None]) -> None:
@@ -158,25 +167,42 @@ def _run_stage(argv: list[str], names: Sequence[str], load: Callable[..., type[S
         )
         return 0
     step = load(argv[0], _peek(argv, "task_name"))
+    kfp = {name: _peek(argv, name) for name in ("kfp_executor_input", "kfp_job", "kfp_run_id")}  # Kubeflow's containers
+    for name in kfp:
+        argv = _without(argv, f"--{name}")
 
     def run(given: Mapping[str, t.Any]) -> int:
-        from tuneport.stage import execute
+        from tuneport.stage import arguments, execute
         from tuneport.step import parse_values
+        from tuneport.targets import _inputs
 
         stage = step(**parse_values(step.ports(), given, step.name()))
         stage.context = context_from_environment()
         if (processes := stage.processes()) is not None and not stage.context.is_rank:
-            return _launch(stage, processes, [step.__module__.partition(".")[0], *argv])
+            return _launch(stage, processes, arguments(step, given))
+        if stage.context.rank == 0 and (path := os.environ.get(_inputs.VARIABLE)):
+            _inputs.save(Path(path), stage)
         execute(stage)
         return 0
 
-    command = stage_command(step, run)
+    def run_for_kfp(flags: Mapping[str, t.Any]) -> int:
+        from tuneport.targets.kfp import executor
+
+        work = run
+        if kfp["kfp_job"] is not None:
+            from tuneport.targets.kfp import multi_node
+
+            work = partial(multi_node.run, step, kfp["kfp_job"], kfp["kfp_run_id"] or "")
+        return executor.run(step, kfp["kfp_executor_input"] or "", flags, work)
+
+    command = stage_command(step, run if kfp["kfp_executor_input"] is None else run_for_kfp)
     return int(command.main(argv[1:], prog_name=f"python -m steps {step.name()}", standalone_mode=False) or 0)
 
 
 def _launch(stage: Step, processes: int, command: Sequence[str]) -> int:
     """Run a stage in several processes; what it refuses anyway, it refuses before they start."""
     stage.check()
+    stage.check_files()
     nodes = max((getattr(stage, n) for n, p in stage.ports().items() if p.resource == "nodes"), default=1)
     code, message = torchrun.launch(command, processes, nodes, os.environ)
     if code != 0:
@@ -197,6 +223,7 @@ def _peek(argv: Sequence[str], name: str) -> str | None:
 # -- the `tuneport` command -------------------------------------------------------------------------------------------
 
 Load = Callable[[str], "Pipeline"]
+LoadStage = Callable[..., type[Step]]
 
 
 class Commands(click.Group):
@@ -225,18 +252,18 @@ class PipelineCommand(click.Command):
             raise UserError(f"unknown option '{e.option_name}'; there are: {', '.join(known)}.{guess}") from None
 
 
-def main(argv: Sequence[str], names: Callable[[], Sequence[str]], load: Load) -> int:
+def main(argv: Sequence[str], names: Callable[[], Sequence[str]], load: Load, load_stage: LoadStage) -> int:
     """`tuneport COMMAND …`; returns the exit code."""
     configure_logging()
 
     def work() -> int:
-        code = commands(names(), load, argv).main(list(argv), prog_name="tuneport", standalone_mode=False)
+        code = commands(names(), load, load_stage, argv).main(list(argv), prog_name="tuneport", standalone_mode=False)
         return int(code or 0)
 
     return guard(work)
 
 
-def commands(pipelines: Sequence[str], load: Load, argv: Sequence[str]) -> click.Group:
+def commands(pipelines: Sequence[str], load: Load, load_stage: LoadStage, argv: Sequence[str]) -> click.Group:
     """The commands; ``argv`` is what the user typed, shown again as the way to go on after a failure."""
 
     @click.group(
@@ -260,7 +287,9 @@ def commands(pipelines: Sequence[str], load: Load, argv: Sequence[str]) -> click
     for command in (
         _run_command(named, argv),
         _compile_command(named, argv),
+        _submit_command(named, argv),
         _validate_command(named),
+        _replay_command(load_stage),
         _schema_command(named),
         _init_command(named),
     ):
@@ -379,6 +408,35 @@ def _compile_command(load: Callable[[str | None], Pipeline], argv: Sequence[str]
     return _pipeline_command("compile", help, load, compile_, (_target_option(None), output))
 
 
+def _submit_command(load: Callable[[str | None], Pipeline], argv: Sequence[str]) -> click.Command:
+    def submit(
+        pipeline: Pipeline,
+        values: Mapping[str, t.Any],
+        platform: Mapping[str, t.Any],
+        *,
+        target: str,
+        wait: bool,
+        dry_run: bool,
+    ) -> int:
+        from tuneport import targets
+
+        chosen = targets.load(target)
+        if not chosen.remote:
+            able = ", ".join(name for name in targets.names() if targets.load(name).remote)
+            raise UserError(f"--target {target}: runs here, so there is nothing to send. Use tuneport run, or: {able}.")
+        targets.check_resources(pipeline, values, chosen)
+        request = dc.replace(_request(pipeline, platform, argv), wait=wait, dry_run=dry_run)
+        return chosen.submit(chosen.compile(pipeline, values, request))
+
+    options = (
+        _target_option(None),
+        click.Option(["--wait"], is_flag=True, help="Follow the run to its end, and end with its result."),
+        click.Option(["--dry_run"], is_flag=True, help="Print what would be sent; send nothing."),
+    )
+    help = "Compile a pipeline and send it to a platform; prints where the run is to be seen."
+    return _pipeline_command("submit", help, load, submit, options)
+
+
 def _without(argv: Sequence[str], flag: str) -> list[str]:
     """Arguments without one flag and its value."""
     kept, skip = [], False
@@ -396,13 +454,61 @@ def _validate_command(load: Callable[[str | None], Pipeline]) -> click.Command:
         chosen, request = targets.load(target), _request(pipeline, platform, ())
         targets.check_resources(pipeline, values, chosen)
         targets.settings(chosen, request)
-        steps = targets.instantiate(pipeline, values, request.output_dir)
-        targets.check(steps)
-        click.echo(f"valid: {pipeline.name} ({' → '.join(steps)})")
+        if chosen.remote:
+            chosen.compile(pipeline, values, request)
+        else:
+            targets.check(targets.instantiate(pipeline, values, request.output_dir))
+        click.echo(f"valid: {pipeline.name} ({' → '.join(node.name for node in pipeline.active(values))})")
         return 0
 
     help = "Check values, files and columns without running anything."
     return _pipeline_command("validate", help, load, validate, (_target_option("local"),))
+
+
+def _replay_command(load: LoadStage) -> click.Command:
+    def replay(
+        run_stage: Path,
+        overrides: tuple[str, ...],
+        *,
+        config: Path | None,
+        target: str,
+        run: bool,
+        stage: str | None,
+        output_dir: Path | None,
+    ) -> int:
+        from tuneport import replay, targets
+        from tuneport.config import platform
+
+        source = Path.cwd() / run_stage
+        name, saved = replay.read(source, stage)
+        pipeline = replay.pipeline(name, saved, overrides, load, Path.cwd())
+        chosen = targets.load(target)
+        run_folder = Path.cwd() if source.is_file() else source.parent
+        folder = Path.cwd() / output_dir if output_dir else replay.fresh(run_folder / "replays" / name)
+        request = _request(pipeline, platform(config), ("replay", *sys.argv[2:]), folder)
+        # a store of its own: a stage adds to the MLflow run that its inputs come from
+        environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", **request.environment}
+        document = chosen.compile(pipeline, {}, dc.replace(request, environment=environment))
+        if run:
+            return chosen.submit(document)
+        click.echo("\n".join(chosen.shell(document)))
+        return 0
+
+    parameters: list[click.Parameter] = [
+        click.Argument(["run_stage"], type=click.Path(path_type=Path), metavar="RUN/STAGE"),
+        click.Argument(["overrides"], nargs=-1, metavar="[NAME=VALUE]..."),
+        _path_option("--config", "FILE", "YAML file with the target's settings, under platform."),
+        _target_option("local"),
+        click.Option(["--run"], is_flag=True, help="Run the command, do not only print it."),
+        click.Option(["--stage"], metavar="STAGE", help="Whose executor input of Kubeflow Pipelines the file is."),
+        _path_option("--output_dir", "DIR", "Folder of what it writes.  [default: a new one in RUN/replays]"),
+    ]
+    help = (
+        "Print or run the command that repeats one stage of a run with the same values. RUN/STAGE is a stage's folder, "
+        "a saved STAGE.inputs.json, or an executor input of Kubeflow Pipelines; NAME=VALUE changes a value."
+    )
+    settings = {"max_content_width": 120}
+    return PipelineCommand("replay", params=parameters, callback=replay, help=help, context_settings=settings)
 
 
 def _schema_command(load: Callable[[str | None], Pipeline]) -> click.Command:

@@ -42,9 +42,18 @@ def consumes(help: str) -> t.Any:
     return dc.field(default=REQUIRED, metadata={"kind": "input", "help": help})
 
 
-def produces(help: str) -> t.Any:
-    """Declare an output artifact."""
-    return dc.field(default=None, metadata={"kind": "output", "help": help})
+@dc.dataclass(frozen=True)
+class View:
+    """A file of an output that platforms show to people, as what; ``at``: the keys that lead to it in a JSON file."""
+
+    kind: t.Literal["metrics", "confusion_matrix", "markdown", "html"]
+    file: str
+    at: tuple[str, ...] = ()
+
+
+def produces(help: str, *, views: Mapping[str, View] | None = None) -> t.Any:
+    """Declare an output artifact, and by name what of it is worth showing."""
+    return dc.field(default=None, metadata={"kind": "output", "help": help, "views": views or {}})
 
 
 @t.overload
@@ -91,6 +100,7 @@ class Port:
     optional: bool = False
     group: str = ""
     resource: Resource | None = None  # what it asks of the machines that run the step
+    views: Mapping[str, View] = dc.field(default_factory=dict)  # of an output
 
     @property
     def is_artifact(self) -> bool:
@@ -205,7 +215,9 @@ class Step(Params):
     cacheable: t.ClassVar[bool] = True  # False: it has an effect beyond its outputs, so no target may skip it
     network: t.ClassVar[bool] = False  # may need more of the network than the tracking server, e.g. a model hub
     only_if: t.ClassVar[str | None] = None  # skipped in a pipeline unless this parameter has a value
+    registers: t.ClassVar[tuple[str, str] | None] = None  # its input that it registers, and the parameter of the name
     keeps_on_failure: t.ClassVar[tuple[str, ...]] = ()  # what a failed run leaves in its output folders
+    resume_with: t.ClassVar[Mapping[str, t.Any]] = {}  # the values by which it goes on from that, where there is any
     fixed: t.ClassVar[Mapping[str, t.Any]] = {}  # parameters that a specialised step class has settled
 
     given: frozenset[str] = dc.field(init=False)  # the ports that the caller set
@@ -244,10 +256,16 @@ class Step(Params):
         return (inspect.getdoc(cls) or "").partition("\n")[0]
 
     def check(self) -> None:
-        """Find, without running, what is wrong with the values together or with the user's files.
+        """Find, without running, what is wrong with the values together.
 
-        Raises `UserError`. Called by `tuneport validate`, before a pipeline's first stage and before `run`; artifacts
-        of earlier steps may not exist yet.
+        Raises `UserError`. Called by `tuneport validate` and `compile`, before a pipeline's first stage and before
+        `run`; artifacts of earlier steps may not exist yet.
+        """
+
+    def check_files(self) -> None:
+        """The same for the user's files; called after `check` where they can be read, so by no target that only sends.
+
+        Raises `UserError`.
         """
 
     def run(self) -> None:
@@ -257,6 +275,13 @@ class Step(Params):
     def resumes(self) -> bool:
         """Whether ``run`` goes on from what an earlier run left: what `keeps_on_failure` names then stays in place."""
         return False
+
+    def repeatable(self) -> bool:
+        """Whether the same values always give the same result: then a platform's own cache may skip it.
+
+        Such a cache knows only values and inputs, neither `origins` nor whether a result is still whole.
+        """
+        return self.cacheable
 
     def processes(self) -> int | None:
         """How many processes of this machine run the step together, each of them all of it; None: this one does.
@@ -312,6 +337,7 @@ def _port(f: dc.Field[t.Any], hint: t.Any, owner: type[Params]) -> Port:
         optional=optional,
         group=group,
         resource=f.metadata.get("resource"),
+        views=f.metadata.get("views", {}),
     )
 
 

@@ -108,4 +108,4 @@ def test_a_model_that_mlflow_transformers_saved_is_read(earlier: SimpleNamespace
 def test_an_mlflow_model_without_weights_names_the_hub_model_it_refers_to(tmp_path: Path) -> None:
     (tmp_path / "MLmodel").write_text("flavors:\n  transformers:\n    source_model_name: acme/tiny-bert\n")
     with pytest.raises(UserError, match="Set huggingface_id=acme/tiny-bert"):
-        ModelImport(mlflow_model_path=tmp_path).check()
+        ModelImport(mlflow_model_path=tmp_path).check_files()

@@ -504,7 +504,7 @@ def test_a_missing_column_is_refused_with_a_suggestion_before_the_model_exists(r
         model_selector_output=tmp_path / "not yet", train_file_path=train, sentence1_key="txt", label_key="label"
     )
     with pytest.raises(UserError, match="sentence1_key=txt"):
-        stage.check()
+        stage.check_files()
 
 
 def test_mixed_types_in_the_label_column_are_refused_by_row(refuse, questions, write_jsonl, tmp_path):

@@ -49,10 +49,15 @@ def check_id(model: str, revision: str | None) -> None:
         raise UserError(f"huggingface_revision='{revision}': not valid; wanted a branch, a tag or a commit.")
 
 
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision names one version for ever."""
+    return revision is not None and COMMIT.fullmatch(revision) is not None
+
+
 def commit_of(model: str, revision: str | None) -> str | None:
     """The commit that a revision of a model stands for now: the hub's answer, else the cache's; None where neither
     knows."""
-    if revision is not None and COMMIT.fullmatch(revision):
+    if is_commit(revision):
         return revision
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (

@@ -28,12 +28,15 @@ class Request:
     start_from: str | None = None  # the stage to go on from, with earlier stages' outputs as they are
     command: tuple[str, ...] = ()  # what the user typed, without --from: the way to go on
     platform: Mapping[str, t.Any] = dc.field(default_factory=dict)  # the configuration's section of that name
+    wait: bool = False  # whether a remote run is followed to its end
+    dry_run: bool = False  # print what would be sent, send nothing
 
 
 class Target(ABC):
     """Turns a pipeline into a platform's own document and sends it there."""
 
     honours: t.ClassVar[frozenset[Resource]] = frozenset()  # the resources of a step that it can give
+    remote: t.ClassVar[bool] = False  # whether a service runs what is sent, so that no file of this machine is read
 
     def settings(self) -> type[BaseModel] | None:
         """The model of this target's part of the configuration's ``platform`` section; None: it has no such part."""
@@ -50,6 +53,11 @@ class Target(ABC):
         """Write the document, whole or not at all, where `tuneport compile -o` says."""
         name = type(self).__module__.rpartition(".")[2]
         raise UserError(f"--target {name}: has no document to write. Use tuneport run, or name another target.")
+
+    def shell(self, document: t.Any) -> list[str]:
+        """The commands by which a person runs the document's stages on this machine, one line each."""
+        name = type(self).__module__.rpartition(".")[2]
+        raise UserError(f"--target {name}: runs no stage on this machine. Name local or docker.")
 
     @abstractmethod
     def submit(self, document: t.Any) -> int:
@@ -143,8 +151,8 @@ def _outputs(node: Node, output_dir: Path) -> dict[str, Path]:
     return {p.name: output_path(output_dir, Ref(node.name, p.name)) for p in ports if p.kind == "output"}
 
 
-def check(steps: Mapping[str, Step]) -> None:
-    """Let every step look at its values and the user's files, before any work.
+def check(steps: Mapping[str, Step], files: bool = True) -> None:
+    """Let every step look at its values and, where this machine has them, at the user's files, before any work.
 
     Raises one `UserError` that lists what they refuse.
     """
@@ -152,6 +160,8 @@ def check(steps: Mapping[str, Step]) -> None:
     for step in steps.values():
         try:
             step.check()
+            if files:
+                step.check_files()
         except UserError as e:
             problems += str(e).splitlines()
     _raise(problems)

@@ -245,6 +245,15 @@ CONFLICTS: tuple[Conflict, ...] = (
         on=GPU,
     ),
     Conflict(
+        names=("deepspeed_offload",),
+        conflicts=lambda o, m: o.deepspeed_offload and not m.gpus,
+        why="spares a GPU's memory, and torch sees no GPU here",
+        remedy="Leave it out on a CPU",
+        example={"apply_deepspeed": True, "deepspeed_offload": True},
+        mended={"deepspeed_offload": False},
+        on=CPU,
+    ),
+    Conflict(
         names=("fsdp",),
         conflicts=lambda o, m: o.fsdp != "" and not m.gpus,
         why="needs NVIDIA GPUs, and torch sees none here",
@@ -307,4 +316,7 @@ def check(options: TrainingParams, machine: Machine | None = None) -> None:
 
 
 def _zero3(options: t.Any) -> bool:
+    config = options.deepspeed
+    if config is not None and not config.path.is_file():  # a run may be described where the file is not
+        return False
     return deepspeed.stage(options) == 3

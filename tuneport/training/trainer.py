@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses as dc
-import importlib.util
 import json
 import logging
-import os
 import shutil
 import typing as t
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +20,7 @@ from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.tasks import Task
 from tuneport.tracking import Run
-from tuneport.training import attention, conflicts, deepspeed, quantization, resume
+from tuneport.training import attention, conflicts, deepspeed, quantization, resume, sharding
 from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress, precision_of
 from tuneport.training.checkpoint_files import Checkpoint, CheckpointFolder
 from tuneport.training.checkpoints import BestModelTrainer, make_paths_relative, rows_per_step
@@ -31,6 +28,7 @@ from tuneport.training.machine import here
 from tuneport.training.memory import explained, fit_batch_size
 from tuneport.training.parameters import TrainingParams
 from tuneport.training.preemption import preemptible
+from tuneport.training.tokenizer_files import TokenizerFiles
 
 log = logging.getLogger("tuneport.finetune")
 
@@ -84,7 +82,7 @@ def train(
     if options.quantization != "none":
         quantization.freeze(plain)
     model = _adapted(plain, base, output, options) if options.apply_lora else plain
-    tokenizer = transformers.AutoTokenizer.from_pretrained(base, model_max_length=prepared.info.max_seq_length)
+    tokenizer = TokenizerFiles(base, prepared.info.max_seq_length, task.chat_template(prepared.info.meta))
     arguments.metric_for_best_model = metric_for_best_model
     arguments.greater_is_better = task.metrics[metric_for_best_model]
     arguments.label_names = list(task.label_names)
@@ -103,7 +101,7 @@ def train(
         data_collator=task.collator(plain, prepared.info.meta, prepared.info.pad_to),
         compute_metrics=task.compute_metrics(prepared.info.meta),
         preprocess_logits_for_metrics=partial(task.reduce, meta=prepared.info.meta),
-        processing_class=tokenizer,
+        processing_class=t.cast(t.Any, tokenizer),
         checkpoints=checkpoints,
         callbacks=[EvaluateLastStep(), *_early_stopping(options), *callbacks],
     )
@@ -239,7 +237,7 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
     fp16 = options.precision == "fp16" or (options.precision == "16" and not bf16)
     config = None
     if options.apply_deepspeed:
-        config = _deepspeed(options, bf16=bf16, fp16=fp16, world_size=world_size)
+        config = sharding.start_deepspeed(options, bf16=bf16, fp16=fp16, world_size=world_size)
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=options.num_train_epochs,
@@ -268,7 +266,7 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         ddp_find_unused_parameters=False,
         deepspeed=config,
         fsdp=t.cast(t.Any, bool(options.fsdp)),
-        fsdp_config=_fsdp(options) if options.fsdp else None,
+        fsdp_config=sharding.fsdp(options) if options.fsdp else None,
         seed=options.seed,
         eval_strategy=options.evaluation_strategy,
         eval_steps=options.eval_steps,
@@ -284,30 +282,6 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         logging_nan_inf_filter=False,  # it waits for the GPU at every batch; `ObservedTrainer` stops there instead
         disable_tqdm=True,
     )
-
-
-def _deepspeed(options: TrainingParams, *, bf16: bool, fp16: bool, world_size: int) -> dict[str, t.Any]:
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError("apply_deepspeed=true: DeepSpeed is not installed. Run: pip install 'tuneport[deepspeed]'")
-    config = deepspeed.configuration(options, bf16=bf16, fp16=fp16, world_size=world_size)
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # it has not caught up
-    if not torch.distributed.is_initialized():  # transformers would start it with the GPUs' backend
-        import deepspeed as library
-
-        library.init_distributed("nccl" if torch.cuda.is_available() else "gloo")
-    return config
-
-
-def _fsdp(options: TrainingParams) -> dict[str, t.Any]:
-    return {
-        "version": 2,
-        "reshard_after_forward": options.fsdp == "full_shard",
-        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "state_dict_type": "FULL_STATE_DICT",
-    }
 
 
 def _early_stopping(options: TrainingParams) -> list[TrainerCallback]:

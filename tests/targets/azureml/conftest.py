@@ -1,0 +1,142 @@
+"""A small runner that does with a compiled folder what Azure ML does: its rules for values, commands and folders."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+Values = dict[str, Any]
+BINDING = re.compile(r"\$\{\{parent\.(inputs|outputs|jobs\.(\w+)\.outputs)\.(\w+)\}\}")
+
+
+class Job:
+    """A job that ran: the folder of each output, and each stage's command line and log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.outputs: dict[str, Path] = {}
+        self.commands: dict[str, str] = {}
+        self.logs: dict[str, str] = {}
+
+
+def run(compiled: Path, work: Path, environment: Mapping[str, str] = {}) -> Job:
+    """Run `job.yaml` of a compiled folder; every stage in a folder of its own, every output an empty folder."""
+    job, spec = Job(work), yaml.safe_load((compiled / "job.yaml").read_text("utf-8"))
+    given = {name: value["path"] if isinstance(value, dict) else value for name, value in spec["inputs"].items()}
+    for name, value in spec["inputs"].items():
+        if isinstance(value, dict) and not Path(value["path"]).is_absolute():
+            given[name] = str((compiled / value["path"]).resolve())
+    (node,) = spec["jobs"].values()
+    bound = {name: given[binding(value, "inputs")] for name, value in node["inputs"].items()}
+    assert node["outputs"].items() == {name: f"${{{{parent.outputs.{name}}}}}" for name in spec["outputs"]}.items()
+    run_pipeline(job, compiled / node["component"], bound, environment)
+    return job
+
+
+def binding(text: str, kind: str) -> str:
+    found = BINDING.fullmatch(text)
+    assert found and found[1] == kind, text
+    return found[3]
+
+
+def run_pipeline(job: Job, file: Path, given: Values, environment: Mapping[str, str]) -> None:
+    spec = yaml.safe_load(file.read_text("utf-8"))
+    values = accept(spec["inputs"], given, file)
+    made: dict[tuple[str, str], Path] = {}
+
+    def resolve(value: Any) -> Any:
+        if not isinstance(value, str) or not (found := BINDING.fullmatch(value)):
+            return value
+        return values[found[3]] if found[1] == "inputs" else str(made[found[2], found[3]])
+
+    for name, node in spec["jobs"].items():
+        inputs = {key: value for key, text in node["inputs"].items() if (value := resolve(text)) is not None}
+        assert resolve(node.get("compute", "serverless")) == "serverless"
+        processes = resolve(node.get("distribution", {}).get("process_count_per_instance", 1))
+        nodes = resolve(node.get("resources", {}).get("instance_count", 1))
+        ranked = rank_variables(processes * nodes) if "distribution" in node else {}
+        variables = {**environment, **node.get("environment_variables", {}), **ranked}
+        for output, folder in run_command(job, name, file.parent / node["component"], inputs, variables).items():
+            made[name, output] = folder
+        for output, text in node.get("outputs", {}).items():
+            job.outputs[binding(text, "outputs")] = made[name, output]
+
+
+def rank_variables(processes: int) -> dict[str, str]:
+    assert processes == 1  # more are a matter of the launcher's tests
+    return {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29501",
+    }
+
+
+def accept(declared: Mapping[str, Values], given: Values, where: Path) -> Values:
+    """Every declared input's value; None where it is optional and has none. Types and limits are Azure ML's."""
+    assert set(given) <= set(declared), where
+    values = {}
+    for name, spec in declared.items():
+        value = given.get(name, spec.get("default"))
+        assert value is not None or spec.get("optional"), f"{where}: {name} is required"
+        if value is not None:
+            check(spec, value, f"{where}: {name}={value!r}")
+        values[name] = value
+    return values
+
+
+def check(spec: Values, value: Any, where: str) -> None:
+    types = {"integer": int, "number": (int, float), "boolean": bool}
+    assert isinstance(value, types.get(spec["type"], str)), where
+    assert spec.get("min", value) <= value <= spec.get("max", value), where
+    assert value in spec.get("enum", [value]) and value != "", where
+
+
+def run_command(job: Job, name: str, file: Path, given: Values, environment: Mapping[str, str]) -> dict[str, Path]:
+    spec = yaml.safe_load(file.read_text("utf-8"))
+    values = accept(spec["inputs"], given, file)
+    outputs = {output: job.folder / name / "outputs" / output for output in spec["outputs"]}
+    cwd = job.folder / name / "wd"
+    for folder in (cwd, *outputs.values()):
+        folder.mkdir(parents=True)
+    command = job.commands[name] = render(spec["command"], values, outputs)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=cwd,
+        env={**os.environ, "PATH": path, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    job.logs[name] = done.stdout
+    assert done.returncode == 0, f"{name}: {command}\n{done.stdout}"
+    return outputs
+
+
+def render(command: str, values: Values, outputs: Mapping[str, Path]) -> str:
+    """Optional parts are left out where their input has no value; then every expression becomes its text."""
+
+    def optional(match: re.Match[str]) -> str:
+        names = re.findall(r"\$\{\{inputs\.(\w+)\}\}", match[1])
+        return match[1] if all(values[name] is not None for name in names) else ""
+
+    def text(match: re.Match[str]) -> str:
+        return str(values[match[2]] if match[1] == "inputs" else outputs[match[2]])
+
+    command = re.sub(r"\$\[\[(.*?)\]\]", optional, command)
+    return re.sub(r"\$\{\{(inputs|outputs)\.(\w+)\}\}", text, command)
+
+
+@pytest.fixture
+def run_job() -> Callable[..., Job]:
+    return run

@@ -1,0 +1,89 @@
+"""The compiled pipeline, run from end to end by kfp's own local orchestrator.
+
+Its placeholders, wiring and reading of executor outputs are the real ones; only at the last step a process is started
+in the place of a container, with the command and environment of the container.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import pipelines
+from tuneport.targets import Request, load
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def processes_for_containers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """kfp.local's runner of containers starts processes; returns the stages that it ran."""
+    from kfp.local import docker_task_handler
+
+    ran: list[str] = []
+
+    def start(client: Any, image: str, command: list[str], volumes: Any, environment: Any = None, **rest: Any) -> int:
+        assert command[:4] == ["python3", "-P", "-m", "steps"] and image.endswith("@sha256:" + 64 * "0")
+        ran.append(command[4])
+        surroundings = {**os.environ, **(environment or {}), "PYTHONPATH": str(ROOT)}
+        return subprocess.run([sys.executable, *command[1:]], env=surroundings, check=False).returncode
+
+    monkeypatch.setattr(docker_task_handler, "run_docker_container", start)
+    monkeypatch.setattr("docker.from_env", type("Client", (), {"close": lambda self: None, "info": lambda self: {}}))
+    return ran
+
+
+def test_a_compiled_pipeline_gives_the_metrics_of_a_local_run(
+    tmp_path: Path, tiny_model: Path, questions: Any, write_jsonl: Any, processes_for_containers: list[str]
+) -> None:
+    from kfp import components, local
+
+    data = write_jsonl(tmp_path / "questions.jsonl", questions)
+    values = {
+        "pytorch_model_path": str(tiny_model),
+        "train_file_path": str(data),
+        "sentence1_key": "text",
+        "label_key": "label",
+        "max_steps": 6,
+        "per_device_train_batch_size": 16,
+        "learning_rate": 1e-3,
+    }
+    digest = "@sha256:" + 64 * "0"
+    platform = {
+        "images": {"base": f"registry.example/base{digest}", "trainer": f"registry.example/trainer{digest}"},
+        "volumes": [{"claim": "data", "path": str(tmp_path)}, {"claim": "model", "path": str(tiny_model)}],
+    }
+    pipeline = pipelines.load("text_classification")
+    request = Request(output_dir=tmp_path / "x", folder=tmp_path, environment={}, platform={"kfp": platform})
+    document = load("kfp").compile(pipeline, pipeline.resolve(values), request)
+    local.init(local.DockerRunner(), pipeline_root=str(tmp_path / "root"))
+    component = components.load_component_from_text(document.text)
+    defaults = yaml.safe_load(document.text.split("\n---\n")[0])["root"]["inputDefinitions"]["parameters"]
+    run = component(**{name: p["defaultValue"] for name, p in defaults.items() if p["parameterType"] == "STRING"})
+
+    assert processes_for_containers == ["model_import", "preprocess", "finetune", "model_export", "model_evaluation"]
+    result = Path(run.outputs["evaluation_result"].path)
+    assert (Path(run.outputs["mlflow_model_folder"].path) / "MLmodel").is_file()
+    assert (Path(run.outputs["pytorch_model_folder"].path) / "model.safetensors").is_file()
+    shown = json.loads((result.parent / "executor_output.json").read_text())["artifacts"]
+    metadata = {name: found["artifacts"][0]["metadata"] for name, found in shown.items()}
+    metrics = json.loads((result / "metrics.json").read_text())
+    assert metadata["test_metrics"]["accuracy"] == metrics["tuned"]["metrics"]["accuracy"]
+    assert len(metadata["confusion_matrix"]["confusionMatrix"]["rows"]) == 3
+    assert (result.parent / "report").read_text().lstrip().startswith("<!")
+
+    flags = [f"{name}={value}" for name, value in values.items()]
+    subprocess.run(
+        [sys.executable, "-m", "pipelines", "run", "text_classification", *flags, "--output_dir", "here"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    same = json.loads((tmp_path / "here" / "model_evaluation" / "evaluation_result" / "metrics.json").read_text())
+    assert same == metrics

@@ -1,0 +1,62 @@
+"""Kubeflow Pipelines: a pipeline as the document that its backend, its UI and `kfp.local` read."""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import typing as t
+from collections.abc import Mapping
+from pathlib import Path
+
+from tuneport import targets
+from tuneport.graph import Pipeline
+from tuneport.targets import Request, Target
+
+if t.TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from tuneport.targets.kfp.settings import Settings
+
+
+@dc.dataclass(frozen=True, kw_only=True)
+class Document:
+    """A compiled pipeline: its YAML, and what is needed to send it."""
+
+    pipeline: str
+    text: str
+    settings: Settings
+    request: Request
+
+
+class Kfp(Target):
+    """A cluster with Kubeflow Pipelines."""
+
+    honours = frozenset({"processes", "shm_size", "nodes"})
+    remote = True
+
+    def settings(self) -> type[BaseModel]:
+        from tuneport.targets.kfp.settings import Settings
+
+        return Settings
+
+    def compile(self, pipeline: Pipeline, values: Mapping[str, t.Any], request: Request) -> Document:
+        found = targets.settings(self, request)
+        steps = targets.instantiate(pipeline, values, request.output_dir)
+        targets.check(steps, files=False)
+        from tuneport.targets.kfp.compile import compile_pipeline
+
+        text = compile_pipeline(pipeline, values, steps, found)
+        return Document(pipeline=pipeline.name, text=text, settings=found, request=request)
+
+    def write(self, document: Document, output: Path) -> None:
+        from tuneport.artifacts import write_atomically
+        from tuneport.errors import UserError
+
+        if output.suffix not in (".yaml", ".yml"):
+            raise UserError(f"{output}: not valid; wanted the name of a YAML file, as in pipeline.yaml.")
+        try:
+            write_atomically(output, document.text)
+        except OSError as e:
+            raise UserError(f"{output}: cannot be written ({e.strerror}). Name another file.") from None
+
+    def submit(self, document: Document) -> int:
+        raise NotImplementedError

@@ -1,0 +1,134 @@
+"""A stage inside a container of Kubeflow Pipelines: from KFP's executor input to the stage's values, and back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import typing as t
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuneport.artifacts import MANIFEST, write_atomically
+from tuneport.errors import UserError
+from tuneport.step import Step
+from tuneport.targets.kfp.views import render
+
+FLAG = "--kfp_executor_input"
+LOCATION = "_location"  # ends the name of a parameter that stands for an input artifact, as a path or https URI
+MOUNTS = {"gs://": "/gcs/", "s3://": "/s3/", "minio://": "/minio/", "oci://": "/oci/"}  # where KFP puts what it fetches
+TIMEOUT = 60  # seconds without a byte from a web server
+JSON = dict[str, t.Any]
+
+
+def run(
+    step: type[Step], executor_input: str, flags: Mapping[str, t.Any], work: Callable[[Mapping[str, t.Any]], int]
+) -> int:
+    """Run a stage for KFP: ``work`` gets all its values by name; what it wrote is checked, shown and reported.
+
+    ``flags``: the values that the command line settles. Returns the exit code of the work.
+    """
+    task = _parse(executor_input)
+    outputs = {name: _first(found) for name, found in task["outputs"].get("artifacts", {}).items()}
+    places = {name: local_path(artifact) for name, artifact in outputs.items()}
+    for place in places.values():
+        place.parent.mkdir(parents=True, exist_ok=True)
+    ports = step.ports()
+    with _inputs(task, step) as given:
+        code = work({**flags, **given, **{name: place for name, place in places.items() if name in ports}})
+    if code != 0:
+        return code
+    metadata = _show(step, places)
+    for name, place in places.items():
+        if not place.exists() or (name in ports and not (place / MANIFEST).is_file()):
+            raise RuntimeError(f"{step.name()} wrote no {name} to {place}")
+    _report(Path(task["outputs"]["outputFile"]), outputs, metadata)
+    return 0
+
+
+def _parse(text: str) -> JSON:
+    try:
+        task = json.loads(text)
+        _ = task["outputs"]["outputFile"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{FLAG}: not valid; wanted what Kubeflow Pipelines puts in the place of {{{{$}}}}.") from None
+    return t.cast(JSON, task)
+
+
+def _first(artifact_list: JSON) -> JSON:
+    return t.cast(JSON, artifact_list["artifacts"][0])
+
+
+def local_path(artifact: Mapping[str, t.Any]) -> Path:
+    """Where KFP has put an artifact, or wants it, in this container."""
+    custom = artifact.get("customPath") or artifact.get("custom_path")
+    uri: str = custom or artifact["uri"]
+    for scheme, mount in MOUNTS.items():
+        if uri.startswith(scheme):
+            rest = uri.removeprefix(scheme)
+            return Path(mount, rest.replace("/", "_"), "models") if scheme == "oci://" else Path(mount, rest)
+    return Path(uri.removeprefix("file://"))
+
+
+@contextmanager
+def _inputs(task: JSON, step: type[Step]) -> Iterator[JSON]:
+    """The inputs and parameters that KFP hands over, by name; what lies on a web server is fetched for as long."""
+    inputs, ports = task.get("inputs", {}), step.ports()
+    given: JSON = {}
+    with tempfile.TemporaryDirectory(prefix="tuneport-") as folder:
+        for name, artifacts in inputs.get("artifacts", {}).items():
+            if artifacts.get("artifacts"):
+                given[name] = local_path(_first(artifacts))
+        for name, value in inputs.get("parameterValues", {}).items():
+            if value is None or (value == "" and name in ports and ports[name].optional):
+                continue  # an optional parameter that is not set
+            if name in ports:
+                given[name] = _number(value, ports[name].type)
+            elif name.endswith(LOCATION):
+                port = name.removesuffix(LOCATION)
+                given[port] = fetch(port, value, Path(folder)) if "://" in value else Path(value)
+            else:
+                given[name] = value  # unknown: refused with the others
+        yield given
+
+
+def _number(value: t.Any, type_: type) -> t.Any:
+    """A whole number, which JSON's writers may have made 3.0."""
+    return int(value) if type_ is int and isinstance(value, float) and value.is_integer() else value
+
+
+def fetch(name: str, uri: str, folder: Path) -> Path:
+    """Fetch what an input names from a web server, under its own file name."""
+    target = folder / name / (Path(urllib.parse.urlsplit(uri).path).name or "data")
+    target.parent.mkdir()
+    try:
+        with urllib.request.urlopen(uri, timeout=TIMEOUT) as answer, target.open("wb") as f:
+            shutil.copyfileobj(answer, f)
+    except (urllib.error.URLError, OSError) as e:
+        raise UserError(f"{name}={uri}: cannot be fetched ({e}). Mend the address, or put it elsewhere.") from None
+    return target
+
+
+def _show(step: type[Step], places: Mapping[str, Path]) -> dict[str, JSON]:
+    """Write the outputs that are made for people; returns their metadata by name."""
+    metadata = {}
+    for port in step.ports().values():
+        for name, view in port.views.items():
+            if name in places:
+                metadata[name] = render(view, places[port.name], places[name])
+    return metadata
+
+
+def _report(path: Path, outputs: Mapping[str, JSON], metadata: Mapping[str, JSON]) -> None:
+    """Tell KFP what there is now."""
+    artifacts = {}
+    for name, artifact in outputs.items():
+        known = {key: artifact[key] for key in ("name", "uri", "customPath") if artifact.get(key)}
+        found = {**artifact.get("metadata", {}), **metadata.get(name, {})}
+        artifacts[name] = {"artifacts": [{**known, "metadata": found}]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps({"artifacts": artifacts}))
