@@ -136,9 +136,9 @@ def test_an_api_server_that_stays_away_leaves_the_job_to_the_next_attempt(fake_k
 
 
 def test_a_watch_that_is_too_old_starts_anew(fake_kubernetes: Any) -> None:
-    fake = fake_kubernetes(lambda fake, job: succeed(fake, job, pause=0.4))
+    fake = fake_kubernetes(lambda fake, job: succeed(fake, job, pause=0.8))
     fake.faults.append(("GET", "watch=", 410))
-    fake.expired_watches = 2
+    fake.expired_watches = 1
     assert len(run()) == 5
     assert not fake.faults and fake.expired_watches == 0
 
