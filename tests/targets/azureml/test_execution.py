@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tuneport.cli import context_from_environment
 from tuneport.graph import Pipeline
 from tuneport.targets import Request, load
 
@@ -69,6 +70,14 @@ def test_a_compiled_folder_can_be_moved_with_its_data(
     (tmp_path / "here").rename(tmp_path / "there")
     job = run_job(tmp_path / "there" / "job", tmp_path / "work", {"PYTHONPATH": os.pathsep.join(sys.path)})
     assert (job.outputs["counted"] / "text.txt").is_file()
+
+
+def test_a_stage_tracks_to_the_workspaces_own_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = "eastus.api.azureml.ms/mlflow/v1.0/subscriptions/s/resourceGroups/g/providers/x/workspaces/w"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"azureml://{server}?&is-remote=True")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "job-1")
+    context = context_from_environment()
+    assert (context.tracking_uri, context.run_id) == (f"https://{server}", "job-1")
 
 
 @pytest.mark.slow
