@@ -1,6 +1,7 @@
 """Stage `finetune`: train the imported model on the prepared splits and hand back the best checkpoint."""
 
 import dataclasses as dc
+from typing import ClassVar
 
 from tuneport import tasks
 from tuneport.artifacts import Dataset, Model, digest, read_manifest
@@ -17,6 +18,7 @@ class Finetune(Step, TaskParams, TrainingParams):
 
     image = "trainer"
     keeps_on_failure = ("checkpoints",)
+    resume_with: ClassVar = {"resume_from_checkpoint": "true"}
 
     model_selector_output: Model = consumes("Imported base model.")
     preprocess_output: Dataset = consumes("Tokenised splits.")

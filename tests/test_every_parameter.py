@@ -169,7 +169,17 @@ OWN = {
 # The other tasks' parameters are tried beside their models, in tests/tasks/test_TASK.py; what they share, once.
 ELSEWHERE = ("question_answering", "summarization", "translation", "text_generation", "chat_completion")
 # These change how the work is done and not its result; their effects are seen in tests/training.
-SAME_RESULT = {"auto_find_batch_size", "gradient_checkpointing", "dataloader_num_workers"}
+SAME_RESULT = {
+    "auto_find_batch_size",
+    "gradient_checkpointing",
+    "dataloader_num_workers",
+    "number_of_gpu_to_use_finetuning",
+    "num_nodes_finetune",
+    "apply_deepspeed",
+    "deepspeed_stage",
+    "deepspeed_offload",
+    "fsdp",
+}
 SHARED_ELSEWHERE = {*SAME_RESULT, *GenerationParams.ports(), "metric_for_best_model", "trivial_baselines"}
 
 

@@ -11,6 +11,7 @@ import sys
 import traceback
 import typing as t
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -166,18 +167,19 @@ def _run_stage(argv: list[str], names: Sequence[str], load: Callable[..., type[S
         )
         return 0
     step = load(argv[0], _peek(argv, "task_name"))
-    executor_input = _peek(argv, "kfp_executor_input")  # a container of Kubeflow Pipelines
-    argv = _without(argv, "--kfp_executor_input")
+    kfp = {name: _peek(argv, name) for name in ("kfp_executor_input", "kfp_job", "kfp_run_id")}  # Kubeflow's containers
+    for name in kfp:
+        argv = _without(argv, f"--{name}")
 
     def run(given: Mapping[str, t.Any]) -> int:
-        from tuneport.stage import execute
+        from tuneport.stage import arguments, execute
         from tuneport.step import parse_values
         from tuneport.targets import _inputs
 
         stage = step(**parse_values(step.ports(), given, step.name()))
         stage.context = context_from_environment()
         if (processes := stage.processes()) is not None and not stage.context.is_rank:
-            return _launch(stage, processes, stage_arguments(step, given))
+            return _launch(stage, processes, arguments(step, given))
         if stage.context.rank == 0 and (path := os.environ.get(_inputs.VARIABLE)):
             _inputs.save(Path(path), stage)
         execute(stage)
@@ -186,25 +188,21 @@ def _run_stage(argv: list[str], names: Sequence[str], load: Callable[..., type[S
     def run_for_kfp(flags: Mapping[str, t.Any]) -> int:
         from tuneport.targets.kfp import executor
 
-        return executor.run(step, executor_input or "", flags, run)
+        work = run
+        if kfp["kfp_job"] is not None:
+            from tuneport.targets.kfp import multi_node
 
-    command = stage_command(step, run if executor_input is None else run_for_kfp)
+            work = partial(multi_node.run, step, kfp["kfp_job"], kfp["kfp_run_id"] or "")
+        return executor.run(step, kfp["kfp_executor_input"] or "", flags, work)
+
+    command = stage_command(step, run if kfp["kfp_executor_input"] is None else run_for_kfp)
     return int(command.main(argv[1:], prog_name=f"python -m steps {step.name()}", standalone_mode=False) or 0)
-
-
-def stage_arguments(step: type[Step], given: Mapping[str, t.Any]) -> list[str]:
-    """What ``python -m`` takes to run a stage with these values."""
-    flags = [
-        text
-        for name, value in given.items()
-        for text in (f"--{name}", show(value) if value is True or value is False else str(value))
-    ]
-    return [step.__module__.partition(".")[0], step.name(), *flags]
 
 
 def _launch(stage: Step, processes: int, command: Sequence[str]) -> int:
     """Run a stage in several processes; what it refuses anyway, it refuses before they start."""
     stage.check()
+    stage.check_files()
     nodes = max((getattr(stage, n) for n, p in stage.ports().items() if p.resource == "nodes"), default=1)
     code, message = torchrun.launch(command, processes, nodes, os.environ)
     if code != 0:

@@ -8,7 +8,7 @@ import logging
 import shutil
 import signal
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tuneport.artifacts import (
     write_manifest,
 )
 from tuneport.errors import UserError
-from tuneport.step import Step
+from tuneport.step import Step, show
 
 log = logging.getLogger("tuneport.stage")
 
@@ -65,7 +65,7 @@ def execute(step: Step) -> None:
         for name, artifact in staged.items():
             _begin(artifact, outputs[name].path, step.keeps_on_failure if step.resumes() else ())
             setattr(step, name, artifact)
-        with _terminated_on_signal():
+        with terminated_on_signal():
             step.run()
             lineage = {n: digest(v) for n, v in inputs.items()} | dict(step.origins())
             for artifact in staged.values():
@@ -79,6 +79,8 @@ def execute(step: Step) -> None:
             _abandon(artifact.path, outputs[name].path, step.keeps_on_failure)
         if _is_full_disk(e, outputs.values()):
             raise UserError(_full_disk_message(step, outputs.values())) from e
+        if isinstance(e, OSError) and e.errno == errno.EROFS:
+            raise UserError(_read_only_message(step, inputs, e)) from e
         raise
     finally:
         for name, artifact in outputs.items():
@@ -102,13 +104,23 @@ def _assist(step: Step, outputs: dict[str, Artifact]) -> None:
     """Run a step beside the process of rank 0, which prepares, seals and clears away the outputs of all."""
     for name, artifact in outputs.items():
         setattr(step, name, type(artifact)(_staging(artifact.path)))
-    with _terminated_on_signal():
+    with terminated_on_signal():
         step.run()
 
 
 def parameters(step: Step) -> dict[str, Any]:
     """Every parameter's value, as the manifest records it."""
     return {n: getattr(step, n) for n, p in step.ports().items() if p.kind == "param"}
+
+
+def arguments(step: type[Step], given: Mapping[str, Any]) -> list[str]:
+    """What ``python -m`` takes to run a stage with these values."""
+    flags = [
+        text
+        for name, value in given.items()
+        for text in (f"--{name}", show(value) if isinstance(value, bool) else str(getattr(value, "path", value)))
+    ]
+    return [step.__module__.partition(".")[0], step.name(), *flags]
 
 
 def _verify_input(artifact: Artifact) -> None:
@@ -229,8 +241,23 @@ def _full_disk_message(step: Step, outputs: Any) -> str:
     )
 
 
+def _read_only_message(step: Step, inputs: Mapping[str, Artifact], error: OSError) -> str:
+    path = Path(str(error.filename or "a file"))
+    for name, artifact in inputs.items():
+        if path.is_relative_to(artifact.path):
+            return (
+                f"{path}: cannot be changed, as {name} is a read-only input of {step.name()}. Give it a copy instead."
+            )
+    return (
+        f"{path}: is on a read-only file system, and {step.name()} has to write there. In a container, mount its "
+        "outputs writable and give it a /tmp (--tmpfs /tmp)."
+    )
+
+
 @contextmanager
-def _terminated_on_signal() -> Iterator[None]:
+def terminated_on_signal() -> Iterator[None]:
+    """While entered, a signal by which a platform asks a process to stop raises `Terminated`."""
+
     def handler(signum: int, frame: types.FrameType | None) -> None:
         raise Terminated
 

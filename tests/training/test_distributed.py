@@ -114,10 +114,24 @@ def machines() -> Iterator[list[list[str]]]:
     try:
         for name in names:
             subprocess.run(["ip", "netns", "add", name], check=True)
-        cable = ["ip", "link", "add", "a", "netns", names[0], "type", "veth", "peer", "name", "a", "netns", names[1]]
+        cable = [
+            "ip",
+            "link",
+            "add",
+            "tp0",
+            "netns",
+            names[0],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "tp0",
+            "netns",
+            names[1],
+        ]
         subprocess.run(cable, check=True)
         for i, name in enumerate(names):
-            for words in (f"addr add 10.87.65.{i + 1}/24 dev a", "link set a up", "link set lo up"):
+            for words in (f"addr add 10.87.65.{i + 1}/24 dev tp0", "link set tp0 up", "link set lo up"):
                 subprocess.run(["ip", "-n", name, *words.split()], check=True)
         yield [["ip", "netns", "exec", name] for name in names]
     finally:
@@ -137,8 +151,10 @@ def start_both(
 ) -> list[subprocess.Popen[bytes]]:
     started = []
     for node, prefix in enumerate(machines):
-        environment: Any = os.environ | CPU | RENDEZVOUS[rendezvous] | {"GLOO_SOCKET_IFNAME": "a"}
-        if rendezvous != "c10d":
+        environment: Any = os.environ | CPU | RENDEZVOUS[rendezvous] | {"GLOO_SOCKET_IFNAME": "tp0"}
+        if rendezvous == "c10d":  # both have this machine's name, by which a host would know itself
+            environment |= {"PET_RDZV_CONF": f"is_host={node == 0}", "PET_LOCAL_ADDR": f"10.87.65.{node + 1}"}
+        else:
             environment |= {"PET_NODE_RANK": str(node)}
         if rendezvous == "PyTorchJob":
             environment |= {"RANK": str(node)}

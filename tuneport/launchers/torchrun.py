@@ -39,9 +39,12 @@ class Ending:
     time: float
 
     @property
-    def is_cause(self) -> tuple[bool, bool, float]:
-        """Sorts the likeliest cause first: killed from outside, then the user's mistake, then the first to fail."""
-        return self.code >= 0, self.code != 2, self.time
+    def is_cause(self) -> tuple[bool, bool, bool, float]:
+        """Sorts the likeliest cause first: killed from outside, then the user's mistake, then the first to fail.
+
+        SIGTERM is what torchrun sends the others.
+        """
+        return self.code == -signal.SIGTERM, self.code >= 0, self.code != 2, self.time
 
 
 def is_rank(environment: Mapping[str, str]) -> bool:

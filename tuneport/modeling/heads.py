@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import typing as t
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -18,4 +19,24 @@ def load_with_labels(auto_class: t.Any, folder: Path, labels: Sequence[str], pro
     config.label2id = {label: i for i, label in enumerate(labels)}
     if problem_type is not None:
         config.problem_type = problem_type
+    if config.pad_token_id is None:
+        config.pad_token_id = _padding(folder, config)
     return auto_class.from_pretrained(folder, config=config, ignore_mismatched_sizes=not same_head, dtype="float32")
+
+
+def _padding(folder: Path, config: t.Any) -> int:
+    """What fills up the rows of a model that names no token for that: its tokenizer's, or its end of text.
+
+    A decoder's classifier reads the last token of a row that is another one.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    named = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    for name in ("pad_token", "eos_token"):
+        token = named.get(name)
+        id_ = tokenizer.token_to_id(str(token.get("content") if isinstance(token, Mapping) else token))
+        if id_ is not None and id_ < config.vocab_size:
+            return id_
+    ends = config.eos_token_id
+    return int(ends[0] if isinstance(ends, list) else ends or 0)

@@ -20,6 +20,7 @@ from tuneport.artifacts import write_atomically
 from tuneport.stage import Preempted
 from tuneport.training.checkpoint_files import RUN_STATE, TRAINER_STATE, Checkpoint, CheckpointFolder
 from tuneport.training.loss import LossByItem
+from tuneport.training.observation import ObservedTrainer
 from tuneport.training.order import Order
 from tuneport.training.saving import HostCopy, Writer
 
@@ -28,7 +29,7 @@ class EvaluationStopped(BaseException):
     """An evaluation is given up, as the process is to end: it is owed and made first thing after the resume."""
 
 
-class BestModelTrainer(LossByItem):
+class BestModelTrainer(ObservedTrainer, LossByItem):
     """A Trainer whose checkpoints are whole or absent, need no unpickling of code, and name no absolute path.
 
     ``checkpoints`` says where they stand. Evaluation adds ``scores_of_answers``, metrics of what a model answers, and

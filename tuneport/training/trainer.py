@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import dataclasses as dc
-import importlib.util
 import json
 import logging
-import os
 import shutil
 import typing as t
-import warnings
 from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
 from datasets import Dataset as ArrowDataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.tasks import Task
 from tuneport.tracking import Run
-from tuneport.training import deepspeed, resume
-from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress
+from tuneport.training import deepspeed, resume, sharding
+from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress, precision_of
 from tuneport.training.checkpoint_files import Checkpoint, CheckpointFolder
 from tuneport.training.checkpoints import BestModelTrainer, make_paths_relative, rows_per_step
 from tuneport.training.memory import explained, fit_batch_size
 from tuneport.training.parameters import TrainingParams
 from tuneport.training.preemption import preemptible
+from tuneport.training.tokenizer_files import TokenizerFiles
 
 log = logging.getLogger("tuneport.finetune")
 
@@ -79,7 +77,7 @@ def train(
     if options.gradient_checkpointing:
         _check_gradient_checkpointing(plain)
     model = _adapted(plain, base, output, options) if options.apply_lora else plain
-    tokenizer = transformers.AutoTokenizer.from_pretrained(base, model_max_length=prepared.info.max_seq_length)
+    tokenizer = TokenizerFiles(base, prepared.info.max_seq_length, task.chat_template(prepared.info.meta))
     arguments.metric_for_best_model = metric_for_best_model
     arguments.greater_is_better = task.metrics[metric_for_best_model]
     arguments.label_names = list(task.label_names)
@@ -90,7 +88,6 @@ def train(
         limit=arguments.save_total_limit,
     )
     checkpoint = _checkpoint(options, checkpoints, arguments)
-    progress = Progress(run)
     trainer = BestModelTrainer(
         model=model,
         args=arguments,
@@ -99,13 +96,14 @@ def train(
         data_collator=task.collator(plain, prepared.info.meta, prepared.info.pad_to),
         compute_metrics=task.compute_metrics(prepared.info.meta),
         preprocess_logits_for_metrics=partial(task.reduce, meta=prepared.info.meta),
-        processing_class=tokenizer,
+        processing_class=t.cast(t.Any, tokenizer),
         checkpoints=checkpoints,
-        callbacks=[EvaluateLastStep(), progress, *_early_stopping(options), *callbacks],
+        callbacks=[EvaluateLastStep(), *_early_stopping(options), *callbacks],
     )
     if task.needs_answers(metric_for_best_model):
         trainer.scores_of_answers = _scores_of_answers(task, base, prepared, arguments, sharded=trainer.is_sharded)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress(run, trainer))
     if options.auto_find_batch_size:
         fit_batch_size(trainer)
         if options.apply_deepspeed:
@@ -127,7 +125,7 @@ def train(
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-    return _result(trainer, progress)
+    return _result(trainer)
 
 
 def _unsharded_best(
@@ -239,12 +237,12 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
     has_cuda = torch.cuda.is_available()
     has_bf16 = not has_cuda or torch.cuda.is_bf16_supported()
     _check_precision(options.precision)
-    _check_devices(options)
+    sharding.check_devices(options)
     bf16 = options.precision == "bf16" or (options.precision == "16" and has_bf16)
     fp16 = options.precision == "fp16" or (options.precision == "16" and not bf16)
     config = None
     if options.apply_deepspeed:
-        config = _deepspeed(options, bf16=bf16, fp16=fp16, world_size=world_size)
+        config = sharding.start_deepspeed(options, bf16=bf16, fp16=fp16, world_size=world_size)
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=options.num_train_epochs,
@@ -273,7 +271,7 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         ddp_find_unused_parameters=False,
         deepspeed=config,
         fsdp=t.cast(t.Any, bool(options.fsdp)),
-        fsdp_config=_fsdp(options) if options.fsdp else None,
+        fsdp_config=sharding.fsdp(options) if options.fsdp else None,
         seed=options.seed,
         eval_strategy=options.evaluation_strategy,
         eval_steps=options.eval_steps,
@@ -286,32 +284,9 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         remove_unused_columns=False,  # the collator picks
         dataloader_pin_memory=has_cuda,
         report_to="none",
+        logging_nan_inf_filter=False,  # it waits for the GPU at every batch; `ObservedTrainer` stops there instead
         disable_tqdm=True,
     )
-
-
-def _deepspeed(options: TrainingParams, *, bf16: bool, fp16: bool, world_size: int) -> dict[str, t.Any]:
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError("apply_deepspeed=true: DeepSpeed is not installed. Run: pip install 'tuneport[deepspeed]'")
-    config = deepspeed.configuration(options, bf16=bf16, fp16=fp16, world_size=world_size)
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # it has not caught up
-    if not torch.distributed.is_initialized():  # transformers would start it with the GPUs' backend
-        import deepspeed as library
-
-        library.init_distributed("nccl" if torch.cuda.is_available() else "gloo")
-    return config
-
-
-def _fsdp(options: TrainingParams) -> dict[str, t.Any]:
-    return {
-        "version": 2,
-        "reshard_after_forward": options.fsdp == "full_shard",
-        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "state_dict_type": "FULL_STATE_DICT",
-    }
 
 
 def _check_precision(precision: str) -> None:
@@ -327,20 +302,6 @@ def _check_precision(precision: str) -> None:
         raise UserError("precision=bf16: this GPU has no bfloat16. Take precision=16.")
 
 
-def _check_devices(options: TrainingParams) -> None:
-    """Refuse what the devices of this machine do not suffice for."""
-    processes, gpus = options.number_of_gpu_to_use_finetuning, torch.cuda.device_count()
-    if 0 < gpus < processes:
-        raise UserError(
-            f"number_of_gpu_to_use_finetuning={processes}: this machine has {gpus}. Take as many processes as GPUs."
-        )
-    if options.fsdp and not gpus:
-        raise UserError(
-            f"fsdp={options.fsdp}: needs NVIDIA GPUs, and torch sees none here. Take apply_deepspeed=true, which also "
-            "runs on CPUs."
-        )
-
-
 def _early_stopping(options: TrainingParams) -> list[TrainerCallback]:
     if not options.apply_early_stopping:
         return []
@@ -354,7 +315,7 @@ def _plan(prepared: Prepared, model: torch.nn.Module, arguments: TrainingArgumen
     return (
         f"{rows['train']} training rows, {rows['validation']} validation rows, {weights / 1e6:.1f} M weights{share}, "
         f"batches of {rows_per_step(arguments)}, on {_devices(arguments)}, "
-        f"precision {_precision(arguments)}"
+        f"precision {precision_of(arguments)}"
     )
 
 
@@ -363,11 +324,7 @@ def _devices(arguments: TrainingArguments) -> str:
     return f"{arguments.world_size} × {device.type}" if arguments.world_size > 1 else str(device)
 
 
-def _precision(arguments: TrainingArguments) -> str:
-    return "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "tf32" if arguments.tf32 else "fp32"
-
-
-def _result(trainer: Trainer, progress: Progress) -> Result:
+def _result(trainer: BestModelTrainer) -> Result:
     state, arguments = trainer.state, trainer.args
     last = state.log_history[-1]
     return Result(
@@ -378,10 +335,10 @@ def _result(trainer: Trainer, progress: Progress) -> Result:
         steps=state.global_step,
         epochs=float(state.epoch or 0.0),
         runtime_seconds=last["train_runtime"],
-        evaluation_seconds=round(progress.evaluation_seconds, 3),
+        evaluation_seconds=round(trainer.evaluation_seconds, 3),
         samples_per_second=last["train_samples_per_second"],
         device=str(arguments.device),
-        precision=_precision(arguments),
+        precision=precision_of(arguments),
         per_device_train_batch_size=arguments.per_device_train_batch_size,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
     )

@@ -91,21 +91,40 @@ VALUES: dict[str, dict[str, object]] = {  # so that every kind of source and eve
 }
 
 
-def compiled(task: str) -> str:
+SEVERAL = {
+    "shared_volume": {"claim": "training", "path": "/mnt/training"},
+    "service_account": "pipeline-runner",
+    "multi_node": {"queue": "gpus", "pending_timeout": "2h"},
+    "image_pull_policy": None,
+}
+VARIANTS: dict[str, tuple[dict[str, object], dict[str, object]]] = {  # by the ending of the file: settings, values
+    "": ({}, {}),
+    ".pytorchjob": (SEVERAL, {"num_nodes_finetune": 2}),
+    ".trainjob": ({**SEVERAL, "kubeflow_job": "trainjob"}, {"num_nodes_finetune": 3}),
+}
+FILES = [task + variant for task in VALUES for variant in VARIANTS]
+
+
+def compiled(file: str) -> str:
+    task, _, kind = file.partition(".")
+    settings, values = VARIANTS[f".{kind}" if kind else ""]
     pipeline = pipelines.load(task)
-    request = Request(output_dir=Path("/runs/1"), folder=Path("/home/me"), environment={}, platform={"kfp": PLATFORM})
-    text: str = load("kfp").compile(pipeline, pipeline.resolve(VALUES[task]), request).text
+    request = Request(
+        output_dir=Path("/runs/1"), folder=Path("/home/me"), environment={}, platform={"kfp": {**PLATFORM, **settings}}
+    )
+    text: str = load("kfp").compile(pipeline, pipeline.resolve({**VALUES[task], **values}), request).text
     return text
 
 
 def test_every_task_has_its_golden_file() -> None:
-    assert {path.stem for path in GOLDEN.glob("*.yaml")} >= set(tasks.names()) == set(VALUES)
+    assert set(tasks.names()) == set(VALUES)
+    assert {path.stem for path in GOLDEN.glob("*.yaml")} == set(FILES)
 
 
-@pytest.mark.parametrize("task", VALUES)
-def test_the_compiled_pipeline_is_the_one_in_the_golden_file(task: str) -> None:
-    expected = (GOLDEN / f"{task}.yaml").read_text("utf-8")
-    assert compiled(task) == expected, "if the change is meant: python tests/targets/kfp/test_golden.py"
+@pytest.mark.parametrize("file", FILES)
+def test_the_compiled_pipeline_is_the_one_in_the_golden_file(file: str) -> None:
+    expected = (GOLDEN / f"{file}.yaml").read_text("utf-8")
+    assert compiled(file) == expected, "if the change is meant: python tests/targets/kfp/test_golden.py"
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.yaml")), ids=lambda path: path.stem)
@@ -157,5 +176,5 @@ def test_a_task_in_a_folder_of_the_users_compiles_like_any_other(tmp_path: Path)
 
 if __name__ == "__main__":
     GOLDEN.mkdir(parents=True, exist_ok=True)
-    for name in VALUES:
+    for name in FILES:
         (GOLDEN / f"{name}.yaml").write_text(compiled(name), "utf-8")

@@ -30,7 +30,7 @@ class Document:
 class Kfp(Target):
     """A cluster with Kubeflow Pipelines."""
 
-    honours = frozenset({"processes", "shm_size"})
+    honours = frozenset({"processes", "shm_size", "nodes"})
     remote = True
 
     def settings(self) -> type[BaseModel]:

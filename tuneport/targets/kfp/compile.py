@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses as dc
 import inspect
+import json
 import re
 import tempfile
 import typing as t
@@ -14,8 +15,10 @@ from pathlib import Path
 from tuneport.errors import UserError, did_you_mean
 from tuneport.graph import Node, Pipeline, Ref
 from tuneport.step import REQUIRED, Port, Resource, Step, show
+from tuneport.targets.kfp import multi_node
 from tuneport.targets.kfp.executor import FLAG, LOCATION
-from tuneport.targets.kfp.settings import Resources, Retries, Settings
+from tuneport.targets.kfp.multi_node import JOB_FLAG, RUN_FLAG
+from tuneport.targets.kfp.settings import Resources, Retries, Settings, Toleration, Volume, seconds
 from tuneport.targets.kfp.sources import Source, sources
 
 if t.TYPE_CHECKING:
@@ -85,6 +88,10 @@ class Plan:
         ports = [p for p in node.step.ports().values() if p.resource == kind]
         return getattr(self.steps[node.name], ports[0].name) if ports else None
 
+    def is_job(self, node: Node) -> bool:
+        """Whether a stage runs on several machines, as a job that its own container launches."""
+        return (self.asked(node, "nodes") or 1) > 1
+
 
 def compile_pipeline(
     pipeline: Pipeline, values: Mapping[str, t.Any], steps: Mapping[str, Step], settings: Settings
@@ -119,6 +126,8 @@ def _check_stages(plan: Plan) -> None:
             ports = [p.name for p in node.step.ports().values() if p.resource == kind]
             if ports and getattr(own, field) is not None:
                 problems.append(f"platform.kfp: {field} of {node.name} is given by {ports[0]}. Leave it out there.")
+        if plan.is_job(node):
+            problems += _job_problems(plan, node)
     if problems:
         raise UserError("\n".join(problems))
 
@@ -187,7 +196,9 @@ def _component(plan: Plan, node: Node) -> Callable[..., PipelineTask]:
                 Argument(name, dsl.Output[_class(VIEWS[view.kind])], f"{view.file} of {port.name}, for the UI.")
                 for name, view in port.views.items()
             ]
-    flags = [text for name, value in plan.settled(node).items() for text in (f"--{name}", value)]
+    flags: list[t.Any] = [text for name, value in plan.settled(node).items() for text in (f"--{name}", value)]
+    if plan.is_job(node):
+        flags += [JOB_FLAG, json.dumps(_job(plan, node)), RUN_FLAG, dsl.PIPELINE_JOB_ID_PLACEHOLDER]
     package = step.__module__.partition(".")[0]
     container = dsl.ContainerSpec(
         image=plan.settings.image(node.name, step.image),
@@ -206,17 +217,23 @@ def _component(plan: Plan, node: Node) -> Callable[..., PipelineTask]:
 
 def _configure(task: PipelineTask, plan: Plan, node: Node) -> None:
     found = plan.settings.stage(node.name)
-    task.set_display_name(node.name)
     task.set_caching_options(plan.steps[node.name].repeatable())
     retries = found.retries or Retries()
     if retries.count:
         task.set_retry(retries.count, retries.backoff, retries.factor, retries.longest)
-    _set_resources(task, found, plan.asked(node, "processes"))
     for name, value in {**_environment(plan, node), **found.environment}.items():
         task.set_env_variable(name, value)
+    if plan.is_job(node):
+        from kfp import kubernetes
+
+        launcher, shared = plan.settings.multi_node.launcher, t.cast(Volume, plan.settings.shared_volume)
+        _set_resources(task, launcher, 1)
+        _set_pod(task, launcher, plan.settings)
+        kubernetes.mount_pvc(task, pvc_name=shared.claim, mount_path=shared.path, sub_path=shared.sub_path)
+        return
+    _set_resources(task, found, plan.asked(node, "processes"))
     _set_pod(task, found, plan.settings)
-    shm = found.shm_size or _shm_size(plan, node)
-    if shm:
+    if shm := found.shm_size or _shm_size(plan, node):
         from kfp import kubernetes
 
         kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=shm)  # noqa: S108
@@ -257,7 +274,7 @@ def _set_pod(task: PipelineTask, found: Resources, settings: Settings) -> None:
     for key, value in found.annotations.items():
         kubernetes.add_pod_annotation(task, key, value)
     if found.timeout:
-        kubernetes.set_timeout(task, int(found.timeout[:-1]) * {"s": 1, "m": 60, "h": 3600}[found.timeout[-1]])
+        kubernetes.set_timeout(task, seconds(found.timeout))
 
 
 def _environment(plan: Plan, node: Node) -> dict[str, str]:
@@ -267,6 +284,85 @@ def _environment(plan: Plan, node: Node) -> dict[str, str]:
     if uri := plan.settings.tracking_uri:
         found |= {"MLFLOW_TRACKING_URI": uri, "MLFLOW_EXPERIMENT_NAME": plan.settings.experiment or plan.pipeline.name}
     return found
+
+
+def _job_problems(plan: Plan, node: Node) -> list[str]:
+    nodes, settings = plan.asked(node, "nodes"), plan.settings
+    (name,) = (p.name for p in node.step.ports().values() if p.resource == "nodes")
+    problems = []
+    if settings.shared_volume is None:
+        problems.append(
+            f"{name}={nodes}: needs platform.kfp.shared_volume, a volume that several machines can write to "
+            "(ReadWriteMany), on which they read the inputs and leave the model."
+        )
+    if (fewest := settings.multi_node.elastic_min_nodes) and fewest > nodes:
+        problems.append(f"platform.kfp.multi_node.elastic_min_nodes={fewest}: wanted up to {name} ({nodes}).")
+    if not problems:
+        try:  # what this kind of job has no field for
+            multi_node.manifest(_job(plan, node), "compile", ("python3",))
+        except UserError as e:
+            problems += [f"platform.kfp.multi_node.{line}" for line in str(e).splitlines()]
+    return problems
+
+
+def _job(plan: Plan, node: Node) -> dict[str, t.Any]:
+    """What is known of a stage's job when the pipeline is compiled; the rest follows where it is launched."""
+    found, settings, several = plan.settings.stage(node.name), plan.settings, plan.settings.multi_node
+    shared = t.cast(Volume, settings.shared_volume)
+    processes = plan.asked(node, "processes") or 1
+    limits = {"cpu": found.cpu_limit, "memory": found.memory_limit}
+    if found.accelerator_type:
+        limits[found.accelerator_type] = str(processes)
+    requests = {"cpu": found.cpu_request, "memory": found.memory_request}
+    amounts = {"limits": limits, "requests": requests}
+    security = settings.security
+    identity = {
+        "runAsUser": security.run_as_user,
+        "runAsGroup": security.run_as_group,
+        "runAsNonRoot": security.run_as_non_root,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    volumes = [*settings.volumes, shared]
+    job = {
+        "image": settings.image(node.name, node.step.image),
+        "nodes": plan.asked(node, "nodes"),
+        "processes": processes,
+        "elastic_min_nodes": several.elastic_min_nodes,
+        "restarts": several.restarts,
+        "resources": {kind: {n: v for n, v in found.items() if v} for kind, found in amounts.items()},
+        "environment": {**_environment(plan, node), **found.environment},
+        "secrets": [secret.model_dump(exclude_defaults=True) for secret in settings.secrets],
+        "volumes": [volume.model_dump(exclude_defaults=True) for volume in volumes],
+        "shm_size": found.shm_size or _shm_size(plan, node),
+        "node_selector": found.node_selector or {},
+        "tolerations": [_toleration(toleration) for toleration in found.tolerations or ()],
+        "security": {name: value for name, value in identity.items() if value is not None},
+        "service_account": settings.service_account,
+        "image_pull_policy": settings.image_pull_policy,
+        "image_pull_secrets": settings.image_pull_secrets,
+        "labels": found.labels,
+        "annotations": found.annotations,
+        "queue": several.queue,
+        "priority_class": several.priority_class,
+        "deadline_seconds": seconds(found.timeout) if found.timeout else None,
+        "runtime": several.runtime,
+    }
+    return {
+        "kind": settings.kubeflow_job,
+        "shared": shared.path,
+        "pending_seconds": seconds(several.pending_timeout),
+        "job": {name: value for name, value in job.items() if value not in (None, [], {}, 0)},
+    }
+
+
+def _toleration(toleration: Toleration) -> dict[str, t.Any]:
+    return {
+        "tolerationSeconds" if name == "toleration_seconds" else name: value
+        for name, value in toleration.model_dump().items()
+        if value is not None
+    }
 
 
 def _shm_size(plan: Plan, node: Node) -> str | None:

@@ -58,6 +58,22 @@ Variable = t.Annotated[str, _matches(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an 
 Mount = t.Annotated[str, AfterValidator(_mount)]
 
 
+def seconds(duration: str) -> int:
+    """A `Duration` as a number."""
+    return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
+
+
+UNITS = {"m": 1e-3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+BINARY = {unit + "i": 1024**power for power, unit in enumerate("KMGTPE", start=1)}
+
+
+def quantity(text: str) -> float:
+    """A Kubernetes quantity as a number."""
+    number, unit = t.cast(re.Match[str], re.fullmatch(r"([\d.]+)([A-Za-z]*)", text)).groups()
+    factors: dict[str, float] = UNITS | BINARY | {"": 1}
+    return float(number) * factors[unit]
+
+
 class Strict(BaseModel):
     """Settings without unknown names; YAML's numbers are text where text is wanted (``cpu_limit: 4``)."""
 
@@ -176,6 +192,25 @@ class Images(Strict):
     trainer: Image = Field(description="Image with torch: the other stages.")
 
 
+class MultiNode(Strict):
+    """The job that trains on several machines (num_nodes_finetune above 1)."""
+
+    queue: Label | None = Field(default=None, description="Queue of Kueue that admits it; unset: none.")
+    priority_class: Name | None = Field(default=None, description="PriorityClass of its pods (PyTorchJob).")
+    restarts: int = Field(default=0, ge=0, le=100, description="Restarts of pods that failed (PyTorchJob).")
+    elastic_min_nodes: int | None = Field(
+        default=None, ge=1, description="Go on with as few machines as that (PyTorchJob); unset: all are needed."
+    )
+    pending_timeout: Duration = Field(
+        default="30m", description="Time for its first pod to run, not counting a queue; then it is deleted."
+    )
+    runtime: Name = Field(default="torch-distributed", description="ClusterTrainingRuntime of a TrainJob.")
+    launcher: Resources = Field(
+        default=Resources(cpu_request="250m", memory_request="256Mi", memory_limit="2Gi"),
+        description="What the stage's own pod gets, which copies artifacts and follows the job.",
+    )
+
+
 class Settings(Resources):
     """How pipelines run on Kubeflow Pipelines."""
 
@@ -188,6 +223,13 @@ class Settings(Resources):
     security: Identity = Field(default_factory=Identity, description="As whom containers run.")
     volumes: list[Volume] = Field(default_factory=list, description="Volumes that every stage sees.")
     secrets: list[Secret] = Field(default_factory=list, description="Secrets that every stage sees.")
+    kubeflow_job: t.Literal["pytorchjob", "trainjob"] = Field(
+        default="pytorchjob", description="What trains on several machines: training operator v1, or Trainer v2."
+    )
+    shared_volume: Volume | None = Field(
+        default=None, description="Volume that several machines can write to (ReadWriteMany); they train on it."
+    )
+    multi_node: MultiNode = Field(default_factory=MultiNode, description="The job on several machines.")
     tracking_uri: str | None = Field(default=None, description="MLflow server that stages track to; unset: none.")
     experiment: str | None = Field(
         default=None, description="MLflow and Kubeflow experiment; unset: the pipeline's name."
@@ -208,7 +250,7 @@ class Settings(Resources):
         named |= {f"stages.{name}.image": stage.image for name, stage in self.stages.items() if stage.image}
         if loose := [f"{n}={i}" for n, i in named.items() if not DIGEST.search(i) and not self.allow_image_tags]:
             raise ValueError(f"wanted images by digest (…@sha256:…), or allow_image_tags: true; got {', '.join(loose)}")
-        paths = [v.path for v in self.volumes] + [s.path for s in self.secrets if s.path]
+        paths = [v.path for v in (*self.volumes, self.shared_volume) if v] + [s.path for s in self.secrets if s.path]
         if twice := sorted({p for p in paths if paths.count(p) > 1}):
             raise ValueError(f"wanted each mount path once; got {', '.join(twice)} twice")
         return self
@@ -226,14 +268,3 @@ class Settings(Resources):
         """The image of a stage."""
         own = self.stages.get(step, Stage()).image
         return own or t.cast(str, getattr(self.images, kind))
-
-
-UNITS = {"m": 1e-3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
-BINARY = {unit + "i": 1024**power for power, unit in enumerate("KMGTPE", start=1)}
-
-
-def quantity(text: str) -> float:
-    """A Kubernetes quantity as a number."""
-    number, unit = t.cast(re.Match[str], re.fullmatch(r"([\d.]+)([A-Za-z]*)", text)).groups()
-    factors: dict[str, float] = UNITS | BINARY | {"": 1}
-    return float(number) * factors[unit]

@@ -1,0 +1,135 @@
+"""A stage on several machines: its container launches a job that shares a volume with it, and brings back the result.
+
+The job's pods are none of Kubeflow Pipelines' and see none of its artifacts. So the inputs are copied to
+``<volume>/<run>/<stage>/in``, the job writes to ``out`` beside it, checkpoints included, and what it wrote is copied to
+where KFP wants it.
+"""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import importlib
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import typing as t
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tuneport.artifacts import Artifact, verify
+from tuneport.errors import UserError
+from tuneport.launchers import cluster, job
+from tuneport.stage import Terminated, arguments, handled
+from tuneport.step import Step, parse_values
+
+log = logging.getLogger("tuneport.launch")
+
+JOB_FLAG, RUN_FLAG = "--kfp_job", "--kfp_run_id"
+
+
+def run(step: type[Step], description: str, run_id: str, given: Mapping[str, t.Any]) -> int:
+    """Run a stage as a job of this run; ``description``: what was known of it when the pipeline was compiled."""
+    known = json.loads(description)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run_id):
+        raise UserError(f"{RUN_FLAG}={run_id!r}: not valid; wanted the id of a run.")
+    stage = step(**parse_values(step.ports(), given, step.name()))
+    stage.check()
+    folder = Path(known["shared"], run_id, step.name())
+    outputs = _artifacts(stage, "output")
+    values = {**given, **_resumed(stage), **_stage_in(folder / "in", _artifacts(stage, "input"), Path(known["shared"]))}
+    values |= {name: folder / "out" / name for name in outputs}
+    for name in outputs:
+        (folder / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+    _launch(known, step, run_id, ("python3", "-P", "-m", *arguments(step, values)))
+    _stage_out(folder, outputs)
+    return 0
+
+
+def _artifacts(stage: Step, kind: str) -> dict[str, Artifact]:
+    ports = [name for name, port in stage.ports().items() if port.kind == kind]
+    return {name: getattr(stage, name) for name in ports if getattr(stage, name) is not None}
+
+
+def _resumed(stage: Step) -> Mapping[str, t.Any]:
+    """A job that is started anew for the same run goes on from the checkpoints of the one before."""
+    return {} if stage.resumes() else stage.resume_with
+
+
+def _stage_in(folder: Path, inputs: Mapping[str, Artifact], shared: Path) -> dict[str, Path]:
+    """Copy inputs to the volume, each whole or not at all; one that is there from an earlier attempt is kept."""
+    places = {}
+    for name, artifact in inputs.items():
+        source, place = artifact.path, folder / name
+        if source.resolve().is_relative_to(shared):
+            places[name] = source
+            continue
+        if not source.is_dir():
+            place = place / source.name
+        if not place.exists():
+            partial = place.with_name(f".{place.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _copy(source, partial)
+            partial.replace(place)
+            log.info("%s: copied to %s", name, place)
+        places[name] = place
+    return places
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
+    except (OSError, shutil.Error) as e:
+        raise UserError(f"{target}: cannot be written ({e}). Is there room, and may this user write there?") from None
+
+
+def _stage_out(folder: Path, outputs: Mapping[str, Artifact]) -> None:
+    """Move what the job wrote to where KFP wants it, and clear the volume."""
+    for name, artifact in outputs.items():
+        written = type(artifact)(folder / "out" / name)
+        verify(written)
+        shutil.rmtree(artifact.path, ignore_errors=True)
+        _copy(written.path, artifact.path)
+        log.info("%s: %s", name, artifact.path)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _launch(known: Mapping[str, t.Any], step: type[Step], run_id: str, command: Sequence[str]) -> None:
+    patience = cluster.Patience(pending=known["pending_seconds"])
+    found = cluster.Cluster(patience=patience)
+    owner = found.owner(os.environ.get("KFP_POD_NAME") or os.environ.get("HOSTNAME"))
+
+    def stop(signum: int, frame: object) -> None:
+        raise Terminated
+
+    with handled(stop):
+        cluster.run(found, _kind(known), _job(known, step.name(), run_id, command), owner, _say)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _kind(known: Mapping[str, t.Any]) -> job.Kind:
+    return t.cast(job.Kind, importlib.import_module(f"tuneport.launchers.{known['kind']}"))
+
+
+def _job(known: Mapping[str, t.Any], stage: str, run_id: str, command: Sequence[str]) -> job.Job:
+    fields = {field.name for field in dc.fields(job.Job)}
+    own = {name: value for name, value in known["job"].items() if name in fields}
+    return job.Job(name=job.job_name(stage, run_id), run_id=run_id, command=tuple(command), **own)
+
+
+def manifest(known: Mapping[str, t.Any], run_id: str, command: Sequence[str], stage: str = "finetune") -> job.Manifest:
+    """The object that would be created, without an owner.
+
+    Raises `UserError` for what this kind of job has no field for.
+    """
+    kind = _kind(known)
+    found = kind.render(_job(known, stage, run_id, command))
+    kind.check(found)
+    return found
