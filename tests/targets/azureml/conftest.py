@@ -2,9 +2,10 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,12 @@ BINDING = re.compile(r"\$\{\{parent\.(inputs|outputs|jobs\.(\w+)\.outputs)\.(\w+
 
 
 class Job:
-    """A job that ran: the folder of each output, and each stage's command line and log."""
+    """A job that ran: the folder of each output, and each stage's command line."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.outputs: dict[str, Path] = {}
         self.commands: dict[str, str] = {}
-        self.logs: dict[str, str] = {}
 
 
 def run(compiled: Path, work: Path, environment: Mapping[str, str] = {}) -> Job:
@@ -60,24 +60,32 @@ def run_pipeline(job: Job, file: Path, given: Values, environment: Mapping[str, 
         assert resolve(node.get("compute", "serverless")) == "serverless"
         processes = resolve(node.get("distribution", {}).get("process_count_per_instance", 1))
         nodes = resolve(node.get("resources", {}).get("instance_count", 1))
-        ranked = rank_variables(processes * nodes) if "distribution" in node else {}
-        variables = {**environment, **node.get("environment_variables", {}), **ranked}
-        for output, folder in run_command(job, name, file.parent / node["component"], inputs, variables).items():
+        variables = {**environment, **node.get("environment_variables", {})}
+        ranks = [
+            {**variables, **rank} for rank in (rank_variables(nodes, processes) if "distribution" in node else [{}])
+        ]
+        component = file.parent / node["component"]
+        for output, folder in run_command(job, name, component, inputs, ranks).items():
             made[name, output] = folder
         for output, text in node.get("outputs", {}).items():
             job.outputs[binding(text, "outputs")] = made[name, output]
 
 
-def rank_variables(processes: int) -> dict[str, str]:
-    assert processes == 1  # more are a matter of the launcher's tests
-    return {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_WORLD_SIZE": "1",
+def rank_variables(nodes: int, processes: int) -> list[dict[str, str]]:
+    """What Azure ML sets for each of the processes that it starts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    every = {
+        "WORLD_SIZE": str(nodes * processes),
+        "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29501",
+        "MASTER_PORT": str(port),
     }
+    return [
+        {**every, "RANK": str(rank), "NODE_RANK": str(rank // processes), "LOCAL_RANK": str(rank % processes)}
+        for rank in range(nodes * processes)
+    ]
 
 
 def accept(declared: Mapping[str, Values], given: Values, where: Path) -> Values:
@@ -100,7 +108,14 @@ def check(spec: Values, value: Any, where: str) -> None:
     assert value in spec.get("enum", [value]) and value != "", where
 
 
-def run_command(job: Job, name: str, file: Path, given: Values, environment: Mapping[str, str]) -> dict[str, Path]:
+def run_command(
+    job: Job,
+    name: str,
+    file: Path,
+    given: Values,
+    ranks: Sequence[Mapping[str, str]],
+) -> dict[str, Path]:
+    """Run a component's command, once for each rank with its variables; returns the folders that it has filled."""
     spec = yaml.safe_load(file.read_text("utf-8"))
     values = accept(spec["inputs"], given, file)
     outputs = {output: job.folder / name / "outputs" / output for output in spec["outputs"]}
@@ -109,17 +124,20 @@ def run_command(job: Job, name: str, file: Path, given: Values, environment: Map
         folder.mkdir(parents=True)
     command = job.commands[name] = render(spec["command"], values, outputs)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=cwd,
-        env={**os.environ, "PATH": path, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    job.logs[name] = done.stdout
-    assert done.returncode == 0, f"{name}: {command}\n{done.stdout}"
+    log = job.folder / name / "log.txt"
+    with log.open("w") as sink:
+        started = [
+            subprocess.Popen(
+                ["bash", "-c", command],
+                cwd=cwd,
+                env={**os.environ, "PATH": path, **rank},
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+            )
+            for rank in ranks
+        ]
+        codes = [process.wait() for process in started]
+    assert codes == [0] * len(ranks), f"{name}: {command}\n{log.read_text()}"
     return outputs
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +80,21 @@ def test_a_stage_tracks_to_the_workspaces_own_server(monkeypatch: pytest.MonkeyP
     assert (context.tracking_uri, context.run_id) == (f"https://{server}", "job-1")
 
 
+@pytest.fixture
+def rows(questions: list[dict[str, str]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in questions)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_job_scores_as_a_local_run_of_the_same_seed(
+    processes: int,
     tiny_model: Path,
-    questions: list[dict[str, str]],
-    write_jsonl: Callable[[Path, Iterable[Any]], Path],
+    rows: str,
     tmp_path: Path,
     run_job: Callable[..., Any],
 ) -> None:
-    write_jsonl(tmp_path / "questions.jsonl", questions)
+    (tmp_path / "questions.jsonl").write_text(rows)
     (tmp_path / "run.yaml").write_text(
         yaml.safe_dump(
             {
@@ -101,6 +107,7 @@ def test_a_job_scores_as_a_local_run_of_the_same_seed(
                 "learning_rate": 0.003,
                 "metric_for_best_model": "accuracy",
                 "seed": 7,
+                "number_of_gpu_to_use_finetuning": processes,
                 "platform": {"azureml": IMAGES},
             }
         )
@@ -111,6 +118,8 @@ def test_a_job_scores_as_a_local_run_of_the_same_seed(
     job = run_job(compiled, tmp_path / "work")
     assert set(job.outputs) == {"pytorch_model_folder", "mlflow_model_folder", "evaluation_result"}
     assert (job.outputs["mlflow_model_folder"] / "MLmodel").is_file()
+    saved = json.loads((tmp_path / "work" / "finetune" / "wd" / "logs" / "finetune.inputs.json").read_text())
+    assert (saved["stage"], saved["values"]["seed"]) == ("finetune", 7)
     theirs, ours = job.outputs["evaluation_result"], local / "model_evaluation" / "evaluation_result"
     assert json.loads((theirs / "metrics.json").read_text()) == json.loads((ours / "metrics.json").read_text())
     assert (theirs / "predictions.jsonl").read_text() == (ours / "predictions.jsonl").read_text()
