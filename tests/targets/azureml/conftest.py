@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,21 +14,29 @@ import pytest
 import yaml
 
 Values = dict[str, Any]
+# Each output a file system of its own, as a mounted one is; what it holds in the end is copied beside it.
+MOUNTED = """
+for output; do mount -t tmpfs output "$output"; done
+bash -c "$0"; code=$?
+for output; do cp -a "$output" "$output.kept"; done
+exit $code
+"""
+NAMESPACES = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
 BINDING = re.compile(r"\$\{\{parent\.(inputs|outputs|jobs\.(\w+)\.outputs)\.(\w+)\}\}")
 
 
 class Job:
     """A job that ran: the folder of each output, and each stage's command line."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, mounted: bool) -> None:
+        self.folder, self.mounted = folder, mounted
         self.outputs: dict[str, Path] = {}
         self.commands: dict[str, str] = {}
 
 
-def run(compiled: Path, work: Path, environment: Mapping[str, str] = {}) -> Job:
+def run(compiled: Path, work: Path, environment: Mapping[str, str] = {}, mounted: bool = False) -> Job:
     """Run `job.yaml` of a compiled folder; every stage in a folder of its own, every output an empty folder."""
-    job, spec = Job(work), yaml.safe_load((compiled / "job.yaml").read_text("utf-8"))
+    job, spec = Job(work, mounted), yaml.safe_load((compiled / "job.yaml").read_text("utf-8"))
     given = {name: value["path"] if isinstance(value, dict) else value for name, value in spec["inputs"].items()}
     for name, value in spec["inputs"].items():
         if isinstance(value, dict) and not Path(value["path"]).is_absolute():
@@ -128,7 +137,9 @@ def run_command(
     with log.open("w") as sink:
         started = [
             subprocess.Popen(
-                ["bash", "-c", command],
+                [*NAMESPACES, "sh", "-c", MOUNTED, command, *outputs.values()]
+                if job.mounted
+                else ["bash", "-c", command],
                 cwd=cwd,
                 env={**os.environ, "PATH": path, **rank},
                 stdout=sink,
@@ -138,7 +149,7 @@ def run_command(
         ]
         codes = [process.wait() for process in started]
     assert codes == [0] * len(ranks), f"{name}: {command}\n{log.read_text()}"
-    return outputs
+    return {name: Path(f"{path}.kept") for name, path in outputs.items()} if job.mounted else outputs
 
 
 def render(command: str, values: Values, outputs: Mapping[str, Path]) -> str:
@@ -158,3 +169,11 @@ def render(command: str, values: Values, outputs: Mapping[str, Path]) -> str:
 @pytest.fixture
 def run_job() -> Callable[..., Job]:
     return run
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> None:
+    """Skip where the system lets a test mount nothing."""
+    script = [*NAMESPACES, "mount", "-t", "tmpfs", "output", str(tmp_path)]
+    if not shutil.which("unshare") or subprocess.run(script, check=False).returncode:
+        pytest.skip("this system lets a test mount nothing")

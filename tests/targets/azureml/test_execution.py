@@ -72,6 +72,14 @@ def test_a_compiled_folder_can_be_moved_with_its_data(
     assert (job.outputs["counted"] / "text.txt").is_file()
 
 
+@pytest.mark.usefixtures("mounts")
+def test_outputs_may_be_mounts(toy: Pipeline, tmp_path: Path, run_job: Callable[..., Any]) -> None:
+    compiled = compile_toy(toy, tmp_path)
+    job = run_job(compiled, tmp_path / "work", {"PYTHONPATH": os.pathsep.join(sys.path)}, mounted=True)
+    assert sorted(path.name for path in job.outputs["counted"].iterdir()) == ["manifest.json", "text.txt"]
+    assert (job.outputs["counted"] / "text.txt").read_text() == "0 HELLO!\n1 HELLO!\n"
+
+
 def test_a_stage_tracks_to_the_workspaces_own_server(monkeypatch: pytest.MonkeyPatch) -> None:
     server = "eastus.api.azureml.ms/mlflow/v1.0/subscriptions/s/resourceGroups/g/providers/x/workspaces/w"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"azureml://{server}?&is-remote=True")
