@@ -1,7 +1,9 @@
 """A stage is repeated from the values that its run has saved."""
 
+import itertools
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 
 from tuneport.artifacts import CustomModel, File
 from tuneport.targets._inputs import save
+from tuneport.targets.docker.settings import Images
 
 TOY = Path(__file__).parent / "targets" / "toy"
 
@@ -85,6 +88,23 @@ def test_a_failed_stage_is_repeated_with_what_made_it_fail(toy: Toy) -> None:
     assert "wanted peace" in again.stderr
     assert toy("replay", "run/count", "fail=", "--run", "--output_dir", "mended").returncode == 0
     assert toy.text("mended", "count", "counted").startswith("0 HELLO")
+
+
+def test_for_docker_the_command_shows_the_inputs_read_only_to_the_stages_image(finished: Toy) -> None:
+    printed = finished("replay", "run/count", "--target", "docker", "--output_dir", "again")
+    assert printed.returncode == 0, printed.stderr
+    make, command = printed.stdout.strip().split(" && ")
+    words = shlex.split(command)
+    assert shlex.split(make) == ["mkdir", "-p", str(finished.folder / "again" / "count")]
+    command = words[words.index("docker") :]
+    assert command[:3] == ["docker", "run", "--rm"]
+    mounts = [value for flag, value in itertools.pairwise(command) if flag == "--mount"]
+    read, written = finished.folder / "run" / "shout" / "shouted", finished.folder / "again" / "count"
+    assert f"type=bind,source={read},target={read},readonly" in mounts
+    assert f"type=bind,source={written},target={written}" in mounts
+    assert "HF_HUB_OFFLINE=1" in words
+    assert command[command.index("-m") - 3 : command.index("-m")] == [Images().base, "python", "-P"]
+    assert not (finished.folder / "again").exists()
 
 
 def test_a_saved_file_alone_is_enough(toy: Toy) -> None:

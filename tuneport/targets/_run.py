@@ -331,12 +331,13 @@ def _save_inputs(stage: Stage) -> None:
 
 def shell_lines(plan: Plan) -> list[str]:
     """The stages' commands as a shell takes them, each with the variables that it is given."""
-    return [
-        " ".join(
-            [*(f"{name}={shlex.quote(value)}" for name, value in stage.environment.items()), shlex.join(stage.argv)]
-        )
-        for stage in plan.stages
-    ]
+    return [f"{variables(plan, stage)} {shlex.join(stage.argv)}" for stage in plan.stages]
+
+
+def variables(plan: Plan, stage: Stage) -> str:
+    """What is set for a stage, and of the surroundings the MLflow store that is a file, as a shell takes it."""
+    store = {"MLFLOW_TRACKING_URI": plan.tracking_uri} if plan.tracking_uri.startswith("sqlite:") else {}
+    return " ".join(f"{name}={shlex.quote(value)}" for name, value in {**store, **stage.environment}.items())
 
 
 def _ending(code: int) -> str:

@@ -2,9 +2,11 @@
 
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +14,29 @@ import pytest
 import yaml
 
 Values = dict[str, Any]
+# Each output a file system of its own, as a mounted one is; what it holds in the end is copied beside it.
+MOUNTED = """
+for output; do mount -t tmpfs output "$output"; done
+bash -c "$0"; code=$?
+for output; do cp -a "$output" "$output.kept"; done
+exit $code
+"""
+NAMESPACES = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
 BINDING = re.compile(r"\$\{\{parent\.(inputs|outputs|jobs\.(\w+)\.outputs)\.(\w+)\}\}")
 
 
 class Job:
-    """A job that ran: the folder of each output, and each stage's command line and log."""
+    """A job that ran: the folder of each output, and each stage's command line."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, mounted: bool) -> None:
+        self.folder, self.mounted = folder, mounted
         self.outputs: dict[str, Path] = {}
         self.commands: dict[str, str] = {}
-        self.logs: dict[str, str] = {}
 
 
-def run(compiled: Path, work: Path, environment: Mapping[str, str] = {}) -> Job:
+def run(compiled: Path, work: Path, environment: Mapping[str, str] = {}, mounted: bool = False) -> Job:
     """Run `job.yaml` of a compiled folder; every stage in a folder of its own, every output an empty folder."""
-    job, spec = Job(work), yaml.safe_load((compiled / "job.yaml").read_text("utf-8"))
+    job, spec = Job(work, mounted), yaml.safe_load((compiled / "job.yaml").read_text("utf-8"))
     given = {name: value["path"] if isinstance(value, dict) else value for name, value in spec["inputs"].items()}
     for name, value in spec["inputs"].items():
         if isinstance(value, dict) and not Path(value["path"]).is_absolute():
@@ -60,24 +69,32 @@ def run_pipeline(job: Job, file: Path, given: Values, environment: Mapping[str, 
         assert resolve(node.get("compute", "serverless")) == "serverless"
         processes = resolve(node.get("distribution", {}).get("process_count_per_instance", 1))
         nodes = resolve(node.get("resources", {}).get("instance_count", 1))
-        ranked = rank_variables(processes * nodes) if "distribution" in node else {}
-        variables = {**environment, **node.get("environment_variables", {}), **ranked}
-        for output, folder in run_command(job, name, file.parent / node["component"], inputs, variables).items():
+        variables = {**environment, **node.get("environment_variables", {})}
+        ranks = [
+            {**variables, **rank} for rank in (rank_variables(nodes, processes) if "distribution" in node else [{}])
+        ]
+        component = file.parent / node["component"]
+        for output, folder in run_command(job, name, component, inputs, ranks).items():
             made[name, output] = folder
         for output, text in node.get("outputs", {}).items():
             job.outputs[binding(text, "outputs")] = made[name, output]
 
 
-def rank_variables(processes: int) -> dict[str, str]:
-    assert processes == 1  # more are a matter of the launcher's tests
-    return {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_WORLD_SIZE": "1",
+def rank_variables(nodes: int, processes: int) -> list[dict[str, str]]:
+    """What Azure ML sets for each of the processes that it starts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    every = {
+        "WORLD_SIZE": str(nodes * processes),
+        "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29501",
+        "MASTER_PORT": str(port),
     }
+    return [
+        {**every, "RANK": str(rank), "NODE_RANK": str(rank // processes), "LOCAL_RANK": str(rank % processes)}
+        for rank in range(nodes * processes)
+    ]
 
 
 def accept(declared: Mapping[str, Values], given: Values, where: Path) -> Values:
@@ -100,7 +117,14 @@ def check(spec: Values, value: Any, where: str) -> None:
     assert value in spec.get("enum", [value]) and value != "", where
 
 
-def run_command(job: Job, name: str, file: Path, given: Values, environment: Mapping[str, str]) -> dict[str, Path]:
+def run_command(
+    job: Job,
+    name: str,
+    file: Path,
+    given: Values,
+    ranks: Sequence[Mapping[str, str]],
+) -> dict[str, Path]:
+    """Run a component's command, once for each rank with its variables; returns the folders that it has filled."""
     spec = yaml.safe_load(file.read_text("utf-8"))
     values = accept(spec["inputs"], given, file)
     outputs = {output: job.folder / name / "outputs" / output for output in spec["outputs"]}
@@ -109,18 +133,23 @@ def run_command(job: Job, name: str, file: Path, given: Values, environment: Map
         folder.mkdir(parents=True)
     command = job.commands[name] = render(spec["command"], values, outputs)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=cwd,
-        env={**os.environ, "PATH": path, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    job.logs[name] = done.stdout
-    assert done.returncode == 0, f"{name}: {command}\n{done.stdout}"
-    return outputs
+    log = job.folder / name / "log.txt"
+    with log.open("w") as sink:
+        started = [
+            subprocess.Popen(
+                [*NAMESPACES, "sh", "-c", MOUNTED, command, *outputs.values()]
+                if job.mounted
+                else ["bash", "-c", command],
+                cwd=cwd,
+                env={**os.environ, "PATH": path, **rank},
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+            )
+            for rank in ranks
+        ]
+        codes = [process.wait() for process in started]
+    assert codes == [0] * len(ranks), f"{name}: {command}\n{log.read_text()}"
+    return {name: Path(f"{path}.kept") for name, path in outputs.items()} if job.mounted else outputs
 
 
 def render(command: str, values: Values, outputs: Mapping[str, Path]) -> str:
@@ -140,3 +169,11 @@ def render(command: str, values: Values, outputs: Mapping[str, Path]) -> str:
 @pytest.fixture
 def run_job() -> Callable[..., Job]:
     return run
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> None:
+    """Skip where the system lets a test mount nothing."""
+    script = [*NAMESPACES, "mount", "-t", "tmpfs", "output", str(tmp_path)]
+    if not shutil.which("unshare") or subprocess.run(script, check=False).returncode:
+        pytest.skip("this system lets a test mount nothing")

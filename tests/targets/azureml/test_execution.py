@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tuneport.cli import context_from_environment
 from tuneport.graph import Pipeline
 from tuneport.targets import Request, load
 
@@ -71,15 +72,37 @@ def test_a_compiled_folder_can_be_moved_with_its_data(
     assert (job.outputs["counted"] / "text.txt").is_file()
 
 
+@pytest.mark.usefixtures("mounts")
+def test_outputs_may_be_mounts(toy: Pipeline, tmp_path: Path, run_job: Callable[..., Any]) -> None:
+    compiled = compile_toy(toy, tmp_path)
+    job = run_job(compiled, tmp_path / "work", {"PYTHONPATH": os.pathsep.join(sys.path)}, mounted=True)
+    assert sorted(path.name for path in job.outputs["counted"].iterdir()) == ["manifest.json", "text.txt"]
+    assert (job.outputs["counted"] / "text.txt").read_text() == "0 HELLO!\n1 HELLO!\n"
+
+
+def test_a_stage_tracks_to_the_workspaces_own_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = "eastus.api.azureml.ms/mlflow/v1.0/subscriptions/s/resourceGroups/g/providers/x/workspaces/w"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"azureml://{server}?&is-remote=True")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "job-1")
+    context = context_from_environment()
+    assert (context.tracking_uri, context.run_id) == (f"https://{server}", "job-1")
+
+
+@pytest.fixture
+def rows(questions: list[dict[str, str]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in questions)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_job_scores_as_a_local_run_of_the_same_seed(
+    processes: int,
     tiny_model: Path,
-    questions: list[dict[str, str]],
-    write_jsonl: Callable[[Path, Iterable[Any]], Path],
+    rows: str,
     tmp_path: Path,
     run_job: Callable[..., Any],
 ) -> None:
-    write_jsonl(tmp_path / "questions.jsonl", questions)
+    (tmp_path / "questions.jsonl").write_text(rows)
     (tmp_path / "run.yaml").write_text(
         yaml.safe_dump(
             {
@@ -92,6 +115,7 @@ def test_a_job_scores_as_a_local_run_of_the_same_seed(
                 "learning_rate": 0.003,
                 "metric_for_best_model": "accuracy",
                 "seed": 7,
+                "number_of_gpu_to_use_finetuning": processes,
                 "platform": {"azureml": IMAGES},
             }
         )
@@ -102,6 +126,8 @@ def test_a_job_scores_as_a_local_run_of_the_same_seed(
     job = run_job(compiled, tmp_path / "work")
     assert set(job.outputs) == {"pytorch_model_folder", "mlflow_model_folder", "evaluation_result"}
     assert (job.outputs["mlflow_model_folder"] / "MLmodel").is_file()
+    saved = json.loads((tmp_path / "work" / "finetune" / "wd" / "logs" / "finetune.inputs.json").read_text())
+    assert (saved["stage"], saved["values"]["seed"]) == ("finetune", 7)
     theirs, ours = job.outputs["evaluation_result"], local / "model_evaluation" / "evaluation_result"
     assert json.loads((theirs / "metrics.json").read_text()) == json.loads((ours / "metrics.json").read_text())
     assert (theirs / "predictions.jsonl").read_text() == (ours / "predictions.jsonl").read_text()

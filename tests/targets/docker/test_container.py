@@ -43,16 +43,22 @@ class Toy:
         self.output = folder / "runs" / "toy"
         (folder / "text.txt").write_text("hello")
         shutil.copytree(TOY, folder / "lib" / "toy", ignore=shutil.ignore_patterns("__pycache__"))
+        ours = {"PYTHONPATH": str(folder / "lib"), "TOY_NOTES": str(folder / "notes.txt")}
+        self.environment = {**os.environ, **ours}
+
+    def shell(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
 
     def start(self, *arguments: str, **platform: Any) -> subprocess.Popen[str]:
         section = {"images": {"base": self.image}, "environment": ["TOY_NOTES"], **platform}
         (self.folder / "run.yaml").write_text(yaml.safe_dump({"platform": {"docker": section}}))
         command = [sys.executable, "-m", "toy.tuneport_toy", "run", "toy", "--target", "docker"]
-        environment = {"PYTHONPATH": str(self.folder / "lib"), "TOY_NOTES": str(self.folder / "notes.txt")}
         return subprocess.Popen(
             [*command, "--config", "run.yaml", "text=text.txt", *arguments],
             cwd=self.folder,
-            env={**os.environ, **environment},
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -90,6 +96,23 @@ def test_stages_run_in_containers_and_their_results_are_the_callers_and_stand(to
     assert "[2/2] written, offline=1" in log
     assert states(toy.run()) == {"shout": "cached", "count": "cached"}
     assert states(toy.run("times=3")) == {"shout": "cached", "count": "done"}
+
+
+def test_a_stage_is_repeated_in_a_container_by_the_printed_command_or_at_once(toy: Toy) -> None:
+    assert toy.run("suffix=, it's you").returncode == 0
+    counted = ("count", "counted", "text.txt")
+    replay = [sys.executable, "-m", "toy.tuneport_toy", "replay", "runs/toy/count", "--target", "docker"]
+    printed = toy.shell(*replay, "--config", "run.yaml")
+    assert printed.returncode == 0, printed.stderr
+    again = toy.shell("bash", "-c", printed.stdout)
+    assert again.returncode == 0, again.stdout + again.stderr
+    at_once = toy.shell(*replay, "--config", "run.yaml", "--run")
+    assert at_once.returncode == 0, at_once.stdout + at_once.stderr
+    texts = {
+        folder.joinpath(*counted).read_text()
+        for folder in (toy.output, toy.output / "replays" / "count-1", toy.output / "replays" / "count-2")
+    }
+    assert texts == {"0 HELLO, it's you!\n1 HELLO, it's you!\n"}
 
 
 def test_a_missing_image_is_named_with_what_builds_it(toy: Toy) -> None:

@@ -99,12 +99,18 @@ def _check_source(source: Path) -> None:
 
 
 def _copy_source(source: Path, context: Path) -> None:
-    for name in (*SOURCES, *(path for path in DOCKERFILES.values() if "/" not in path)):
+    """Copy what the images are built of; they are to end as root, as which Azure ML sets up a job's container."""
+    context.mkdir()
+    for name in SOURCES:
         if (source / name).is_dir():
             shutil.copytree(source / name, context / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         else:
-            context.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source / name, context / name)
+    for name in DOCKERFILES.values():
+        text = (source / name).read_text("utf-8")
+        (context / name).write_text(
+            f"{text.rstrip()}\n# Azure ML sets up a job's container as this user.\nUSER root\n", "utf-8"
+        )
 
 
 def _yaml(spec: Spec, folder: Path) -> str:

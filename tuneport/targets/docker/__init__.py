@@ -69,6 +69,11 @@ class Docker(Target):
             engine.require_gpus()
         return run_plan(document.plan, Containers(engine, document.settings, ids, gpus=gpus))
 
+    def shell(self, document: ContainerPlan) -> list[str]:
+        from tuneport.targets.docker.container import shell_line
+
+        return [shell_line(document.plan, stage, document.settings) for stage in document.plan.stages]
+
 
 def shm_size(step: Step) -> tuple[str, str] | None:
     """The name and value of the resource by which a step asks for its size of /dev/shm."""

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import threading
@@ -21,11 +22,12 @@ from tuneport.artifacts import Artifact
 from tuneport.errors import UserError
 from tuneport.step import Step
 from tuneport.targets._process import kill_group
-from tuneport.targets._run import Executor, Plan, Stage
+from tuneport.targets._run import Executor, Plan, Stage, variables
 from tuneport.targets.docker import shm_size
 from tuneport.targets.docker.settings import Settings
 
 SCRATCH = Path("/tmp")  # noqa: S108  (of the container: in memory, and gone with it)
+GPUS = Path("/dev/nvidiactl")  # there where a driver is
 PASSED_ON = ("MLFLOW_", "OMP_")  # variables that stages get, by how they begin
 PASSED_ON_WITH_NETWORK = (
     "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT",
@@ -90,7 +92,7 @@ class Engine:
 
     def sees_gpus(self) -> bool:
         """Whether there are GPUs, too."""
-        return self.passes_gpus() and Path("/dev/nvidiactl").exists()
+        return self.passes_gpus() and GPUS.exists()
 
     def require_gpus(self) -> None:
         """Raise `UserError` where no GPU can be handed to a container."""
@@ -118,49 +120,11 @@ class Containers(Executor):
         self.name = container_name(stage)
         self.engine("rm", "--force", self.name)  # of a run that was killed; the folder's lock says that it is over
         stage.folder.mkdir(parents=True, exist_ok=True)
-        store = local_store(plan.tracking_uri, plan.folder)
-        if store:
+        if store := local_store(plan.tracking_uri, plan.folder):
             store.mkdir(parents=True, exist_ok=True)
-        networked = stage.step.network or store is None
-        flags = [
-            "--name", self.name, "--init", "--sig-proxy=false", "--log-driver", "none",
-            "--user", f"{os.getuid()}:{os.getgid()}",
-            *(flag for group in os.getgroups() for flag in ("--group-add", str(group))),
-            "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges",
-            "--network", self.settings.network if networked else "none",
-        ]  # fmt: skip
-        mounts = merged(_mounts(plan, stage, store))
-        if not any(mount.target == SCRATCH for mount in mounts):
-            flags += ["--tmpfs", str(SCRATCH)]
-        for mount in mounts:
-            flags += ["--mount", mount.flag()]
-        for name in self._variables(plan, stage, networked):
-            flags += ["--env", name]
-        if stage.step.network:
-            flags += ["--env", f"HF_HUB_CACHE={hub_cache(plan.environment)}"]
-        if store:
-            flags += ["--workdir", str(plan.folder)]  # a relative tracking URI counts from there
-        flags += self._limits(stage.step)
-        return ("docker", "run", *flags, self.ids[stage.step.image], *stage.argv)
-
-    def _variables(self, plan: Plan, stage: Stage, networked: bool) -> list[str]:
-        """The names of the variables that a stage gets; their values do not show in the list of processes."""
-        names = {n for n in plan.environment if n.startswith(PASSED_ON)} | set(stage.environment) - {"PYTHONPATH"}
-        if networked:
-            names |= {n for n in PASSED_ON_WITH_NETWORK if n in plan.environment}
-        if "TUNEPORT_TASKS" in plan.environment:
-            names.add("TUNEPORT_TASKS")
-        return sorted(names | set(self.settings.environment))
-
-    def _limits(self, step: Step) -> list[str]:
-        flags = []
-        if size := shm_size(step):
-            flags += ["--shm-size", size[1]]
-        if memory := self.settings.memory:
-            flags += ["--memory", memory, "--memory-swap", memory]
-        if self.gpus and step.image == "trainer":
-            flags += ["--gpus", "all"]
-        return flags
+        named = ("--name", self.name, "--sig-proxy=false", "--log-driver", "none")
+        flags = run_flags(plan, stage, self.settings, gpus=self.gpus)
+        return ("docker", "run", *named, *flags, self.ids[stage.step.image], *stage.argv)
 
     def send(self, process: subprocess.Popen[bytes], number: int) -> None:
         threading.Thread(target=self._deliver, args=(process, self.name, number), daemon=True).start()
@@ -188,6 +152,59 @@ class Containers(Executor):
         if code == 137:
             return ["It was killed from outside, for example with `docker kill`."]
         return []
+
+
+def run_flags(plan: Plan, stage: Stage, settings: Settings, *, gpus: bool) -> list[str]:
+    """What of `docker run` says what a stage sees, as whom it runs and what it may use."""
+    store = local_store(plan.tracking_uri, plan.folder)
+    networked = stage.step.network or store is None
+    flags = [
+        "--init", "--user", f"{os.getuid()}:{os.getgid()}",
+        *(flag for group in os.getgroups() for flag in ("--group-add", str(group))),
+        "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges",
+        "--network", settings.network if networked else "none",
+    ]  # fmt: skip
+    mounts = merged(_mounts(plan, stage, store))
+    if not any(mount.target == SCRATCH for mount in mounts):
+        flags += ["--tmpfs", str(SCRATCH)]
+    for mount in mounts:
+        flags += ["--mount", mount.flag()]
+    for name in _variables(plan, stage, settings, networked):
+        flags += ["--env", name]
+    if stage.step.network:
+        flags += ["--env", f"HF_HUB_CACHE={hub_cache(plan.environment)}"]
+    if store:
+        flags += ["--workdir", str(plan.folder)]  # a relative tracking URI counts from there
+    return flags + _limits(stage.step, settings, gpus)
+
+
+def _variables(plan: Plan, stage: Stage, settings: Settings, networked: bool) -> list[str]:
+    """The names of the variables that a stage gets; their values do not show in the list of processes."""
+    names = {n for n in plan.environment if n.startswith(PASSED_ON)} | set(stage.environment) - {"PYTHONPATH"}
+    if networked:
+        names |= {n for n in PASSED_ON_WITH_NETWORK if n in plan.environment}
+    if "TUNEPORT_TASKS" in plan.environment:
+        names.add("TUNEPORT_TASKS")
+    return sorted(names | set(settings.environment))
+
+
+def _limits(step: Step, settings: Settings, gpus: bool) -> list[str]:
+    flags = []
+    if size := shm_size(step):
+        flags += ["--shm-size", size[1]]
+    if memory := settings.memory:
+        flags += ["--memory", memory, "--memory-swap", memory]
+    if gpus and step.image == "trainer":
+        flags += ["--gpus", "all"]
+    return flags
+
+
+def shell_line(plan: Plan, stage: Stage, settings: Settings) -> str:
+    """A stage's `docker run` for a person's shell: it says what it does there, and nothing of it stays."""
+    gpus = settings.gpus == "all" or (settings.gpus == "auto" and GPUS.exists())
+    image = vars(settings.images)[stage.step.image]
+    command = ("docker", "run", "--rm", *run_flags(plan, stage, settings, gpus=gpus), image, *stage.argv)
+    return f"mkdir -p {shlex.quote(str(stage.folder))} && {variables(plan, stage)} {shlex.join(command)}"
 
 
 @dc.dataclass(frozen=True, kw_only=True)
@@ -218,7 +235,7 @@ def _mounts(plan: Plan, stage: Stage, store: Path | None) -> Iterator[Mount]:
     yield Mount(source=plan.output_dir, target=plan.output_dir)  # earlier stages' outputs
     yield Mount(source=stage.folder, target=stage.folder, writable=True)
     for artifact in stage.inputs.values():
-        if artifact.user_supplied:
+        if artifact.user_supplied or not artifact.path.is_relative_to(plan.output_dir):
             yield from read_only(artifact)
     if tasks := plan.environment.get("TUNEPORT_TASKS"):
         folder = plan.folder / tasks
