@@ -191,6 +191,23 @@ def test_a_machine_that_is_lost_ends_the_other_with_a_message(
     second.wait()
 
 
+def test_a_machine_that_finds_no_other_says_so(
+    machines: list[list[str]], still: SimpleNamespace, tmp_path: Path
+) -> None:
+    alone = RENDEZVOUS["c10d"] | {"PET_RDZV_CONF": "is_host=false,read_timeout=3", "PET_LOCAL_ADDR": "10.87.65.2"}
+    done = subprocess.run(
+        [*machines[1], *command(still, tmp_path / "out", num_nodes_finetune="2")],
+        env=os.environ | CPU | alone,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "num_nodes_finetune=2: the machines did not find each other" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+
+
 def test_other_machines_that_nobody_names_are_asked_for(still: SimpleNamespace, tmp_path: Path) -> None:
     done = train(still, tmp_path / "out", num_nodes_finetune="2")
     assert done.returncode == 2
