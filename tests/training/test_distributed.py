@@ -24,7 +24,7 @@ VALUES = {
     "eval_steps": "4",
     "per_device_train_batch_size": "8",
 }
-LORA = {"apply_lora": "true", "lora_r": "4", "learning_rate": "1e-2"}
+LORA = {"apply_lora": "true", "lora_r": "4", "learning_rate": "2e-3"}
 TWO = {"number_of_gpu_to_use_finetuning": "2"}
 ZERO = {stage: {**TWO, "apply_deepspeed": "true", "deepspeed_stage": stage} for stage in "123"}
 CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
