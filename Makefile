@@ -1,4 +1,4 @@
-# make demo: fine-tune a real classifier on this machine's CPU · make test · make lint · make bench
+# make demo: fine-tune a real classifier on this machine's CPU · make test · make lint · make bench · make images
 # Everything is installed in $(VENV), made with $(PYTHON), Python 3.11 or newer: make demo PYTHON=python3.12
 
 PYTHON ?= python3
@@ -11,7 +11,17 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Threads that spin while they wait cost more than they gain on a machine with other work to do.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint format bench setup clean
+# Of `make images`; docs/images.md says what they do.
+DOCKER ?= docker
+PYTHON_IMAGE ?=
+COMPILER_IMAGE ?=
+DOCKER_BUILD_ARGS ?=
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' tuneport/__init__.py)
+REVISION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+DOCKER_BUILD = $(DOCKER) build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
+  $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) $(DOCKER_BUILD_ARGS)
+
+.PHONY: demo test lint format bench images setup clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.train
@@ -35,6 +45,11 @@ bench: $(VENV)/.dev
 	@missed=0; for script in benchmarks/*.py; do \
 	  echo "== $$script"; $(BIN)/python $$script || missed=1; \
 	done; exit $$missed
+
+images:
+	$(DOCKER_BUILD) -f images/base/Dockerfile -t tuneport-base:$(VERSION) .
+	$(DOCKER_BUILD) $(if $(COMPILER_IMAGE),--build-arg COMPILER_IMAGE=$(COMPILER_IMAGE)) \
+	  -f Dockerfile.trainer -t tuneport-trainer:$(VERSION) .
 
 setup: $(VENV)/.dev
 

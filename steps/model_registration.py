@@ -15,6 +15,7 @@ class ModelRegistration(Step):
 
     cacheable = False
     only_if = "registered_model_name"
+    registers = ("mlflow_model_folder", "registered_model_name")
 
     mlflow_model_folder: MLflowModel = consumes("Exported MLflow model.")
     evaluation_result: Report = consumes("Test scores, which become tags of the version.")

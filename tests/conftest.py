@@ -1,15 +1,26 @@
-"""Real but tiny inputs that every suite shares: a two-layer BERT with its tokenizer, and rows that can be learnt."""
+"""What the suites share: a two-layer BERT, rows that can be learnt, and a server that cannot reach tuneport."""
 
 import itertools
 import json
 import os
 import random
 import signal
-from collections.abc import Callable, Iterable
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tuneport.errors import UserError
+from tuneport.targets.docker.container import Engine
+from tuneport.targets.docker.settings import Images
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -142,3 +153,133 @@ def prepared_questions(
     )
     execute(stage)
     return folder / "preprocess_output"
+
+
+@pytest.fixture(scope="session")
+def task_rows(questions: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """`questions` with columns for every task, by the names in `task_columns`."""
+    made = []
+    for row in questions:
+        words, text = row["text"].split(), row["text"]
+        made.append(
+            {
+                **row,
+                "words": words,
+                "tags": [row["label"] if word.isalpha() else "O" for word in words],
+                "question": "which number",
+                "answers": {"text": [words[-1]], "answer_start": [len(text) - len(words[-1])]},
+                "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": row["label"]}],
+            }
+        )
+    return made
+
+
+@pytest.fixture(scope="session")
+def task_columns() -> dict[str, dict[str, Any]]:
+    """By task, what preprocess is told of `task_rows`."""
+    of_questions = {"question_key": "question", "context_key": "text", "answers_key": "answers", "doc_stride": 16}
+    return {
+        "text_classification": {"sentence1_key": "text", "label_key": "label"},
+        "token_classification": {"token_key": "words", "tag_key": "tags"},
+        "question_answering": of_questions,
+        "summarization": {"document_key": "text", "summary_key": "label", "max_target_length": 16},
+        "translation": {"source_lang": "text", "target_lang": "label", "max_target_length": 16},
+        "text_generation": {"text_key": "text", "ground_truth_key": "label"},
+        "chat_completion": {},
+    }
+
+
+FENCE = """
+import socket, sys
+
+class Fence:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("tuneport", "steps", "pipelines"):
+            raise ModuleNotFoundError(f"fenced off: {name}", name=name)
+
+sys.meta_path.insert(0, Fence())
+
+class Socket(socket.socket):
+    def connect(self, address):
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise OSError(f"fenced off: {address}")
+        return super().connect(address)
+
+socket.socket = Socket
+"""
+
+
+@pytest.fixture(scope="session")
+def fenced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment variables under which tuneport, steps, pipelines and other machines are out of reach."""
+    folder = tmp_path_factory.mktemp("fence")
+    (folder / "sitecustomize.py").write_text(FENCE)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    fenced = {**os.environ, "PYTHONPATH": str(folder), "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-c", "import tuneport"]
+    done = subprocess.run(command, env=fenced, cwd=folder, capture_output=True, text=True, check=False)
+    assert "fenced off: tuneport" in done.stderr
+    return fenced
+
+
+@pytest.fixture(scope="session")
+def serve(fenced: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Any]:
+    """`mlflow models serve` of a folder, fenced, as a context: a function payload -> (status, what JSON it answers)."""
+
+    @contextmanager
+    def serving(model: Path) -> Iterator[Callable[[Any], tuple[int, Any]]]:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = str(s.getsockname()[1])
+        folder = tmp_path_factory.mktemp("serve")
+        command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
+        with (folder / "log").open("w") as log:
+            process = subprocess.Popen(
+                [*command, "--host", "127.0.0.1", "--port", port],
+                env=fenced,
+                cwd=folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            deadline = time.monotonic() + 300
+            while True:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
+                    break
+                except OSError:
+                    assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+                    time.sleep(0.2)
+            yield lambda body: post(f"http://127.0.0.1:{port}/invocations", body)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    return serving
+
+
+def post(url: str, body: Any) -> tuple[int, Any]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as e:
+        return e.code, json.load(e)
+
+
+@pytest.fixture(scope="session")
+def docker() -> Engine:
+    """The Docker of this machine, with the images that `make images` builds; the test is skipped where it lacks them.
+
+    With TUNEPORT_REQUIRE_DOCKER=1, which `.ci/run` sets, the test fails instead.
+    """
+    try:
+        engine = Engine()
+        for name, image in Images():
+            engine.inspect(image, name)
+    except UserError as e:
+        if os.environ.get("TUNEPORT_REQUIRE_DOCKER") == "1":
+            pytest.fail(str(e))
+        pytest.skip(str(e))
+    return engine

@@ -1,14 +1,15 @@
 """Kill a training again and again, resume it each time, and compare with one that nobody killed.
 
-Run: `python tests/kill_and_resume.py --model MODEL --rows ROWS --kills 50`, where MODEL and ROWS are what model_import
-and preprocess wrote. Exits with 1 unless the final weights and the loss trace are equal bit for bit and at least
-40 % of the kills came while a checkpoint was being written.
+Run: `python tests/kill_and_resume.py --model MODEL --rows ROWS --kills 50 --mode ddp`, where MODEL and ROWS are what
+model_import and preprocess wrote. Exits with 1 unless the final weights and the loss trace are equal bit for bit and at
+least 40 % of the kills came while a checkpoint was being written.
 """
 
 import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,16 +26,19 @@ VALUES = {
     "save_total_limit": "3",
     "resume_from_checkpoint": "true",
 }
+TWO = {"number_of_gpu_to_use_finetuning": "2", "per_device_train_batch_size": "4"}
+MODES = {"plain": {}, "ddp": TWO, "zero2": TWO | {"apply_deepspeed": "true", "deepspeed_stage": "2"}}
 
 
-def start(model: Path, rows: Path, output: Path) -> subprocess.Popen[bytes]:
+def start(model: Path, rows: Path, output: Path, mode: str = "plain") -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "steps", "finetune", "--task_name", "text_classification"]
     command += ["--model_selector_output", str(model), "--preprocess_output", str(rows)]
     command += ["--pytorch_model_folder", str(output)]
-    for name, value in VALUES.items():
+    for name, value in (VALUES | MODES[mode]).items():
         command += [f"--{name}", value]
     with (output.parent / f"{output.name}.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
 
 def saving(output: Path) -> bool:
@@ -64,9 +68,10 @@ def kill_once(process: subprocess.Popen[bytes], output: Path, rng: random.Random
         time.sleep(rng.uniform(0, 0.2))
     if process.poll() is not None:
         return None
-    process.kill()
+    during = saving(output)
+    os.killpg(process.pid, signal.SIGKILL)  # every rank at the same moment
     process.wait()
-    return saving(output)
+    return during
 
 
 def outcome(output: Path) -> tuple[dict[str, bytes], list[tuple[int, float]]]:
@@ -83,12 +88,13 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--mode", choices=MODES, default="plain")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
-        if start(arguments.model, arguments.rows, whole).wait() != 0:
+        if start(arguments.model, arguments.rows, whole, arguments.mode).wait() != 0:
             sys.exit((whole.parent / "whole.log").read_text())
         expected = outcome(whole)
         kills = in_save = runs = equal = 0
@@ -96,7 +102,7 @@ def main() -> None:
             runs += 1
             output = Path(folder) / f"killed-{runs}"
             while True:
-                process = start(arguments.model, arguments.rows, output)
+                process = start(arguments.model, arguments.rows, output, arguments.mode)
                 if kills < arguments.kills:
                     during = kill_once(process, output, rng, in_save=rng.random() < 0.7)
                     if during is not None:
@@ -108,7 +114,8 @@ def main() -> None:
                 break
             equal += outcome(output) == expected
     print(
-        f"{kills} kills, {in_save} during a save, {runs} trainings resumed to their end, {equal} of them bit-identical"
+        f"{arguments.mode}: {kills} kills, {in_save} during a save, {runs} trainings resumed to their end, "
+        f"{equal} of them bit-identical"
     )
     sys.exit(not (equal == runs and in_save >= 0.4 * kills))
 

@@ -1,5 +1,6 @@
 """Running one step: whole outputs or none, and never anybody else's folder."""
 
+import errno
 import os
 import shutil
 import signal
@@ -36,6 +37,8 @@ class Copy(Step):
             raise UserError("no")
         if self.then == "interrupt":
             raise KeyboardInterrupt
+        if self.then == "read-only":  # what a write to a read-only mount raises
+            raise OSError(errno.EROFS, "Read-only file system", str(self.data.path / "rows.txt"))
         if self.then == "nothing more":
             return
         (self.second.path / "second.txt").write_text(self.text)
@@ -291,3 +294,9 @@ def test_a_step_that_resumes_finds_what_a_finished_run_wrote_and_leaves_it_alone
     finished = copy(data).model
     verify(finished)
     assert (finished.path / "checkpoints" / "1" / "weights").read_text() == "old"
+
+
+def test_a_change_of_a_read_only_input_is_named_and_leaves_nothing(data: Path) -> None:
+    with pytest.raises(UserError, match=r"rows\.txt: cannot be changed, as data is a read-only input of copy"):
+        execute(copy(data, then="read-only"))
+    assert not (data.parent / "out").exists() or not any((data.parent / "out").iterdir())

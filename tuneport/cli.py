@@ -84,12 +84,19 @@ def context_from_environment() -> Context:
     is_rank = torchrun.is_rank(os.environ)
     ranks = {n: int(os.environ[n.upper()]) for n in ("rank", "local_rank", "world_size")} if is_rank else {}
     return Context(
-        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or None,
+        tracking_uri=_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or None),
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or None,
         run_id=os.environ.get("MLFLOW_RUN_ID") or None,
         is_rank=is_rank,
         **ranks,
     )
+
+
+def _tracking_uri(uri: str | None) -> str | None:
+    """Azure ML's own scheme needs a plugin of MLflow's; what it stands for is a plain MLflow server over HTTPS."""
+    if uri is None or not uri.startswith("azureml://"):
+        return uri
+    return "https" + uri.removeprefix("azureml").partition("?")[0]
 
 
 def add_tasks(add: Callable[[Path], None]) -> None:
@@ -148,6 +155,7 @@ def stage_command(step: type[Step], run: Callable[[Mapping[str, t.Any]], int]) -
 def run_stage(argv: Sequence[str], names: Sequence[str], load: Callable[..., type[Step]]) -> int:
     """`python -m steps STAGE --flag value`: run one stage; returns the exit code."""
     configure_logging()
+    torchrun.die_with_launcher(os.environ)
     return guard(lambda: _run_stage(list(argv), names, load))
 
 
@@ -166,11 +174,14 @@ def _run_stage(argv: list[str], names: Sequence[str], load: Callable[..., type[S
     def run(given: Mapping[str, t.Any]) -> int:
         from tuneport.stage import arguments, execute
         from tuneport.step import parse_values
+        from tuneport.targets import _inputs
 
         stage = step(**parse_values(step.ports(), given, step.name()))
         stage.context = context_from_environment()
         if (processes := stage.processes()) is not None and not stage.context.is_rank:
             return _launch(stage, processes, arguments(step, given))
+        if stage.context.rank == 0 and (path := os.environ.get(_inputs.VARIABLE)):
+            _inputs.save(Path(path), stage)
         execute(stage)
         return 0
 
@@ -191,6 +202,7 @@ def _run_stage(argv: list[str], names: Sequence[str], load: Callable[..., type[S
 def _launch(stage: Step, processes: int, command: Sequence[str]) -> int:
     """Run a stage in several processes; what it refuses anyway, it refuses before they start."""
     stage.check()
+    stage.check_files()
     nodes = max((getattr(stage, n) for n, p in stage.ports().items() if p.resource == "nodes"), default=1)
     code, message = torchrun.launch(command, processes, nodes, os.environ)
     if code != 0:
@@ -211,6 +223,7 @@ def _peek(argv: Sequence[str], name: str) -> str | None:
 # -- the `tuneport` command -------------------------------------------------------------------------------------------
 
 Load = Callable[[str], "Pipeline"]
+LoadStage = Callable[..., type[Step]]
 
 
 class Commands(click.Group):
@@ -239,18 +252,18 @@ class PipelineCommand(click.Command):
             raise UserError(f"unknown option '{e.option_name}'; there are: {', '.join(known)}.{guess}") from None
 
 
-def main(argv: Sequence[str], names: Callable[[], Sequence[str]], load: Load) -> int:
+def main(argv: Sequence[str], names: Callable[[], Sequence[str]], load: Load, load_stage: LoadStage) -> int:
     """`tuneport COMMAND …`; returns the exit code."""
     configure_logging()
 
     def work() -> int:
-        code = commands(names(), load, argv).main(list(argv), prog_name="tuneport", standalone_mode=False)
+        code = commands(names(), load, load_stage, argv).main(list(argv), prog_name="tuneport", standalone_mode=False)
         return int(code or 0)
 
     return guard(work)
 
 
-def commands(pipelines: Sequence[str], load: Load, argv: Sequence[str]) -> click.Group:
+def commands(pipelines: Sequence[str], load: Load, load_stage: LoadStage, argv: Sequence[str]) -> click.Group:
     """The commands; ``argv`` is what the user typed, shown again as the way to go on after a failure."""
 
     @click.group(
@@ -276,6 +289,7 @@ def commands(pipelines: Sequence[str], load: Load, argv: Sequence[str]) -> click
         _compile_command(named, argv),
         _submit_command(named, argv),
         _validate_command(named),
+        _replay_command(load_stage),
         _schema_command(named),
         _init_command(named),
     ):
@@ -449,6 +463,52 @@ def _validate_command(load: Callable[[str | None], Pipeline]) -> click.Command:
 
     help = "Check values, files and columns without running anything."
     return _pipeline_command("validate", help, load, validate, (_target_option("local"),))
+
+
+def _replay_command(load: LoadStage) -> click.Command:
+    def replay(
+        run_stage: Path,
+        overrides: tuple[str, ...],
+        *,
+        config: Path | None,
+        target: str,
+        run: bool,
+        stage: str | None,
+        output_dir: Path | None,
+    ) -> int:
+        from tuneport import replay, targets
+        from tuneport.config import platform
+
+        source = Path.cwd() / run_stage
+        name, saved = replay.read(source, stage)
+        pipeline = replay.pipeline(name, saved, overrides, load, Path.cwd())
+        chosen = targets.load(target)
+        run_folder = Path.cwd() if source.is_file() else source.parent
+        folder = Path.cwd() / output_dir if output_dir else replay.fresh(run_folder / "replays" / name)
+        request = _request(pipeline, platform(config), ("replay", *sys.argv[2:]), folder)
+        # a store of its own: a stage adds to the MLflow run that its inputs come from
+        environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", **request.environment}
+        document = chosen.compile(pipeline, {}, dc.replace(request, environment=environment))
+        if run:
+            return chosen.submit(document)
+        click.echo("\n".join(chosen.shell(document)))
+        return 0
+
+    parameters: list[click.Parameter] = [
+        click.Argument(["run_stage"], type=click.Path(path_type=Path), metavar="RUN/STAGE"),
+        click.Argument(["overrides"], nargs=-1, metavar="[NAME=VALUE]..."),
+        _path_option("--config", "FILE", "YAML file with the target's settings, under platform."),
+        _target_option("local"),
+        click.Option(["--run"], is_flag=True, help="Run the command, do not only print it."),
+        click.Option(["--stage"], metavar="STAGE", help="Whose executor input of Kubeflow Pipelines the file is."),
+        _path_option("--output_dir", "DIR", "Folder of what it writes.  [default: a new one in RUN/replays]"),
+    ]
+    help = (
+        "Print or run the command that repeats one stage of a run with the same values. RUN/STAGE is a stage's folder, "
+        "a saved STAGE.inputs.json, or an executor input of Kubeflow Pipelines; NAME=VALUE changes a value."
+    )
+    settings = {"max_content_width": 120}
+    return PipelineCommand("replay", params=parameters, callback=replay, help=help, context_settings=settings)
 
 
 def _schema_command(load: Callable[[str | None], Pipeline]) -> click.Command:

@@ -22,7 +22,7 @@ from tuneport.step import REQUIRED, Port, parse_values
 if t.TYPE_CHECKING:
     from yaml.nodes import MappingNode, Node
 
-URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # runs:/…, models:/…, s3://…: no path of this machine
+URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|azureml:")  # runs:/…, s3://…, azureml:name:1: no path of this machine
 PLATFORM = "platform"  # the one key of a file that is no input of a pipeline
 JSON_TYPES: dict[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
 JSON_BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}

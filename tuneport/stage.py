@@ -65,7 +65,7 @@ def execute(step: Step) -> None:
         for name, artifact in staged.items():
             _begin(artifact, outputs[name].path, step.keeps_on_failure if step.resumes() else ())
             setattr(step, name, artifact)
-        with _terminated_on_signal():
+        with terminated_on_signal():
             step.run()
             lineage = {n: digest(v) for n, v in inputs.items()} | dict(step.origins())
             for artifact in staged.values():
@@ -79,6 +79,8 @@ def execute(step: Step) -> None:
             _abandon(artifact.path, outputs[name].path, step.keeps_on_failure)
         if _is_full_disk(e, outputs.values()):
             raise UserError(_full_disk_message(step, outputs.values())) from e
+        if isinstance(e, OSError) and e.errno == errno.EROFS:
+            raise UserError(_read_only_message(step, inputs, e)) from e
         raise
     finally:
         for name, artifact in outputs.items():
@@ -102,7 +104,7 @@ def _assist(step: Step, outputs: dict[str, Artifact]) -> None:
     """Run a step beside the process of rank 0, which prepares, seals and clears away the outputs of all."""
     for name, artifact in outputs.items():
         setattr(step, name, type(artifact)(_staging(artifact.path)))
-    with _terminated_on_signal():
+    with terminated_on_signal():
         step.run()
 
 
@@ -239,8 +241,23 @@ def _full_disk_message(step: Step, outputs: Any) -> str:
     )
 
 
+def _read_only_message(step: Step, inputs: Mapping[str, Artifact], error: OSError) -> str:
+    path = Path(str(error.filename or "a file"))
+    for name, artifact in inputs.items():
+        if path.is_relative_to(artifact.path):
+            return (
+                f"{path}: cannot be changed, as {name} is a read-only input of {step.name()}. Give it a copy instead."
+            )
+    return (
+        f"{path}: is on a read-only file system, and {step.name()} has to write there. In a container, mount its "
+        "outputs writable and give it a /tmp (--tmpfs /tmp)."
+    )
+
+
 @contextmanager
-def _terminated_on_signal() -> Iterator[None]:
+def terminated_on_signal() -> Iterator[None]:
+    """While entered, a signal by which a platform asks a process to stop raises `Terminated`."""
+
     def handler(signum: int, frame: types.FrameType | None) -> None:
         raise Terminated
 

@@ -215,6 +215,7 @@ class Step(Params):
     cacheable: t.ClassVar[bool] = True  # False: it has an effect beyond its outputs, so no target may skip it
     network: t.ClassVar[bool] = False  # may need more of the network than the tracking server, e.g. a model hub
     only_if: t.ClassVar[str | None] = None  # skipped in a pipeline unless this parameter has a value
+    registers: t.ClassVar[tuple[str, str] | None] = None  # its input that it registers, and the parameter of the name
     keeps_on_failure: t.ClassVar[tuple[str, ...]] = ()  # what a failed run leaves in its output folders
     resume_with: t.ClassVar[Mapping[str, t.Any]] = {}  # the values by which it goes on from that, where there is any
     fixed: t.ClassVar[Mapping[str, t.Any]] = {}  # parameters that a specialised step class has settled

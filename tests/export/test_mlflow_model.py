@@ -1,15 +1,9 @@
 """Exported MLflow models answer as the predictor does, where nothing of tuneport can be imported."""
 
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,26 +20,6 @@ from mlflow.types.schema import Array, Map
 from tuneport import tasks
 from tuneport.export import write_mlflow_model
 from tuneport.export.mlflow_model import requirements
-
-FENCE = """
-import socket, sys
-
-class Fence:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("tuneport", "steps", "pipelines"):
-            raise ModuleNotFoundError(f"fenced off: {name}", name=name)
-
-sys.meta_path.insert(0, Fence())
-
-class Socket(socket.socket):
-    def connect(self, address):
-        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
-            raise OSError(f"fenced off: {address}")
-        return super().connect(address)
-
-socket.socket = Socket
-"""
-
 
 LOAD = """
 import json, sys, mlflow, pandas as pd
@@ -126,19 +100,6 @@ def pair(export: Callable[..., Exported]) -> Exported:
 @pytest.fixture(scope="session")
 def multi_label(export: Callable[..., Exported]) -> Exported:
     return export({"sentence1": "text", "label": "label"}, multi_label=True)
-
-
-@pytest.fixture(scope="session")
-def fenced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment variables under which tuneport, steps, pipelines and other machines are out of reach."""
-    folder = tmp_path_factory.mktemp("fence")
-    (folder / "sitecustomize.py").write_text(FENCE)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    fenced = {**os.environ, "PYTHONPATH": str(folder), "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [sys.executable, "-c", "import tuneport"]
-    done = subprocess.run(command, env=fenced, cwd=folder, capture_output=True, text=True, check=False)
-    assert "fenced off: tuneport" in done.stderr
-    return fenced
 
 
 def table(exported: Exported) -> dict[str, list[str]]:
@@ -283,47 +244,12 @@ def test_two_fields_may_read_one_column(export: Callable[..., Exported]) -> None
 
 
 @pytest.fixture(scope="module")
-def server(single: Exported, fenced: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`mlflow models serve`, without tuneport."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    folder = tmp_path_factory.mktemp("serve")
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(single.folder), "--env-manager", "local"]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", port],
-            env=fenced,
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/invocations"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def ask(single: Exported, serve: Any) -> Iterator[Callable[[Any], tuple[int, Any]]]:
+    with serve(single.folder) as ask:
+        yield ask
 
 
-def post(url: str, body: Any) -> tuple[int, Any]:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as e:
-        return e.code, json.load(e)
-
-
-def test_the_model_is_served_over_http_without_tuneport(server: str, single: Exported) -> None:
+def test_the_model_is_served_over_http_without_tuneport(ask: Any, single: Exported) -> None:
     ((column, texts),) = table(single).items()
     for body in (
         {"dataframe_split": {"columns": [column], "data": [[text] for text in texts]}},
@@ -332,12 +258,12 @@ def test_the_model_is_served_over_http_without_tuneport(server: str, single: Exp
         {"inputs": [{column: text} for text in texts]},
         {"inputs": texts},
     ):
-        status, answer = post(server, body)
+        status, answer = ask(body)
         assert status == 200, answer
         assert same(answer["predictions"], single.expected)
 
 
-def test_the_server_refuses_a_missing_column_with_400(server: str) -> None:
-    status, answer = post(server, {"dataframe_records": [{"wrong": "x"}]})
+def test_the_server_refuses_a_missing_column_with_400(ask: Any) -> None:
+    status, answer = ask({"dataframe_records": [{"wrong": "x"}]})
     assert status == 400
     assert "missing inputs" in answer["message"] and "wrong" in answer["message"]

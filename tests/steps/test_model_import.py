@@ -153,6 +153,20 @@ def test_a_vocabulary_without_tokenizer_json_is_converted(copy: Path, tmp_path: 
     assert Tokenizer.from_file(str(out / "tokenizer.json")).encode("red cat").tokens == ["[CLS]", "red", "cat", "[SEP]"]
 
 
+@pytest.mark.parametrize("kind", ["marian", "m2m_100"])
+def test_a_tokenizer_that_has_no_fast_version_is_refused_with_the_remedy(kind: str, copy: Path, tmp_path: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "model_type": kind}))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copy / name).unlink()
+    for name in ("source.spm", "target.spm", "sentencepiece.bpe.model"):
+        (copy / name).write_bytes(b"a SentencePiece model")
+    (copy / "vocab.json").write_text('{"</s>": 0, "<unk>": 1, "<pad>": 2}')
+    message = refused(copy, tmp_path)
+    assert f"the tokenizer of this {kind} model cannot be made a tokenizer.json" in message
+    assert "Add its tokenizer.json to the folder" in message and len(message) < 800
+
+
 @pytest.mark.parametrize("layout", ["transformers", "hftransformersv2"])
 def test_mlflow_layouts_are_read(layout: str, tiny_model: Path, tmp_path: Path) -> None:
     root = tmp_path / "mlflow"

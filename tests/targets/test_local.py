@@ -20,7 +20,7 @@ from tuneport.artifacts import Dataset, Report
 from tuneport.errors import UserError
 from tuneport.graph import Pipeline
 from tuneport.targets import Request, load, names
-from tuneport.targets.local import Plan, Stage, default_tracking_uri
+from tuneport.targets._run import Plan, Stage, default_tracking_uri
 
 
 class Toy:
@@ -168,9 +168,9 @@ def test_a_folder_that_no_sqlite_uri_can_name_gets_a_relative_one() -> None:
     assert default_tracking_uri(Path("/50%/a?b#c")) == "sqlite:///mlflow.db"
 
 
-def test_the_only_target_there_is_is_named_when_another_is_asked_for() -> None:
-    assert names() == ["local"]
-    with pytest.raises(UserError, match=r"unknown target 'locale'; there are: local\. Did you mean 'local'\?"):
+def test_the_targets_that_there_are_are_named_when_another_is_asked_for() -> None:
+    assert "local" in names()
+    with pytest.raises(UserError, match=r"unknown target 'locale'; there are: .*local.* Did you mean 'local'\?"):
         load("locale")
 
 

@@ -230,6 +230,24 @@ def test_a_tuned_model_is_tuned_again_by_its_own_template(
     assert metas[0]["prompting"]["stop"] == run.prepared.info.meta["prompting"]["stop"]
 
 
+def test_a_given_template_comes_with_the_tuned_and_the_served_model(
+    decoder: Any, write_jsonl: Any, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    model, data = decoder("llama", "[INST] {{ messages }}"), write_jsonl(tmp_path / "rows.jsonl", rows())
+    prepared = prepare(model, data, tmp_path / "data", chat_template=CHATML)
+    inputs = {"preprocess_output": prepared.path, "pytorch_model_folder": tmp_path / "tuned"}
+    execute(steps.load("finetune", TASK)(model_selector_output=model, **inputs, max_steps=1))
+    execute(steps.load("model_export", TASK)(**inputs, mlflow_model_folder=tmp_path / "exported"))
+    turns = talk(1, ["cat"])[:1]
+    for folder in (tmp_path / "tuned", tmp_path / "exported" / "artifacts" / "model"):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert text.endswith("<|im_start|>user\n1 cat<|im_end|>\n<|im_start|>assistant\n")
+    assert (model / "chat_template.jinja").read_text() == "[INST] {{ messages }}"
+
+
 def turns_as(shape: str, row: dict[str, Any]) -> dict[str, Any]:
     asked, said = row["messages"][:2]
     return {

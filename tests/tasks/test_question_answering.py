@@ -185,6 +185,32 @@ def test_the_metrics_equal_a_recount_from_the_predictions(run: SimpleNamespace) 
     ]
 
 
+def test_answers_are_scored_against_their_own_rows_where_rows_before_them_were_dropped(
+    run: SimpleNamespace, write_jsonl: Any, tmp_path: Path
+) -> None:
+    train, test = write_jsonl(tmp_path / "train.jsonl", question_rows(60)), question_rows(300)[240:270]
+    for i in (0, 7, 8, 20):
+        test[i]["q"] = None
+    given = {"test_file_path": write_jsonl(tmp_path / "test.jsonl", test), "max_dropped_fraction": 0.5}
+    inputs = {
+        "model_selector_output": run.model,
+        "preprocess_output": prepare(run.model, train, tmp_path / "data", **given).path,
+        "pytorch_model_folder": run.tuned,
+    }
+    execute(steps.load("model_evaluation", TASK)(**inputs, evaluation_result=tmp_path / "report"))
+    lines = [json.loads(line) for line in (tmp_path / "report" / "predictions.jsonl").read_text().splitlines()]
+    numbers = [int(line["row_id"].rpartition(":")[2]) - 1 for line in lines]
+    assert numbers == [i for i in range(30) if i not in (0, 7, 8, 20)]
+    scored = []
+    for i, line in zip(numbers, lines, strict=True):
+        assert (line["question"], line["context"]) == (test[i]["q"], test[i]["c"])
+        start, end = line["tuned"]["start"], line["tuned"]["end"]
+        assert line["tuned"]["answer"] == (test[i]["c"][start:end] if start >= 0 else "")
+        scored.append(squad(test[i]["a"]["text"], line["tuned"]["answer"])[1])
+    found = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert found["tuned"]["metrics"]["f1"] == pytest.approx(mean(scored))
+
+
 def test_the_tuned_model_learns_and_beats_the_trivial_answers(run: SimpleNamespace) -> None:
     found = json.loads((run.report / "metrics.json").read_text())
     floor = {"bert": 0.75, "llama": 0.6}[run.name]

@@ -71,41 +71,8 @@ def _make(kind: str, words: Path, folder: Path) -> Path:
     return folder / "base"
 
 
-def rows_of(questions: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """One row for every task."""
-    made = []
-    for row in questions:
-        words, text = row["text"].split(), row["text"]
-        made.append(
-            {
-                **row,
-                "words": words,
-                "tags": [row["label"] if word.isalpha() else "O" for word in words],
-                "question": "which number",
-                "answers": {"text": [words[-1]], "answer_start": [len(text) - len(words[-1])]},
-                "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": row["label"]}],
-            }
-        )
-    return made
-
-
-COLUMNS: dict[str, dict[str, Any]] = {
-    "text_classification": {"sentence1_key": "text", "label_key": "label"},
-    "token_classification": {"token_key": "words", "tag_key": "tags"},
-    "question_answering": {
-        "doc_stride": 16,
-        "question_key": "question",
-        "context_key": "text",
-        "answers_key": "answers",
-    },
-    "summarization": {"document_key": "text", "summary_key": "label", "max_target_length": 16},
-    "translation": {
-        "source_lang": "text",
-        "target_lang": "label",
-        "prompt_template": "{text}",
-        "max_target_length": 16,
-    },
-    "text_generation": {"text_key": "text", "ground_truth_key": "label"},
+TEMPLATES = {
+    "translation": {"prompt_template": "{text}"},
     "chat_completion": {"chat_template": "{% for m in messages %}{{ m['content'] }} [SEP] {% endfor %}"},
 }
 FAMILIES = [
@@ -132,7 +99,8 @@ FAMILIES = [
 @pytest.fixture(scope="module")
 def prepared(
     model: Callable[[str], Path],
-    questions: list[dict[str, str]],
+    task_rows: list[dict[str, Any]],
+    task_columns: dict[str, dict[str, Any]],
     write_jsonl: Any,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, str], Path]:
@@ -141,8 +109,13 @@ def prepared(
     def make(task: str, kind: str) -> Path:
         if (task, kind) not in made:
             folder = tmp_path_factory.mktemp("prepared")
-            data = write_jsonl(folder / "rows.jsonl", rows_of(questions))
-            values = {"model_selector_output": model(kind), "train_file_path": data, **COLUMNS[task]}
+            data = write_jsonl(folder / "rows.jsonl", task_rows)
+            values = {
+                "model_selector_output": model(kind),
+                "train_file_path": data,
+                **task_columns[task],
+                **TEMPLATES.get(task, {}),
+            }
             execute(steps.load("preprocess", task)(**values, preprocess_output=folder / "out"))
             made[task, kind] = folder / "out"
         return made[task, kind]
@@ -337,7 +310,7 @@ def test_an_adapter_of_a_hub_model_names_it_and_its_commit(
     base, data = tmp_path / "base", write_jsonl(tmp_path / "rows.jsonl", questions)
     execute(steps.load("model_import")(huggingface_id="acme/one", model_selector_output=base))
     inputs = {"model_selector_output": base, "train_file_path": data, "preprocess_output": tmp_path / "prepared"}
-    execute(steps.load("preprocess", task)(**inputs, **COLUMNS[task]))
+    execute(steps.load("preprocess", task)(**inputs, sentence1_key="text", label_key="label"))
     tuned = finetune(task, base, tmp_path / "prepared", tmp_path / "tuned", merge_lora_weights=False, max_steps=3)
     config = json.loads((tuned / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("acme/one", commit)

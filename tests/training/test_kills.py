@@ -13,15 +13,17 @@ SCRIPT = Path(__file__).parents[1] / "kill_and_resume.py"
 sys.path.insert(0, str(SCRIPT.parent))
 from kill_and_resume import outcome, start, steps_done  # noqa: E402
 
-KILLS = os.environ.get("TUNEPORT_KILLS", "10")
+KILLS = {"plain": "6", "ddp": "2", "zero2": "2"}
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", KILLS)
 def test_a_training_killed_again_and_again_ends_as_if_nobody_had(
-    imported_model: Path, prepared_questions: Path
+    mode: str, imported_model: Path, prepared_questions: Path
 ) -> None:
     command = [sys.executable, str(SCRIPT), "--model", str(imported_model), "--rows", str(prepared_questions)]
-    done = subprocess.run([*command, "--kills", KILLS], capture_output=True, text=True, check=False)
+    kills = os.environ.get("TUNEPORT_KILLS", KILLS[mode])
+    done = subprocess.run([*command, "--mode", mode, "--kills", kills], capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
 

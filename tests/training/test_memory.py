@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from tuneport.training.memory import candidates
 
 ROWS = 64
 FINETUNE = """
-import resource, sys
+import os, resource, sys
 import sklearn.metrics
 import torch
 import steps, tuneport.training.trainer as training
 from tuneport.cli import run_stage
 room, *arguments = sys.argv[1:]
+if os.environ.get("RANK", "1") != "1":
+    room = 100_000  # of two processes, the other one has enough
 
 class Limited(training.BestModelTrainer):
     def __init__(self, *arguments, **values):
@@ -80,11 +83,13 @@ def inputs(tiny_model: Path, questions: Any, write_jsonl: Any, tmp_path_factory:
     return ["--model_selector_output", str(model), "--preprocess_output", str(prepared)]
 
 
-def finetune(inputs: list[str], output: Path, room: int, **values: Any) -> subprocess.CompletedProcess[str]:
+def finetune(
+    inputs: list[str], output: Path, room: int, start: Sequence[str] = (sys.executable, "-c", FINETUNE), **values: Any
+) -> subprocess.CompletedProcess[str]:
     """Train in a process that may take ``room`` MiB more than it has once the model is loaded."""
     settings = {"per_device_train_batch_size": ROWS, "max_steps": 1, **values}
     flags = itertools.chain.from_iterable((f"--{name}", str(value)) for name, value in settings.items())
-    command = [sys.executable, "-c", FINETUNE, str(room), "finetune", "--task_name", "text_classification"]
+    command = [*start, str(room), "finetune", "--task_name", "text_classification"]
     command += [*inputs, "--pytorch_model_folder", str(output), *flags]
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -111,6 +116,22 @@ def test_a_batch_size_is_found_that_fits_and_keeps_the_effective_batch(inputs: l
     assert found["per_device_train_batch_size"] in (32, 16, 8, 4)
     assert found["per_device_train_batch_size"] * found["gradient_accumulation_steps"] == ROWS
     assert "batches of 64 do not fit into memory" in run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [{}, {"apply_deepspeed": True, "deepspeed_stage": 2}], ids=["DDP", "ZeRO-2"])
+def test_all_processes_take_the_batch_size_that_fits_each(
+    sharded: dict[str, Any], inputs: list[str], tmp_path: Path
+) -> None:
+    script = tmp_path / "finetune.py"
+    script.write_text(FINETUNE, "utf-8")
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    values = {"auto_find_batch_size": True, "number_of_gpu_to_use_finetuning": 2, **sharded}
+    run = finetune(inputs, tmp_path / "out", room=1_400, start=ranks, **values)
+    assert run.returncode == 0, run.stderr
+    found = result(tmp_path / "out")
+    assert found["per_device_train_batch_size"] in (32, 16, 8, 4)
+    assert found["per_device_train_batch_size"] * found["gradient_accumulation_steps"] == ROWS
 
 
 def test_where_no_row_fits_the_user_is_told(inputs: list[str], tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT, or PET_RDZV_BACKEND=c10d and
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses as dc
 import json
 import logging
 import os
 import signal
+import sys
 import tempfile
 import time
 import typing as t
@@ -37,14 +39,25 @@ class Ending:
     time: float
 
     @property
-    def is_cause(self) -> tuple[bool, bool, float]:
-        """Sorts the likeliest cause first: killed from outside, then the user's mistake, then the first to fail."""
-        return self.code >= 0, self.code != 2, self.time
+    def is_cause(self) -> tuple[bool, bool, bool, float]:
+        """Sorts the likeliest cause first: killed from outside, then the user's mistake, then the first to fail.
+
+        SIGTERM is what torchrun sends the others.
+        """
+        return self.code == -signal.SIGTERM, self.code >= 0, self.code != 2, self.time
 
 
 def is_rank(environment: Mapping[str, str]) -> bool:
     """Whether whoever started this process made it one of several: torchrun, Azure ML, a PyTorchJob by torchrun."""
     return all(environment.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+
+
+def die_with_launcher(environment: Mapping[str, str]) -> None:
+    """Let the kernel kill this rank when its launcher is killed: left alone, it would go on writing."""
+    if LAUNCHED not in environment or not sys.platform.startswith("linux"):
+        return
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def report(environment: Mapping[str, str], code: int, message: str) -> bool:

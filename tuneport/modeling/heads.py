@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import typing as t
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
-def load_with_labels(auto_class: t.Any, folder: Path, labels: Sequence[str], problem_type: str | None = None) -> t.Any:
+def load_with_labels(
+    auto_class: t.Any, folder: Path, labels: Sequence[str], problem_type: str | None = None, **loading: t.Any
+) -> t.Any:
     """Load a model in 32 bits with one output a label; a head for other labels is replaced by one of random weights."""
     from transformers import AutoConfig
 
@@ -18,4 +21,25 @@ def load_with_labels(auto_class: t.Any, folder: Path, labels: Sequence[str], pro
     config.label2id = {label: i for i, label in enumerate(labels)}
     if problem_type is not None:
         config.problem_type = problem_type
-    return auto_class.from_pretrained(folder, config=config, ignore_mismatched_sizes=not same_head, dtype="float32")
+    if config.pad_token_id is None:
+        config.pad_token_id = _padding(folder, config)
+    loading |= {"ignore_mismatched_sizes": not same_head, "dtype": "float32"}
+    return auto_class.from_pretrained(folder, config=config, **loading)
+
+
+def _padding(folder: Path, config: t.Any) -> int:
+    """What fills up the rows of a model that names no token for that: its tokenizer's, or its end of text.
+
+    A decoder's classifier reads the last token of a row that is another one.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    named = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    for name in ("pad_token", "eos_token"):
+        token = named.get(name)
+        id_ = tokenizer.token_to_id(str(token.get("content") if isinstance(token, Mapping) else token))
+        if id_ is not None and id_ < config.vocab_size:
+            return id_
+    ends = config.eos_token_id
+    return int(ends[0] if isinstance(ends, list) else ends or 0)

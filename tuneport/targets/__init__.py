@@ -54,6 +54,11 @@ class Target(ABC):
         name = type(self).__module__.rpartition(".")[2]
         raise UserError(f"--target {name}: has no document to write. Use tuneport run, or name another target.")
 
+    def shell(self, document: t.Any) -> list[str]:
+        """The commands by which a person runs the document's stages on this machine, one line each."""
+        name = type(self).__module__.rpartition(".")[2]
+        raise UserError(f"--target {name}: runs no stage on this machine. Name local or docker.")
+
     @abstractmethod
     def submit(self, document: t.Any) -> int:
         """Check the user's files, send the document, and return the process's exit code."""

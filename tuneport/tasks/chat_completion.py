@@ -189,6 +189,9 @@ class ChatCompletion(LanguageModelingTask):
 
         return encode
 
+    def chat_template(self, meta: Meta) -> str | None:
+        return t.cast(str, meta["prompting"]["chat_template"])
+
     def serving_schema(self, fields: Iterable[str], meta: Meta) -> tuple[pa.Schema, pa.Schema]:
         import pyarrow as pa
 

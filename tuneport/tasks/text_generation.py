@@ -72,7 +72,10 @@ class TextGeneration(LanguageModelingTask):
         columns = self.columns(options)
 
         def read(raw: Mapping[str, t.Any], where: str) -> Row:
-            return {field: _text(raw.get(column), column) for field, column in columns.items()}
+            return {
+                field: _text(raw.get(column), column, learnt=field == "ground_truth")
+                for field, column in columns.items()
+            }
 
         return read
 
@@ -130,12 +133,14 @@ class TextGeneration(LanguageModelingTask):
         return answer.get("text")
 
 
-def _text(value: t.Any, column: str) -> str:
+def _text(value: t.Any, column: str, *, learnt: bool) -> str:
     if value is None:
         raise Drop(f"null in column '{column}'")
     if not isinstance(value, str):
         raise Refuse(f"column '{column}' holds no text; wanted text", repr(value)[:FOUND_LENGTH])
     if not value.strip():
+        if learnt:
+            raise Refuse(f"column '{column}' holds an empty completion; wanted text, as nothing else is learnt")
         raise Drop(f"empty text in column '{column}'")
     try:
         value.encode()

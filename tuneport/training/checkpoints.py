@@ -20,6 +20,7 @@ from tuneport.artifacts import write_atomically
 from tuneport.stage import Preempted
 from tuneport.training.checkpoint_files import RUN_STATE, TRAINER_STATE, Checkpoint, CheckpointFolder
 from tuneport.training.loss import LossByItem
+from tuneport.training.observation import ObservedTrainer
 from tuneport.training.order import Order
 from tuneport.training.saving import HostCopy, Writer
 
@@ -28,7 +29,7 @@ class EvaluationStopped(BaseException):
     """An evaluation is given up, as the process is to end: it is owed and made first thing after the resume."""
 
 
-class BestModelTrainer(LossByItem):
+class BestModelTrainer(ObservedTrainer, LossByItem):
     """A Trainer whose checkpoints are whole or absent, need no unpickling of code, and name no absolute path.
 
     ``checkpoints`` says where they stand. Evaluation adds ``scores_of_answers``, metrics of what a model answers, and
@@ -49,6 +50,11 @@ class BestModelTrainer(LossByItem):
         self.rng_before_evaluation: dict[str, t.Any] | None = None
         self.order: Order | None = None
         self.add_callback(_GoOn(self))
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weights or their optimizer's states are spread over the processes."""
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
     def train_from(self, checkpoint: Checkpoint | None) -> None:
         """Train from a checkpoint in ``checkpoints``, or from the start; every checkpoint is written on return."""
@@ -107,7 +113,8 @@ class BestModelTrainer(LossByItem):
     def _load_best_model(self) -> None:
         self.writer.wait()
         self._barrier()
-        super()._load_best_model()
+        if not self.is_sharded:  # else whoever saves the model loads it from its checkpoint
+            super()._load_best_model()
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
@@ -124,15 +131,14 @@ class BestModelTrainer(LossByItem):
             self.state.best_model_checkpoint = str(self.checkpoints.checkpoint(best).path)
         ranks = self._of_all_ranks()
         texts = self._texts([loss for _, loss in ranks])
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         if self.args.should_save:
             self.checkpoints.begin(step)
         try:
-            if sharded:
+            if self.is_sharded:
                 self._save_shards(self.checkpoints.partial(step))
             if not self.args.should_save:
                 return
-            states = {} if sharded else self.host_copy.copy(self._states())
+            states = {} if self.is_sharded else self.host_copy.copy(self._states())
         except BaseException:
             self.checkpoints.abandon(step)
             raise

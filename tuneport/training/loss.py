@@ -1,4 +1,4 @@
-"""The loss of an optimizer step: the mean over all that is labelled in it, however it is spread over batches and ranks."""
+"""The loss of an optimizer step: the mean over all that is labelled in it, whichever batch or rank it stands in."""
 
 from __future__ import annotations
 

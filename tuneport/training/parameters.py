@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from tuneport.errors import UserError
+from tuneport.artifacts import File
 from tuneport.parameters import EvaluationBatchParams, SeedParams
-from tuneport.step import Params, param, show
+from tuneport.step import Params, consumes, param
 
 
 class ScheduleParams(Params):
@@ -59,6 +59,11 @@ class BatchParams(Params):
         "Compute activations a second time in the backward pass instead of keeping them: less memory, slower.",
         default=False,
     )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = param(
+        "How attention is computed: sdpa by torch's own kernels, eager by plain matrix products, flash_attention_2 by "
+        "the package flash-attn, in 16 bits on an NVIDIA GPU. auto: the fastest that the machine and the model have.",
+        default="auto",
+    )
     dataloader_num_workers: int = param(
         "Processes per device that put training batches together; 0: the training process itself.", default=0, ge=0
     )
@@ -111,9 +116,30 @@ class LaunchParams(Params):
     )
     num_nodes_finetune: int = param("Machines that train together.", default=1, ge=1, resource="nodes")
 
-    def is_distributed(self) -> bool:
-        """Whether training takes a group of processes, be it a group of one."""
-        return self.number_of_gpu_to_use_finetuning * self.num_nodes_finetune > 1
+
+class ShardingParams(Params):
+    """Sharding."""
+
+    apply_deepspeed: bool = param(
+        "Train with DeepSpeed: its ZeRO spreads optimizer states, gradients and weights over the processes.",
+        default=False,
+    )
+    deepspeed: File | None = consumes(
+        "DeepSpeed configuration (JSON) to use in place of ours; 'auto' stands for what the parameters say."
+    )
+    deepspeed_stage: Literal["1", "2", "3"] = param(
+        "ZeRO stage: 1 spreads optimizer states, 2 gradients as well, 3 weights as well, for a model that does not fit "
+        "into one GPU.",
+        default="2",
+    )
+    deepspeed_offload: bool = param(
+        "Keep what ZeRO spreads in CPU memory: less memory on the GPU, slower.", default=False
+    )
+    fsdp: Literal["", "full_shard", "shard_grad_op"] = param(
+        "Train with torch's FSDP: full_shard spreads weights, gradients and optimizer states over the processes, "
+        "shard_grad_op only the last two. Empty: without.",
+        default="",
+    )
 
 
 class AdapterParams(Params):
@@ -146,18 +172,11 @@ class AdapterParams(Params):
         "model.",
         default=True,
     )
-
-    def check_adapters(self) -> None:
-        """Raise `UserError` for a LoRA parameter that would do nothing."""
-        if self.apply_lora:
-            return
-        ports = AdapterParams.ports()
-        idle = {name: value for name, port in ports.items() if (value := getattr(self, name)) != port.default}
-        if idle:
-            given = ", ".join(f"{name}={show(value)}" for name, value in idle.items())
-            raise UserError(
-                f"{given}: of use only with apply_lora=true. Set apply_lora=true, or leave out what is named."
-            )
+    quantization: Literal["none", "4bit", "8bit"] = param(
+        "Keep the frozen weights beside LoRA's adapters in 4 bits (NF4) or 8 bits, by bitsandbytes: less memory. Needs "
+        "an NVIDIA GPU.",
+        default="none",
+    )
 
 
 class TrainingParams(
@@ -165,6 +184,7 @@ class TrainingParams(
     OptimizerParams,
     BatchParams,
     LaunchParams,
+    ShardingParams,
     AdapterParams,
     EvaluationBatchParams,
     CheckpointParams,
@@ -173,3 +193,8 @@ class TrainingParams(
     SeedParams,
 ):
     """Training."""
+
+    def is_distributed(self) -> bool:
+        """Whether training takes a group of processes, be it a group of one."""
+        processes = self.number_of_gpu_to_use_finetuning * self.num_nodes_finetune
+        return processes > 1 or self.apply_deepspeed or self.fsdp != ""

@@ -50,8 +50,16 @@ def check(value: str) -> None:
         )
 
 
-def prepare(value: str, own: CheckpointFolder, ports: Mapping[str, Port], rows_per_step: int) -> Checkpoint | None:
+def prepare(
+    value: str,
+    own: CheckpointFolder,
+    ports: Mapping[str, Port],
+    rows_per_step: int,
+    processes: int | None = None,
+) -> Checkpoint | None:
     """Return the checkpoint in ``own`` to go on from, brought there if need be, or None to start from the beginning.
+
+    ``processes``: how many there must have been, where each has written a part of its own.
 
     Newer checkpoints, damaged ones, are deleted from ``own``. Raises `UserError` for a path without a whole checkpoint
     and for a checkpoint of another training.
@@ -62,12 +70,12 @@ def prepare(value: str, own: CheckpointFolder, ports: Mapping[str, Port], rows_p
     found = own.last_whole()
     if wanted(value) != YES and (found is None or origin(found)[0].get("resume_from_checkpoint") != value):
         found = _of_earlier_run(Path(value))
-        _check_same_training(found, own, ports, rows_per_step)
+        _check_same_training(found, own, ports, rows_per_step, processes)
         own.keep_up_to(None)
         own.bring(found)
         found = own.checkpoint(found.step)
     elif found is not None:
-        _check_same_training(found, own, ports, rows_per_step)
+        _check_same_training(found, own, ports, rows_per_step, processes)
     if found is None:
         log.info("no whole checkpoint to resume from in %s: starting from the beginning", own.path)
     else:
@@ -101,7 +109,11 @@ def _of_earlier_run(path: Path) -> Checkpoint:
 
 
 def _check_same_training(
-    checkpoint: Checkpoint, own: CheckpointFolder, ports: Mapping[str, Port], rows_per_step: int
+    checkpoint: Checkpoint,
+    own: CheckpointFolder,
+    ports: Mapping[str, Port],
+    rows_per_step: int,
+    processes: int | None,
 ) -> None:
     parameters, inputs = origin(checkpoint)
     saved: t.Any = json.loads((checkpoint.path / RUN_STATE).read_text("utf-8"))
@@ -112,6 +124,10 @@ def _check_same_training(
     ]
     if saved["rows_per_step"] != rows_per_step:
         differing.append(f"{saved['rows_per_step']} rows an optimizer step (now {rows_per_step})")
+    if processes is not None and saved["world_size"] != processes:
+        differing.append(
+            f"{saved['world_size']} processes, each of which wrote a part of the optimizer's states (now {processes})"
+        )
     if inputs != dict(own.inputs):
         differing.append("other rows or another base model")
     if differing:

@@ -13,19 +13,22 @@ from pathlib import Path
 import torch
 import transformers
 from datasets import Dataset as ArrowDataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.tasks import Task
 from tuneport.tracking import Run
-from tuneport.training import resume
-from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress
+from tuneport.training import attention, conflicts, deepspeed, quantization, resume, sharding
+from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress, precision_of
 from tuneport.training.checkpoint_files import Checkpoint, CheckpointFolder
 from tuneport.training.checkpoints import BestModelTrainer, make_paths_relative, rows_per_step
+from tuneport.training.machine import here
 from tuneport.training.memory import explained, fit_batch_size
 from tuneport.training.parameters import TrainingParams
 from tuneport.training.preemption import preemptible
+from tuneport.training.tokenizer_files import TokenizerFiles
 
 log = logging.getLogger("tuneport.finetune")
 
@@ -70,12 +73,16 @@ def train(
     transformers.set_seed(options.seed)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    plain = load_model(task, base, prepared)
-    if options.gradient_checkpointing:
-        _check_gradient_checkpointing(plain)
+    conflicts.check(options, here())
+    arguments = training_arguments(options, output / "checkpoints", world_size)  # before the model: ZeRO-3 loads parts
+    plain = load_model(task, base, prepared, **quantization.loading(options))
+    machine = here(plain)
+    conflicts.check(options, machine)
+    attention.choose(plain, options.attention, machine, precision_of(arguments))
+    if options.quantization != "none":
+        quantization.freeze(plain)
     model = _adapted(plain, base, output, options) if options.apply_lora else plain
-    tokenizer = transformers.AutoTokenizer.from_pretrained(base, model_max_length=prepared.info.max_seq_length)
-    arguments = training_arguments(options, output / "checkpoints", world_size)
+    tokenizer = TokenizerFiles(base, prepared.info.max_seq_length, task.chat_template(prepared.info.meta))
     arguments.metric_for_best_model = metric_for_best_model
     arguments.greater_is_better = task.metrics[metric_for_best_model]
     arguments.label_names = list(task.label_names)
@@ -86,7 +93,6 @@ def train(
         limit=arguments.save_total_limit,
     )
     checkpoint = _checkpoint(options, checkpoints, arguments)
-    progress = Progress(run)
     trainer = BestModelTrainer(
         model=model,
         args=arguments,
@@ -95,15 +101,20 @@ def train(
         data_collator=task.collator(plain, prepared.info.meta, prepared.info.pad_to),
         compute_metrics=task.compute_metrics(prepared.info.meta),
         preprocess_logits_for_metrics=partial(task.reduce, meta=prepared.info.meta),
-        processing_class=tokenizer,
+        processing_class=t.cast(t.Any, tokenizer),
         checkpoints=checkpoints,
-        callbacks=[EvaluateLastStep(), progress, *_early_stopping(options), *callbacks],
+        callbacks=[EvaluateLastStep(), *_early_stopping(options), *callbacks],
     )
     if task.needs_answers(metric_for_best_model):
-        trainer.scores_of_answers = _scores_of_answers(task, base, prepared, arguments)
+        trainer.scores_of_answers = _scores_of_answers(task, base, prepared, arguments, sharded=trainer.is_sharded)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress(run, trainer))
     if options.auto_find_batch_size:
         fit_batch_size(trainer)
+        if options.apply_deepspeed:
+            config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
+            size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+            deepspeed.set_batches(config, size, accumulation, world_size)
     log.info("%s", _plan(prepared, model, arguments))
     with preemptible(trainer), explained(arguments.per_device_train_batch_size):
         trainer.train_from(checkpoint)
@@ -113,17 +124,35 @@ def train(
             "training diverged. Lower learning_rate, add warmup_steps, or use precision=32."
         )
     if arguments.process_index == 0:
+        if trainer.is_sharded:
+            model = _unsharded_best(trainer, task, base, prepared, options)
         _save_best(trainer, model, output, options)
-    if arguments.world_size > 1:
+    if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-    return _result(trainer, progress)
+    return _result(trainer)
+
+
+def _unsharded_best(
+    trainer: BestModelTrainer, task: Task, base: Path, prepared: Prepared, options: TrainingParams
+) -> t.Any:
+    """The best model, loaded whole from its checkpoint: what was trained is spread over the processes."""
+    forget: t.Any = unset_hf_deepspeed_config
+    forget()  # of ZeRO-3: it would spread this one, too
+    best = Path(str(trainer.state.best_model_checkpoint))
+    if not options.apply_lora:
+        return load_model(task, best, prepared)
+    model = _adapted(load_model(task, base, prepared), base, trainer.checkpoints.path.parent, options)
+    model.load_adapter(str(best), model.active_adapter, is_trainable=True)
+    return model
 
 
 def _save_best(trainer: BestModelTrainer, model: t.Any, output: Path, options: TrainingParams) -> None:
-    if options.apply_lora and options.merge_lora_weights:
-        trainer.model = model.merge_and_unload()
-    trainer.save_model(str(output))
+    trainer.model = model.merge_and_unload() if options.apply_lora and options.merge_lora_weights else model
+    if trainer.is_sharded:
+        trainer._save(str(output))
+    else:
+        trainer.save_model(str(output))
     trainer.state.save_to_json(str(output / "trainer_state.json"))
     make_paths_relative(output / "trainer_state.json")
     shutil.rmtree(output / "checkpoints" / "runs", ignore_errors=True)
@@ -142,7 +171,9 @@ def _checkpoint(
     found: list[int | None] = [None]
     if arguments.process_index == 0:
         rows = rows_per_step(arguments)
-        checkpoint = resume.prepare(options.resume_from_checkpoint, checkpoints, options.ports(), rows)
+        sharded = options.apply_deepspeed or options.fsdp
+        processes = arguments.world_size if sharded else None
+        checkpoint = resume.prepare(options.resume_from_checkpoint, checkpoints, options.ports(), rows, processes)
         found = [checkpoint.step if checkpoint else None]
     if arguments.world_size > 1:
         torch.distributed.broadcast_object_list(found)
@@ -150,7 +181,7 @@ def _checkpoint(
 
 
 def _scores_of_answers(
-    task: Task, base: Path, prepared: Prepared, arguments: TrainingArguments
+    task: Task, base: Path, prepared: Prepared, arguments: TrainingArguments, *, sharded: bool
 ) -> t.Callable[[t.Any], dict[str, float]]:
     """Return a function model -> metrics of its answers to the validation rows, by the predictor's defaults."""
     rows, meta = prepared.rows("validation"), prepared.info.meta
@@ -160,20 +191,26 @@ def _scores_of_answers(
         training = model.training
         model = model.get_base_model() if hasattr(model, "get_base_model") else model  # with its adapters
         predictor = task.predictor(str(base), settings, model=model, batch_size=arguments.per_device_eval_batch_size)
-        answers = predictor(rows)
+        if arguments.world_size == 1 or sharded:  # a sharded model takes all processes for every row
+            answers = predictor(rows)
+        else:
+            parts: list[t.Any] = [None] * arguments.world_size
+            own = predictor(rows[arguments.process_index :: arguments.world_size])
+            torch.distributed.all_gather_object(parts, own)
+            answers = [parts[i % len(parts)][i // len(parts)] for i in range(len(rows))]
         model.train(training)
         return task.score(rows, answers, meta)
 
     return scores
 
 
-def load_model(task: Task, base: Path, prepared: Prepared) -> t.Any:
-    """The base model with the task's head.
+def load_model(task: Task, base: Path, prepared: Prepared, **loading: t.Any) -> t.Any:
+    """The base model with the task's head; ``loading`` is what from_pretrained takes besides.
 
     Raises `UserError` where the architecture has none.
     """
     try:
-        return task.load_model(base, prepared.info.meta)
+        return task.load_model(base, prepared.info.meta, **loading)
     except ValueError as e:
         if "Unrecognized configuration class" not in str(e):
             raise
@@ -183,14 +220,6 @@ def load_model(task: Task, base: Path, prepared: Prepared) -> t.Any:
             f"{' or '.join(task.architectures)} loads: {', '.join(_types(task.architectures))}. "
             "Choose another base model."
         ) from None
-
-
-def _check_gradient_checkpointing(model: t.Any) -> None:
-    if not model.supports_gradient_checkpointing:
-        raise UserError(
-            f"gradient_checkpointing=true: a model of type '{model.config.model_type}' cannot recompute its "
-            "activations. Leave it false and lower per_device_train_batch_size instead."
-        )
 
 
 def _types(auto_classes: t.Sequence[str]) -> list[str]:
@@ -204,8 +233,11 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         log.info("optim=adamw_hf is gone from transformers and runs as adamw_torch")
     has_cuda = torch.cuda.is_available()
     has_bf16 = not has_cuda or torch.cuda.is_bf16_supported()
-    _check_precision(options.precision)
     bf16 = options.precision == "bf16" or (options.precision == "16" and has_bf16)
+    fp16 = options.precision == "fp16" or (options.precision == "16" and not bf16)
+    config = None
+    if options.apply_deepspeed:
+        config = sharding.start_deepspeed(options, bf16=bf16, fp16=fp16, world_size=world_size)
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=options.num_train_epochs,
@@ -224,7 +256,7 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         train_sampling_strategy="group_by_length" if options.group_by_length else "random",
         bf16=bf16,
-        fp16=options.precision == "fp16" or (options.precision == "16" and not bf16),
+        fp16=fp16,
         tf32=True if options.precision == "tf32" else None,
         activation_checkpointing=options.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
@@ -232,6 +264,9 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         use_cpu=not torch.accelerator.is_available(),
         ddp_backend="gloo" if world_size > 1 and not torch.accelerator.is_available() else None,
         ddp_find_unused_parameters=False,
+        deepspeed=config,
+        fsdp=t.cast(t.Any, bool(options.fsdp)),
+        fsdp_config=sharding.fsdp(options) if options.fsdp else None,
         seed=options.seed,
         eval_strategy=options.evaluation_strategy,
         eval_steps=options.eval_steps,
@@ -244,21 +279,9 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         remove_unused_columns=False,  # the collator picks
         dataloader_pin_memory=has_cuda,
         report_to="none",
+        logging_nan_inf_filter=False,  # it waits for the GPU at every batch; `ObservedTrainer` stops there instead
         disable_tqdm=True,
     )
-
-
-def _check_precision(precision: str) -> None:
-    """Refuse what this device has no arithmetic for."""
-    if precision in ("fp16", "tf32") and not torch.cuda.is_available():
-        raise UserError(
-            f"precision={precision}: needs an NVIDIA GPU, and torch sees none here. "
-            "Take precision=bf16, or 32 for full precision."
-        )
-    if precision == "tf32" and torch.cuda.get_device_capability() < (8, 0):
-        raise UserError("precision=tf32: needs a GPU of compute capability 8.0 or more (Ampere). Take precision=16.")
-    if precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise UserError("precision=bf16: this GPU has no bfloat16. Take precision=16.")
 
 
 def _early_stopping(options: TrainingParams) -> list[TrainerCallback]:
@@ -274,7 +297,7 @@ def _plan(prepared: Prepared, model: torch.nn.Module, arguments: TrainingArgumen
     return (
         f"{rows['train']} training rows, {rows['validation']} validation rows, {weights / 1e6:.1f} M weights{share}, "
         f"batches of {rows_per_step(arguments)}, on {_devices(arguments)}, "
-        f"precision {_precision(arguments)}"
+        f"precision {precision_of(arguments)}"
     )
 
 
@@ -283,11 +306,7 @@ def _devices(arguments: TrainingArguments) -> str:
     return f"{arguments.world_size} × {device.type}" if arguments.world_size > 1 else str(device)
 
 
-def _precision(arguments: TrainingArguments) -> str:
-    return "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "tf32" if arguments.tf32 else "fp32"
-
-
-def _result(trainer: Trainer, progress: Progress) -> Result:
+def _result(trainer: BestModelTrainer) -> Result:
     state, arguments = trainer.state, trainer.args
     last = state.log_history[-1]
     return Result(
@@ -298,10 +317,10 @@ def _result(trainer: Trainer, progress: Progress) -> Result:
         steps=state.global_step,
         epochs=float(state.epoch or 0.0),
         runtime_seconds=last["train_runtime"],
-        evaluation_seconds=round(progress.evaluation_seconds, 3),
+        evaluation_seconds=round(trainer.evaluation_seconds, 3),
         samples_per_second=last["train_samples_per_second"],
         device=str(arguments.device),
-        precision=_precision(arguments),
+        precision=precision_of(arguments),
         per_device_train_batch_size=arguments.per_device_train_batch_size,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
     )

@@ -30,6 +30,10 @@ class Count(Step):
             sys.exit(7)
         if self.fail == "killed":
             os.kill(os.getpid(), 9)
+        if self.fail == "memory":
+            self.log.info("%d bytes", len(os.urandom(1 << 29)))
+        if self.fail == "input":
+            (self.shouted.path / "text.txt").write_text("changed")
         with (self.counted.path / "text.txt").open("w") as f:
             for i in range(self.times):
                 f.write(f"{i} {text}\n")

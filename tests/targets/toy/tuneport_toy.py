@@ -2,6 +2,7 @@
 
 import sys
 
+import toy as toy_stages
 from toy.count import Count
 from toy.publish import Publish
 from toy.shout import Shout
@@ -25,4 +26,4 @@ def load(name):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], names=lambda: ["toy"], load=load))
+    sys.exit(main(sys.argv[1:], names=lambda: ["toy"], load=load, load_stage=toy_stages.load))

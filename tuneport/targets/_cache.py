@@ -76,15 +76,16 @@ def record(
     digests: Digests,
     *,
     origins: Mapping[str, str],
+    image: str | None = None,
 ) -> Record:
     """All that a stage's result depends on, and one key that stands for it, but for ``origins``: those not known now
-    are taken to be as they were."""
+    are taken to be as they were. ``image``: what holds code and libraries, where they are not those here."""
     parts: Record = {
         "step": name,
         "parameters": dict(parameters),
         "inputs": {port: digests.of(artifact) for port, artifact in inputs.items()},
-        "code": {package: code_digest(package) for package in packages},
-        "libraries": library_versions(),
+        "code": {"image": image} if image else {package: code_digest(package) for package in packages},
+        "libraries": {} if image else library_versions(),
     }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return {"key": key, **parts, "origins": dict(origins)}

@@ -43,9 +43,16 @@ class Signals:
     A stage is a process group of its own, so that a Ctrl-C at the terminal reaches it once, from here.
     """
 
-    def __init__(self, on_first: Callable[[str], None], lock: int) -> None:
+    def __init__(
+        self,
+        on_first: Callable[[str], None],
+        lock: int,
+        send: Callable[[subprocess.Popen[bytes], int], None],
+        kill: Callable[[subprocess.Popen[bytes]], None],
+    ) -> None:
         self.on_first = on_first
         self.lock = lock  # a stage holds it, too: it may outlive us
+        self.send, self.kill = send, kill
         self.received: int | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.starting = False
@@ -81,7 +88,7 @@ class Signals:
         finally:
             self.starting = False
         if self.received is not None:
-            self.process.send_signal(PASSED_ON[signal.Signals(self.received)])
+            self.send(self.process, PASSED_ON[signal.Signals(self.received)])
         return self.process
 
     def ended(self) -> None:
@@ -94,9 +101,9 @@ class Signals:
             if not self.starting:
                 raise Interrupted(number)
         elif again:
-            kill_group(self.process.pid)
+            self.kill(self.process)
         else:
-            self.process.send_signal(PASSED_ON[signal.Signals(number)])
+            self.send(self.process, PASSED_ON[signal.Signals(number)])
             self.on_first(WORDS[signal.Signals(number)])
 
 

@@ -1,4 +1,7 @@
-"""Run a pipeline here: each stage a subprocess, in topological order, skipped where its result already stands."""
+"""Run a pipeline from this machine: one stage after another, in topological order, skipped where its result stands.
+
+What the local target and the docker target share; they differ in how one stage becomes a process (`Executor`).
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,12 @@ from tuneport.artifacts import Artifact, MLflowModel, Report
 from tuneport.errors import EXIT_PREEMPTED, UserError, did_you_mean
 from tuneport.graph import Node, Pipeline, Ref
 from tuneport.step import Context, Step, show
-from tuneport.targets import Request, Target, check, instantiate, output_path
-from tuneport.targets.local import cache
-from tuneport.targets.local.process import Interrupted, Signals, run
-from tuneport.targets.local.progress import Progress, open_progress
+from tuneport.targets import Request, _cache, _inputs, check, instantiate, output_path
+from tuneport.targets._process import Interrupted, Signals, kill_group, run
+from tuneport.targets._progress import Progress, open_progress
+
+if t.TYPE_CHECKING:
+    import subprocess
 
 DATABASE = "mlflow.db"
 ODD = "'%?#\n"  # what MLflow or an sqlite URI takes for something else in a folder's name
@@ -50,7 +55,7 @@ class Stage:
 
 @dc.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The local target's document: what runs, in order, and what comes of it."""
+    """What runs, in order, and what comes of it."""
 
     pipeline: str
     output_dir: Path
@@ -71,42 +76,70 @@ class Outcome:
     message: str = ""
 
 
-class Local(Target):
-    """This machine: one subprocess after another."""
+class Executor:
+    """How one stage becomes a process of this machine: here, as it stands."""
 
-    honours = frozenset({"processes"})
+    def command(self, plan: Plan, stage: Stage) -> tuple[str, ...]:
+        """What to start for a stage."""
+        return stage.argv
 
-    def compile(self, pipeline: Pipeline, values: Mapping[str, t.Any], request: Request) -> Plan:
-        steps = instantiate(pipeline, values, request.output_dir)
-        _check_start(pipeline, steps, request.start_from)
-        nodes = {node.name: node for node in pipeline.nodes}
-        types = {Ref(n.name, p.name): p.type for n in pipeline.nodes for p in n.step.ports().values()}
-        return Plan(
-            pipeline=pipeline.name,
-            output_dir=request.output_dir,
-            folder=request.folder,
-            stages=tuple(_stage(pipeline, nodes[name], step, request) for name, step in steps.items()),
-            outputs={
-                name: types[ref](output_path(request.output_dir, ref))
-                for name, ref in pipeline.outputs.items()
-                if ref.node in steps
-            },
-            environment=request.environment,
-            start_from=request.start_from,
-            command=request.command,
-            tracking_uri=request.environment.get("MLFLOW_TRACKING_URI") or default_tracking_uri(request.folder),
-        )
+    def image(self, stage: Stage) -> str | None:
+        """The exact image that holds the stage's code and libraries; None: they are those that we run with."""
+        return None
 
-    def submit(self, document: Plan) -> int:
-        """Run the stages; returns 0, the exit code of the stage that failed, or 128 + the signal that stopped us."""
-        check({stage.name: stage.step for stage in document.stages})
-        with _locked(document.output_dir) as lock, open_progress([s.name for s in document.stages]) as progress:
-            outcome = _run_all(document, progress, lock)
-        if outcome.code == 0:
-            progress.say(_summary(document))
-        else:
-            progress.complain(outcome.message)
-        return outcome.code
+    def send(self, process: subprocess.Popen[bytes], number: int) -> None:
+        """Pass a signal on to a running stage; returns at once."""
+        process.send_signal(number)
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill a running stage and all it started; returns at once."""
+        kill_group(process.pid)
+
+    def ended(self, stage: Stage, code: int) -> list[str]:
+        """Clear away what a stage's process leaves; returns what is known of its end beyond its exit code."""
+        if code != -9:
+            return []
+        return ["It was killed from outside, most often because the machine ran out of memory: try a smaller batch."]
+
+
+def compile_plan(
+    pipeline: Pipeline, values: Mapping[str, t.Any], request: Request, python: tuple[str, ...] = (sys.executable, "-P")
+) -> Plan:
+    """Bind a pipeline to values and paths of this machine; touches nothing. ``python``: what runs a stage's module.
+
+    -P: a folder that happens to be called like a package of ours, or like a library, must not come first.
+    """
+    steps = instantiate(pipeline, values, request.output_dir)
+    _check_start(pipeline, steps, request.start_from)
+    nodes = {node.name: node for node in pipeline.nodes}
+    types = {Ref(n.name, p.name): p.type for n in pipeline.nodes for p in n.step.ports().values()}
+    return Plan(
+        pipeline=pipeline.name,
+        output_dir=request.output_dir,
+        folder=request.folder,
+        stages=tuple(_stage(pipeline, nodes[name], step, request, python) for name, step in steps.items()),
+        outputs={
+            name: types[ref](output_path(request.output_dir, ref))
+            for name, ref in pipeline.outputs.items()
+            if ref.node in steps
+        },
+        environment=request.environment,
+        start_from=request.start_from,
+        command=request.command,
+        tracking_uri=request.environment.get("MLFLOW_TRACKING_URI") or default_tracking_uri(request.folder),
+    )
+
+
+def run_plan(plan: Plan, executor: Executor) -> int:
+    """Run the stages; returns 0, the exit code of the stage that failed, or 128 + the signal that stopped us."""
+    check({stage.name: stage.step for stage in plan.stages})
+    with _locked(plan.output_dir) as lock, open_progress([s.name for s in plan.stages]) as progress:
+        outcome = _run_all(plan, executor, progress, lock)
+    if outcome.code == 0:
+        progress.say(_summary(plan))
+    else:
+        progress.complain(outcome.message)
+    return outcome.code
 
 
 def _check_start(pipeline: Pipeline, steps: Mapping[str, Step], start: str | None) -> None:
@@ -121,7 +154,7 @@ def _check_start(pipeline: Pipeline, steps: Mapping[str, Step], start: str | Non
     raise UserError(f"--from {start}: unknown stage; there are: {', '.join(steps)}.{did_you_mean(start, steps)}")
 
 
-def _stage(pipeline: Pipeline, node: Node, step: Step, request: Request) -> Stage:
+def _stage(pipeline: Pipeline, node: Node, step: Step, request: Request, python: tuple[str, ...]) -> Stage:
     ports = step.ports()
     values = {n: value for n, p in ports.items() if p.kind != "resource" and (value := getattr(step, n)) is not None}
     environment = stage_environment(pipeline.name, step, request)
@@ -131,8 +164,7 @@ def _stage(pipeline: Pipeline, node: Node, step: Step, request: Request) -> Stag
         experiment=surroundings.get("MLFLOW_EXPERIMENT_NAME"),
         run_id=surroundings.get("MLFLOW_RUN_ID") or None,
     )
-    # -P: a folder that happens to be called like a package of ours, or like a library, must not come first
-    argv = [sys.executable, "-P", "-m", _package(step), node.name]
+    argv = [*python, "-m", _package(step), node.name]
     for name, value in values.items():
         argv += [f"--{name}", _text(value)]
     return Stage(
@@ -218,22 +250,22 @@ def _locked(output_dir: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _run_all(plan: Plan, progress: Progress, lock: int) -> Outcome:
-    digests = cache.Digests()
+def _run_all(plan: Plan, executor: Executor, progress: Progress, lock: int) -> Outcome:
+    digests = _cache.Digests()
     name = plan.stages[0].name
     reuse = plan.start_from is not None
     try:
-        with Signals(progress.stopping, lock) as signals:
+        with Signals(progress.stopping, lock, executor.send, executor.kill) as signals:
             for stage in plan.stages:
                 name = stage.name
                 reuse = reuse and name != plan.start_from
                 if reuse:
                     _reuse(stage, progress)
                     continue
-                code = _run_stage(plan, stage, progress, signals, digests)
+                code, known = _run_stage(plan, stage, progress, signals, digests, executor=executor)
                 if code != 0:
                     progress.end(name, "failed", _ending(code))
-                    return Outcome(code=code if code > 0 else 128 - code, message=_failure(plan, stage, code))
+                    return Outcome(code=code if code > 0 else 128 - code, message=_failure(plan, stage, code, known))
                 signals.raise_if_received()
     except Interrupted as e:
         progress.end(name, "stopped")
@@ -247,52 +279,74 @@ def _reuse(stage: Stage, progress: Progress) -> None:
     """With ``--from``: an earlier stage's outputs are taken as they are, if they are whole."""
     for output in stage.outputs.values():
         try:
-            cache.check_sizes(output)
+            _cache.check_sizes(output)
         except UserError as e:
             raise UserError(f"--from needs what {stage.name} wrote earlier. {e}") from None
     progress.end(stage.name, "reused")
 
 
-def _run_stage(plan: Plan, stage: Stage, progress: Progress, signals: Signals, digests: cache.Digests) -> int:
-    """Run a stage, or find that its result stands; returns its exit code."""
+def _run_stage(
+    plan: Plan, stage: Stage, progress: Progress, signals: Signals, digests: _cache.Digests, *, executor: Executor
+) -> tuple[int, list[str]]:
+    """Run a stage, or find that its result stands; returns its exit code and what else is known of its end."""
     progress.begin(stage.name)
     library = __name__.partition(".")[0]
     packages = (_package(stage.step), library, f"{library}.tasks")  # tasks may stand in a folder of the user's
-    record = cache.record(stage.name, stage.parameters, stage.inputs, packages, digests, origins=stage.step.origins())
+    origins = stage.step.origins()
+    record = _cache.record(
+        stage.name, stage.parameters, stage.inputs, packages, digests, origins=origins, image=executor.image(stage)
+    )
     reason = f"--from {plan.start_from}" if plan.start_from else ""
     if not reason and stage.cacheable:
-        reason = cache.stale(stage.folder, record, stage.outputs)
+        reason = _cache.stale(stage.folder, record, stage.outputs)
         if not reason:
             progress.end(stage.name, "cached")
-            return 0
+            return 0, []
     progress.line(stage.name, f"running ({reason})" if reason else "running")
     if plan.start_from:
-        cache.forget(stage.folder)
+        _cache.forget(stage.folder)
     started = time.monotonic()
-    environment = {**plan.environment, **stage.environment}
+    environment, argv = {**plan.environment, **stage.environment}, executor.command(plan, stage)
+    _save_inputs(stage)
     try:
-        code = run(stage.argv, environment, stage.log, lambda line: progress.line(stage.name, line), signals)
+        code = run(argv, environment, stage.log, lambda line: progress.line(stage.name, line), signals)
     except OSError as e:
-        raise UserError(f"{stage.name}: cannot be started ({e.strerror}: {e.filename or stage.argv[0]}).") from None
+        raise UserError(f"{stage.name}: cannot be started ({e.strerror}: {e.filename or argv[0]}).") from None
+    known = executor.ended(stage, code)
     if code == 0:
-        cache.remember(stage.folder, record, stage.outputs, time.monotonic() - started)
+        _cache.remember(stage.folder, record, stage.outputs, time.monotonic() - started)
         progress.end(stage.name, "done")
     elif code != EXIT_PREEMPTED:
         signals.raise_if_received()
-    return code
+    return code, known
+
+
+def _save_inputs(stage: Stage) -> None:
+    path = _inputs.file_of(stage.log)
+    try:
+        _inputs.save(path, stage.step)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror}). Name another folder with --output_dir.") from None
+
+
+def shell_lines(plan: Plan) -> list[str]:
+    """The stages' commands as a shell takes them, each with the variables that it is given."""
+    return [f"{variables(plan, stage)} {shlex.join(stage.argv)}" for stage in plan.stages]
+
+
+def variables(plan: Plan, stage: Stage) -> str:
+    """What is set for a stage, and of the surroundings the MLflow store that is a file, as a shell takes it."""
+    store = {"MLFLOW_TRACKING_URI": plan.tracking_uri} if plan.tracking_uri.startswith("sqlite:") else {}
+    return " ".join(f"{name}={shlex.quote(value)}" for name, value in {**store, **stage.environment}.items())
 
 
 def _ending(code: int) -> str:
     return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _failure(plan: Plan, stage: Stage, code: int) -> str:
+def _failure(plan: Plan, stage: Stage, code: int, known: list[str]) -> str:
     lines = [f"stage {stage.name} failed ({_ending(code)})", *(f"  {line}" for line in _last_words(stage.log))]
-    if code == -9:
-        lines.append(
-            "It was killed from outside, most often because the machine ran out of memory: try a smaller batch."
-        )
-    lines.append(f"Its whole log: {stage.log}")
+    lines += [*known, f"Its whole log: {stage.log}"]
     again = shlex.join((*plan.command, "--from", stage.name))
     lines.append(f"Mend the cause and repeat the same command: finished stages are kept. To rerun from here: {again}")
     return "\n".join(lines)

@@ -1,0 +1,28 @@
+"""In a finished image: whether everything that its stages import is there: `python check_imports.py base|trainer`."""
+
+import importlib
+import importlib.util
+import sys
+
+import steps
+
+LIBRARIES = {
+    "base": "datasketch huggingface_hub ijson jinja2 mlflow pyarrow.parquet scipy sqlalchemy tokenizers",
+    "trainer": "accelerate datasets deepspeed gguf matplotlib mlflow.pyfunc pandas peft pyarrow.parquet rouge_score "
+    "sacrebleu seqeval.metrics sklearn.metrics sqlalchemy torchmetrics transformers",
+}
+
+image = sys.argv[1]
+for library in LIBRARIES[image].split():
+    importlib.import_module(library)
+for name in steps.names():
+    steps.load(name)
+if image == "base":
+    assert importlib.util.find_spec("torch") is None, "torch has come in"
+else:
+    import torch
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    if not torch.version.cuda:
+        ShareMemCommBuilder().load()  # compiled beforehand: there is no compiler here
+print(f"{image}: all imports are there")

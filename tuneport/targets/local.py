@@ -1,0 +1,25 @@
+"""Run a pipeline here: each stage a subprocess."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Mapping
+
+from tuneport.graph import Pipeline
+from tuneport.targets import Request, Target
+from tuneport.targets._run import Executor, Plan, compile_plan, run_plan, shell_lines
+
+
+class Local(Target):
+    """This machine: one subprocess after another."""
+
+    honours = frozenset({"processes"})
+
+    def compile(self, pipeline: Pipeline, values: Mapping[str, t.Any], request: Request) -> Plan:
+        return compile_plan(pipeline, values, request)
+
+    def submit(self, document: Plan) -> int:
+        return run_plan(document, Executor())
+
+    def shell(self, document: Plan) -> list[str]:
+        return shell_lines(document)

@@ -1,0 +1,230 @@
+"""What each training step took in and gave: rows and tokens are counted, losses and gradient norms must be numbers.
+
+Nothing here waits for an accelerator in a step: it is asked at a logging step, before a checkpoint, and every
+`CHECK_EVERY` steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import math
+import time
+import typing as t
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import distributed
+from transformers import Trainer
+
+from tuneport.errors import UserError
+
+CONTENTS = "contents"  # what a training batch says of itself, beside its tensors
+CHECK_EVERY = 50  # steps after which losses are looked at, whatever logging_steps is
+LISTED_ROWS = 20
+
+Batch = dict[str, t.Any]
+
+
+@dc.dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a batch holds. It travels with the batch, as the collator may run in another process."""
+
+    row_ids: tuple[str, ...]
+    tokens: int  # without padding; of the targets, too, where they are a sequence of their own
+    places: int  # tokens and padding
+    squares: int  # the sum of the rows' squared numbers of tokens: what attention costs
+
+
+@dc.dataclass(kw_only=True)
+class Counts:
+    """What training took in since it was last asked."""
+
+    rows: int = 0
+    tokens: int = 0
+    places: int = 0
+    squares: int = 0
+
+    def add(self, contents: Contents) -> None:
+        self.rows += len(contents.row_ids)
+        self.tokens += contents.tokens
+        self.places += contents.places
+        self.squares += contents.squares
+
+
+@dc.dataclass(kw_only=True)
+class Step:
+    """The losses of an optimizer step by batch, and the norm of its gradient; they may still be on their way."""
+
+    number: int
+    batches: list[tuple[tuple[str, ...], torch.Tensor]] = dc.field(default_factory=list)
+    gradient_norm: torch.Tensor | None = None
+
+    @property
+    def row_ids(self) -> list[str]:
+        return [row for rows, _ in self.batches for row in rows]
+
+
+def with_contents(collate: Callable[[list[Batch]], Batch], own_targets: bool) -> Callable[[list[Batch]], Batch]:
+    """Return the collator with `Contents` in each of its batches.
+
+    ``own_targets``: labels that are token ids are a sequence of their own, as in encoder–decoders.
+    """
+    return _WithContents(collate, own_targets)
+
+
+@dc.dataclass(frozen=True)
+class _WithContents:
+    collate: Callable[[list[Batch]], Batch]
+    own_targets: bool
+
+    def __call__(self, rows: list[Batch]) -> Batch:
+        batch = self.collate(rows)
+        lengths, labels = [len(row["input_ids"]) for row in rows], batch.get("labels")
+        if not self.own_targets or labels is None or labels.dim() < 2 or labels.is_floating_point():
+            labels = None  # no tokens of their own
+        contents = Contents(
+            row_ids=tuple(row["row_id"] for row in rows),
+            tokens=sum(lengths) + (0 if labels is None else sum(len(row["labels"]) for row in rows)),
+            places=batch["input_ids"].numel() + (0 if labels is None else labels.numel()),
+            squares=sum(length**2 for length in lengths),
+        )
+        return batch | {CONTENTS: contents}
+
+
+class ObservedTrainer(Trainer):
+    """A Trainer that counts what it takes in, and stops where a loss, a gradient norm or a weight is not finite.
+
+    It stops before a checkpoint is written, so the last one is always of finite weights.
+    """
+
+    def __init__(self, **kwargs: t.Any) -> None:
+        super().__init__(**kwargs)
+        self.counts = Counts()
+        self.evaluation_seconds = 0.0
+        self.unchecked: list[Step] = []
+        self.last: Step | None = None  # whose weights were not looked at
+
+    def get_train_dataloader(self) -> t.Any:
+        plain, config = self.data_collator, t.cast(t.Any, self.model).config
+        self.data_collator = with_contents(plain, bool(config.is_encoder_decoder))
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = plain  # evaluation has a loader of its own
+
+    def training_step(self, model: t.Any, inputs: t.Any, *args: t.Any, **kwargs: t.Any) -> torch.Tensor:
+        contents: Contents = inputs.pop(CONTENTS)
+        self.counts.add(contents)
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        number = self.state.global_step + 1
+        if not self.unchecked or self.unchecked[-1].number != number:
+            self.last = Step(number=number)
+            self.unchecked.append(self.last)
+        self.unchecked[-1].batches.append((contents.row_ids, loss.detach()))
+        return loss
+
+    def _get_grad_norm(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        norm = t.cast(t.Any, super())._get_grad_norm(*args, **kwargs)
+        # With fp16 a step whose gradient overflows is left out, and the loss scaled down: nothing to stop for.
+        if norm is not None and not self.args.fp16:
+            self.unchecked[-1].gradient_norm = torch.as_tensor(norm).detach()
+        return norm
+
+    def _maybe_log_save_evaluate(self, *args: t.Any, **kwargs: t.Any) -> None:
+        control, step = self.control, self.state.global_step
+        keeps = control.should_evaluate or control.should_save
+        if keeps or control.should_log or (self.unchecked and step - self.unchecked[0].number >= CHECK_EVERY):
+            self._check_finite(weights=keeps)
+        t.cast(t.Any, super())._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _evaluate(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        started = time.monotonic()
+        try:
+            return t.cast(t.Any, super())._evaluate(*args, **kwargs)
+        finally:
+            self.evaluation_seconds += time.monotonic() - started
+
+    def _check_finite(self, *, weights: bool) -> None:
+        """Raise `UserError`, on all ranks, where one of them met what is not a number; it names the rows."""
+        steps, self.unchecked = self.unchecked, []
+        problem = first_problem(steps)
+        if weights and (last := self.last) is not None:
+            if problem is None and not all_finite(t.cast(torch.nn.Module, self.model)):
+                rows = named(last.row_ids)
+                problem = f"step {last.number}: the weights are not finite after these training rows: {rows}"
+            self.last = None
+        if found := _of_any_rank(problem, self.args.world_size, self.args.device):
+            raise UserError(f"{found}. {self._remedy()}")
+
+    def _remedy(self) -> str:
+        args = self.args
+        lower = f"learning_rate (now {args.learning_rate:g})"
+        clip = "max_grad_norm (now off)" if not args.max_grad_norm else f"max_grad_norm (now {args.max_grad_norm:g})"
+        exact = "" if not (args.bf16 or args.fp16) else ", take precision=32"
+        return (
+            f"Look at those rows; where they are in order, lower {lower} or {clip}, add warmup_steps{exact}. "
+            "Checkpoints that were written are kept: resume_from_checkpoint=true goes on from the last one; to go on "
+            "from its weights with other parameters, import it as the base model."
+        )
+
+
+def first_problem(steps: Sequence[Step]) -> str | None:
+    """What is not finite in the first of the steps that has such a thing, with the rows; None where all is well.
+
+    Waits for an accelerator once.
+    """
+    losses = [loss.float().reshape(()) for step in steps for _, loss in step.batches]
+    norms = [step.gradient_norm.float().reshape(()) for step in steps if step.gradient_norm is not None]
+    if not losses:
+        return None
+    device = losses[0].device
+    values = iter(torch.stack([*losses, *(norm.to(device) for norm in norms)]).tolist())
+    of_batches = [[(rows, next(values)) for rows, _ in step.batches] for step in steps]
+    for step, batches in zip(steps, of_batches, strict=True):
+        norm = next(values) if step.gradient_norm is not None else 0.0
+        for rows, loss in batches:
+            if not math.isfinite(loss):
+                return f"step {step.number}: the loss is {loss} on these training rows: {named(rows)}"
+        if not math.isfinite(norm):
+            return f"step {step.number}: the gradient's norm is {norm} on these training rows: {named(step.row_ids)}"
+    return None
+
+
+def all_finite(model: torch.nn.Module) -> bool:
+    """Whether all weights that are trained are finite; of sharded ones those that this process holds."""
+    found: list[torch.Tensor] = []
+    for weight in model.parameters():
+        own: t.Any = getattr(weight, "ds_tensor", weight).detach()
+        own = own.to_local() if hasattr(own, "to_local") else own
+        if weight.requires_grad and own.numel():
+            found.append(own)
+    largest = torch._foreach_norm(found, math.inf) if found else []
+    return not largest or bool(torch.stack([value.float() for value in largest]).isfinite().all())
+
+
+def named(row_ids: Sequence[str]) -> str:
+    """Rows by their ids, FILE:NUMBER, and how many there are beyond those listed."""
+    rest = f" and {len(row_ids) - LISTED_ROWS} more" if len(row_ids) > LISTED_ROWS else ""
+    return ", ".join(row_ids[:LISTED_ROWS]) + rest
+
+
+def summed(counts: Counts, world_size: int, device: torch.device) -> Counts:
+    """The counts of all ranks together."""
+    if world_size == 1:
+        return counts
+    values = torch.tensor(dc.astuple(counts), dtype=torch.int64, device=device)
+    distributed.all_reduce(values)
+    return Counts(**dict(zip(dc.asdict(counts), values.tolist(), strict=True)))
+
+
+def _of_any_rank(problem: str | None, world_size: int, device: torch.device) -> str | None:
+    """The problem of the lowest rank that has one."""
+    if world_size == 1:
+        return problem
+    found = torch.tensor(int(problem is not None), device=device)
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    if not found.item():
+        return None
+    gathered: list[str | None] = [None] * world_size
+    distributed.all_gather_object(gathered, problem)
+    return next(found for found in gathered if found)

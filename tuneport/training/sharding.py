@@ -1,0 +1,55 @@
+"""Training spread over processes: start DeepSpeed, configure FSDP."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import typing as t
+import warnings
+
+import torch
+
+from tuneport.errors import UserError
+from tuneport.training import deepspeed
+from tuneport.training.parameters import TrainingParams
+
+
+def start_deepspeed(options: TrainingParams, *, bf16: bool, fp16: bool, world_size: int) -> dict[str, t.Any]:
+    """Start the group of processes and return DeepSpeed's configuration.
+
+    Raises `UserError` where DeepSpeed is not installed or its file contradicts the parameters.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError("apply_deepspeed=true: DeepSpeed is not installed. Run: pip install 'tuneport[deepspeed]'")
+    config = deepspeed.configuration(options, bf16=bf16, fp16=fp16, world_size=world_size)
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # it has not caught up
+    import deepspeed as library
+
+    if not torch.distributed.is_initialized():  # transformers would start it with the GPUs' backend
+        library.init_distributed("nccl" if torch.cuda.is_available() else "gloo")
+    _load_no_code()
+    return config
+
+
+def _load_no_code() -> None:
+    """Let DeepSpeed's checkpoints hold tensors, plain values and four classes of its own: nothing that runs."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    torch.serialization.add_safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address])
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # it asks torch to unpickle anything
+
+
+def fsdp(options: TrainingParams) -> dict[str, t.Any]:
+    """FSDP's configuration in transformers' words; each layer of the model is a unit."""
+    return {
+        "version": 2,
+        "reshard_after_forward": options.fsdp == "full_shard",
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "state_dict_type": "FULL_STATE_DICT",
+    }
