@@ -24,7 +24,7 @@ VALUES = {
     "eval_steps": "4",
     "per_device_train_batch_size": "8",
 }
-LORA = {"apply_lora": "true", "lora_r": "4", "learning_rate": "1e-2"}
+LORA = {"apply_lora": "true", "lora_r": "4", "learning_rate": "2e-3"}
 TWO = {"number_of_gpu_to_use_finetuning": "2"}
 ZERO = {stage: {**TWO, "apply_deepspeed": "true", "deepspeed_stage": stage} for stage in "123"}
 CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -189,6 +189,23 @@ def test_a_machine_that_is_lost_ends_the_other_with_a_message(
     last = (tmp_path / "node-0.log").read_text().strip().splitlines()[-1]
     assert last.startswith("error: rank 0 "), last
     second.wait()
+
+
+def test_a_machine_that_finds_no_other_says_so(
+    machines: list[list[str]], still: SimpleNamespace, tmp_path: Path
+) -> None:
+    alone = RENDEZVOUS["c10d"] | {"PET_RDZV_CONF": "is_host=false,read_timeout=3", "PET_LOCAL_ADDR": "10.87.65.2"}
+    done = subprocess.run(
+        [*machines[1], *command(still, tmp_path / "out", num_nodes_finetune="2")],
+        env=os.environ | CPU | alone,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "num_nodes_finetune=2: the machines did not find each other" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_other_machines_that_nobody_names_are_asked_for(still: SimpleNamespace, tmp_path: Path) -> None:

@@ -76,9 +76,10 @@ def launch(command: Sequence[str], processes: int, nodes: int, environment: Mapp
     Raises `UserError` where other machines are wanted and none is named.
     """
     rendezvous = _rendezvous(nodes, environment)
-    from torch.distributed import run
+    from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ[LAUNCHED] = "1"
@@ -96,6 +97,12 @@ def launch(command: Sequence[str], processes: int, nodes: int, environment: Mapp
         except ChildFailedError as e:
             failed = [_killed(rank, failure) for rank, failure in e.failures.items() if failure.exitcode < 0]
             return _verdict([*failed, *_reported(Path(logs))], 1, "a process failed without a message")
+        except (RendezvousError, DistError) as e:
+            raise UserError(
+                f"num_nodes_finetune={nodes}: the machines did not find each other ({str(e).splitlines()[0]}). See "
+                "that the same command runs on each, and that all of them reach the address in PET_MASTER_ADDR or "
+                "PET_RDZV_ENDPOINT."
+            ) from None
         except SignalException as e:
             number = signal.Signals(e.sigval)
             return _verdict(_reported(Path(logs)), 128 + number, f"stopped by {number.name}")

@@ -38,12 +38,11 @@ class AdaptedModel(PeftModel):
         """Write none: it would be an empty form, and it names paths of this machine."""
 
 
-def adapt(model: t.Any, base: Path, output: Path, options: AdapterParams) -> AdaptedModel:
-    """Freeze a model that was loaded from ``base``, but for its head, and add the adapters that ``options`` describe.
+def adapt(model: t.Any, base: Path, output: Path, options: AdapterParams, heads: list[str]) -> AdaptedModel:
+    """Freeze a model that was loaded from ``base``, but for ``heads``, and add the adapters that ``options`` describe.
 
     ``output`` is where it will be saved. Raises `UserError` where no module is of the names that were asked for.
     """
-    heads = head_modules(model, base)
     targets = target_modules(model, options.lora_target_modules, heads)
     name, revision = reference(base, output)
     config = LoraConfig(

@@ -122,6 +122,14 @@ CONFLICTS: tuple[Conflict, ...] = (
         mended={"optim": "adamw_torch"},
     ),
     Conflict(
+        names=("optim", "apply_deepspeed"),
+        conflicts=lambda o, _: o.optim == "adafactor" and o.apply_deepspeed,
+        why="ZeRO makes one long row of all weights, and Adafactor goes by their rows and columns",
+        remedy="Take optim=adamw_torch, or leave out apply_deepspeed",
+        example={"optim": "adafactor", "apply_deepspeed": True},
+        mended={"optim": "adamw_torch"},
+    ),
+    Conflict(
         names=("lr_scheduler_type", "warmup_steps"),
         conflicts=lambda o, _: o.lr_scheduler_type == "constant" and o.warmup_steps > 0,
         why="this schedule has no warm-up",

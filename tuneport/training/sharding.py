@@ -7,8 +7,12 @@ import logging
 import os
 import typing as t
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from transformers import TrainingArguments
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from tuneport.errors import UserError
 from tuneport.training import deepspeed
@@ -43,6 +47,18 @@ def _load_no_code() -> None:
 
     torch.serialization.add_safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address])
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # it asks torch to unpickle anything
+
+
+@contextmanager
+def set_aside(arguments: TrainingArguments) -> Iterator[None]:
+    """While entered, models are loaded whole, also with ZeRO-3, which else spreads each as it is loaded."""
+    unset: t.Any = unset_hf_deepspeed_config
+    unset()
+    try:
+        yield
+    finally:
+        if config := getattr(arguments, "hf_deepspeed_config", None):
+            set_hf_deepspeed_config(config)  # type: ignore[no-untyped-call]
 
 
 def fsdp(options: TrainingParams) -> dict[str, t.Any]:

@@ -14,7 +14,6 @@ import torch
 import transformers
 from datasets import Dataset as ArrowDataset
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
@@ -81,7 +80,7 @@ def train(
     attention.choose(plain, options.attention, machine, precision_of(arguments))
     if options.quantization != "none":
         quantization.freeze(plain)
-    model = _adapted(plain, base, output, options) if options.apply_lora else plain
+    model = _adapted(plain, base, output, options, arguments) if options.apply_lora else plain
     tokenizer = TokenizerFiles(base, prepared.info.max_seq_length, task.chat_template(prepared.info.meta))
     arguments.metric_for_best_model = metric_for_best_model
     arguments.greater_is_better = task.metrics[metric_for_best_model]
@@ -137,20 +136,21 @@ def _unsharded_best(
     trainer: BestModelTrainer, task: Task, base: Path, prepared: Prepared, options: TrainingParams
 ) -> t.Any:
     """The best model, loaded whole from its checkpoint: what was trained is spread over the processes."""
-    forget: t.Any = unset_hf_deepspeed_config
-    forget()  # of ZeRO-3: it would spread this one, too
     best = Path(str(trainer.state.best_model_checkpoint))
-    if not options.apply_lora:
-        return load_model(task, best, prepared)
-    model = _adapted(load_model(task, base, prepared), base, trainer.checkpoints.path.parent, options)
-    model.load_adapter(str(best), model.active_adapter, is_trainable=True)
-    return model
+    with sharding.set_aside(trainer.args):
+        if not options.apply_lora:
+            return load_model(task, best, prepared)
+        plain, output = load_model(task, base, prepared), trainer.checkpoints.path.parent
+        model = _adapted(plain, base, output, options, trainer.args)
+        model.load_adapter(str(best), model.active_adapter, is_trainable=True)
+        return model
 
 
 def _save_best(trainer: BestModelTrainer, model: t.Any, output: Path, options: TrainingParams) -> None:
     trainer.model = model.merge_and_unload() if options.apply_lora and options.merge_lora_weights else model
     if trainer.is_sharded:
-        trainer._save(str(output))
+        with sharding.set_aside(trainer.args):
+            trainer._save(str(output))
     else:
         trainer.save_model(str(output))
     trainer.state.save_to_json(str(output / "trainer_state.json"))
@@ -158,10 +158,12 @@ def _save_best(trainer: BestModelTrainer, model: t.Any, output: Path, options: T
     shutil.rmtree(output / "checkpoints" / "runs", ignore_errors=True)
 
 
-def _adapted(model: t.Any, base: Path, output: Path, options: TrainingParams) -> t.Any:
-    from tuneport.training.adapters import adapt  # peft takes seconds to import
+def _adapted(model: t.Any, base: Path, output: Path, options: TrainingParams, arguments: TrainingArguments) -> t.Any:
+    from tuneport.training.adapters import adapt, head_modules  # peft takes seconds to import
 
-    return adapt(model, base, output, options)
+    with sharding.set_aside(arguments):
+        heads = head_modules(model, base)
+    return adapt(model, base, output, options, heads)
 
 
 def _checkpoint(
