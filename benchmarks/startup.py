@@ -63,11 +63,27 @@ def main(runs: int) -> None:
                 0.6,
             ),
         }
+        platform = {"images": {"base": f"base@sha256:{64 * '0'}", "trainer": f"trainer@sha256:{64 * '0'}"}}
+        data = {"pytorch_model_path": "s3://models/base", "train_file_path": "s3://data/train.jsonl"}
+        columns = {"sentence1_key": "text", "label_key": "label"}
+        config = Path(folder, "kfp.yaml")
+        config.write_text(json.dumps({**data, **columns, "platform": {"kfp": platform}}))
+        compile_ = ["compile", "text_classification", "--config", str(config), "--target", "kfp"]
+        kfp = [[sys.executable, "-c", "import kfp"], [tuneport, *compile_, "-o", str(Path(folder, "pipeline.yaml"))]]
         print(f"{'command':36}{'median s':>9}{'goal s':>8}{'ratio':>7}   ({runs} runs)")
         for name, (command, goal) in goals.items():
             seconds(command)  # fills the disk's cache, writes the byte code
             median = statistics.median(seconds(command) for _ in range(runs))
             print(f"{name:36}{median:9.3f}" + (f"{goal:8.1f}{median / goal:7.2f}" if goal else ""))
+        compare("tuneport compile --target kfp", *kfp, 1.5, runs)
+
+
+def compare(name: str, base: list[str], command: list[str], goal: float, runs: int) -> None:
+    """Print how many times as long a command takes as another, run by turns."""
+    times = [(seconds(base), seconds(command)) for _ in range(runs + 1)][1:]
+    medians = [statistics.median(column) for column in zip(*times, strict=True)]
+    ratio = medians[1] / medians[0]
+    print(f"{name:36}{medians[1]:9.3f}{goal * medians[0]:8.1f}{ratio / goal:7.2f}   ({ratio:.2f} x import kfp)")
 
 
 if __name__ == "__main__":

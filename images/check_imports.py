@@ -7,30 +7,13 @@ import sys
 import steps
 
 LIBRARIES = {
-    "base": [
-        "datasketch",
-        "huggingface_hub",
-        "ijson",
-        "jinja2",
-        "mlflow",
-        "pyarrow.parquet",
-        "sqlalchemy",
-        "tokenizers",
-    ],
-    "trainer": [
-        "deepspeed",
-        "gguf",
-        "mlflow.pyfunc",
-        "peft",
-        "sacrebleu",
-        "seqeval.metrics",
-        "sklearn",
-        "transformers",
-    ],
+    "base": "datasketch huggingface_hub ijson jinja2 mlflow pyarrow.parquet scipy sqlalchemy tokenizers",
+    "trainer": "accelerate datasets deepspeed gguf matplotlib mlflow.pyfunc pandas peft pyarrow.parquet rouge_score "
+    "sacrebleu seqeval.metrics sklearn.metrics sqlalchemy torchmetrics transformers",
 }
 
 image = sys.argv[1]
-for library in LIBRARIES[image]:
+for library in LIBRARIES[image].split():
     importlib.import_module(library)
 for name in steps.names():
     steps.load(name)

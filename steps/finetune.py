@@ -10,6 +10,7 @@ from tuneport.parameters import COMPUTE, INSTANCE_TYPE
 from tuneport.stage import save_json
 from tuneport.step import Step, View, consumes, produces, resource
 from tuneport.tasks import TaskParams
+from tuneport.training import conflicts
 from tuneport.training.parameters import TrainingParams
 
 
@@ -39,7 +40,7 @@ class Finetune(Step, TaskParams, TrainingParams):
             raise UserError("max_steps=0: trains nothing; wanted -1 (as many as the epochs take) or a number > 0.")
         if self.save_total_limit == 0:
             raise UserError("save_total_limit=0: keeps no checkpoint; wanted -1 (all) or a number > 0.")
-        self.check_adapters()
+        conflicts.check(self)
 
     def check_files(self) -> None:
         if self.resume_from_checkpoint != "false":

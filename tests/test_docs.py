@@ -52,6 +52,13 @@ def test_the_parameter_reference_is_what_the_steps_say() -> None:
     )
 
 
+def test_the_table_of_conflicts_is_what_the_code_refuses() -> None:
+    generator = load(ROOT / "docs" / "generate_conflicts.py")
+    assert (ROOT / "docs" / "conflicts.md").read_text("utf-8") == generator.page(), (
+        "docs/conflicts.md is stale: run `python docs/generate_conflicts.py`"
+    )
+
+
 def test_every_make_target_that_the_documents_name_exists() -> None:
     defined = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     named = {t for page in PAGES for t in re.findall(r"\bmake ([a-z]+)\b", "".join(code(page)))}

@@ -179,6 +179,8 @@ SAME_RESULT = {
     "deepspeed_stage",
     "deepspeed_offload",
     "fsdp",
+    "attention",
+    "quantization",
 }
 SHARED_ELSEWHERE = {*SAME_RESULT, *GenerationParams.ports(), "metric_for_best_model", "trivial_baselines"}
 
@@ -413,3 +415,55 @@ def test_a_condition_decides_which_stages_run(task: str, name: str) -> None:
     pipeline, required = pipelines.load(task), OWN[task].required | shared
     ran = [[n.name for n in pipeline.active(pipeline.resolve(required | {name: value}))] for value in (first, second)]
     assert ran[0] != ran[1]
+
+
+# What Azure ML's own finetune pipeline component documents: name, default (None: no default, or none is documented).
+AZURE_ML: dict[str, Any] = {
+    **dict.fromkeys(("pytorch_model_path", "mlflow_model_path", "train_file_path", "validation_file_path")),
+    **dict.fromkeys(
+        ("test_file_path", "train_mltable_path", "validation_mltable_path", "test_mltable_path", "deepspeed")
+    ),
+    **dict.fromkeys(("compute_model_import", "compute_preprocess", "compute_finetune"), "serverless"),
+    **dict.fromkeys(("instance_type_model_import", "instance_type_preprocess"), "Standard_d12_v2"),
+    **dict.fromkeys(("instance_type_finetune", "instance_type_model_evaluation"), "Standard_nc24rs_v3"),
+    "compute_model_evaluation": "serverless",
+    "number_of_gpu_to_use_finetuning": 1,
+    "num_nodes_finetune": 1,
+    "batch_size": 1000,
+    "max_seq_length": -1,
+    "pad_to_max_length": False,
+    "apply_lora": False,
+    "lora_alpha": 128,
+    "lora_r": 8,
+    "lora_dropout": 0.0,
+    "apply_deepspeed": False,
+    "deepspeed_stage": "2",
+    "num_train_epochs": 1,
+    "max_steps": -1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "auto_find_batch_size": False,
+    "learning_rate": 2e-5,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0,
+    "optim": "adamw_hf",
+    "weight_decay": 0.0,
+    "gradient_accumulation_steps": 1,
+    "precision": "32",
+    "seed": 42,
+    "evaluation_strategy": "epoch",
+    "eval_steps": 500,
+    "logging_strategy": "steps",
+    "logging_steps": 10,
+    "save_total_limit": -1,
+    "apply_early_stopping": False,
+    "early_stopping_patience": 1,
+    "max_grad_norm": 1.0,
+    "resume_from_checkpoint": "false",
+}
+
+
+@pytest.mark.parametrize("task", tasks.names())
+def test_every_input_of_azure_ml_s_component_is_taken_with_its_default(task: str) -> None:
+    ports = pipelines.load(task).params
+    assert {name: ports[name].default for name in AZURE_ML} == AZURE_ML

@@ -47,6 +47,7 @@ class FakeKubernetes:
         self.bodies: list[dict[str, Any]] = []
         self.faults: list[tuple[str, str, int]] = []  # method, pattern of the path, status; each is met once
         self.cuts: list[int] = []  # after how many lines a followed log breaks off
+        self.expired_watches = 0  # as many say 410 in their stream
         self.keep_deleted = False  # a finalizer that never comes to its end
         self.versions = itertools.count(100)
         self.changed = threading.Condition()
@@ -180,9 +181,8 @@ def handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:  # noqa: C901
                 self.route(method, url.path, query, body)
 
         def route(self, method: str, path: str, query: dict[str, str], body: Any) -> None:
-            if match := re.fullmatch(
-                rf"/apis/[^/]+/[^/]+/namespaces/{NAMESPACE}/(?:pytorchjobs|trainjobs)(?:/(.+))?", path
-            ):
+            jobs = rf"/apis/[^/]+/[^/]+/namespaces/{NAMESPACE}/(?:pytorchjobs|trainjobs)(?:/(.+))?"
+            if match := re.fullmatch(jobs, path):
                 self.job(method, match[1], query, body)
             elif match := re.fullmatch(rf"/api/v1/namespaces/{NAMESPACE}/pods/([^/]+)/log", path):
                 self.log(match[1], query)
@@ -219,6 +219,12 @@ def handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:  # noqa: C901
 
         def watch(self, query: dict[str, str]) -> None:
             self.begin_stream()
+            if fake.expired_watches:
+                fake.expired_watches -= 1
+                gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
+                self.chunk(json.dumps({"type": "ERROR", "object": gone}) + "\n")
+                self.chunk("")
+                return
             after = int(query.get("resourceVersion", 0))
             end = time.monotonic() + float(query.get("timeoutSeconds", 30))
             while time.monotonic() < end:

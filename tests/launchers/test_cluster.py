@@ -49,7 +49,7 @@ def fail(fake: Any, job: dict[str, Any]) -> None:
         "metadata": {"name": "e"},
         "type": "Warning",
         "reason": "BackOff",
-        "message": "restarting failed container",
+        "message": "restarting container",
     }
     fake.events.append({**event, "involvedObject": {"name": name}})
     fake.set_condition(job, "Failed", "PyTorchJob finetune-r1 is failed because 1 Worker replica(s) failed.")
@@ -77,7 +77,7 @@ def test_the_pod_that_failed_first_says_why(fake_kubernetes: Any) -> None:
     assert "pytorchjobs finetune-r1 failed: PyTorchJob finetune-r1 is failed because 1 Worker" in message
     assert "pod finetune-r1-worker-0: exit code 2 (Error). Its last lines:" in message
     assert "  error: the disk is full" in message and "before 49" in message and "before 10\n" not in message
-    assert "event: BackOff: restarting failed container" in message
+    assert "event: BackOff: restarting container" in message
 
 
 def test_a_job_of_the_same_run_is_adopted_and_none_is_made_beside_it(fake_kubernetes: Any) -> None:
@@ -136,10 +136,11 @@ def test_an_api_server_that_stays_away_leaves_the_job_to_the_next_attempt(fake_k
 
 
 def test_a_watch_that_is_too_old_starts_anew(fake_kubernetes: Any) -> None:
-    fake = fake_kubernetes(lambda fake, job: succeed(fake, job, pause=0.4))
-    fake.faults += [("GET", "watch=", 410)] * 3
+    fake = fake_kubernetes(lambda fake, job: succeed(fake, job, pause=0.8))
+    fake.faults.append(("GET", "watch=", 410))
+    fake.expired_watches = 1
     assert len(run()) == 5
-    assert not fake.faults
+    assert not fake.faults and fake.expired_watches == 0
 
 
 def test_a_log_stream_that_breaks_off_is_taken_up_without_a_gap_or_a_repetition(fake_kubernetes: Any) -> None:
@@ -214,3 +215,10 @@ def test_the_owner_is_that_of_the_launchers_own_pod(fake_kubernetes: Callable[..
     found = cluster.Cluster(patience=QUICK)
     assert found.owner("w-impl-1") == workflow
     assert found.owner("none") is None and found.owner(None) is None
+
+
+def test_an_api_server_that_is_not_there_is_said_so(fake_kubernetes: Any) -> None:
+    fake = fake_kubernetes(succeed)
+    fake.close()
+    with pytest.raises(UserError, match="the Kubernetes API cannot be reached"):
+        run(patience=dc.replace(QUICK, retries=1))

@@ -246,7 +246,7 @@ def test_a_gradient_or_a_weight_that_is_no_number_stops_before_a_checkpoint_is_w
     spoil: TrainerCallback, what: str, imported_model: Path, prepared_questions: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=f"^{what}questions.jsonl:[0-9]+, "):
-        train_on(imported_model, prepared_questions, tmp_path, spoil, max_steps=4)
+        train_on(imported_model, prepared_questions, tmp_path, spoil, max_steps=4, logging_steps=2)
     assert not list(tmp_path.rglob("model.safetensors"))
 
 

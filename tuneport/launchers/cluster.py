@@ -15,6 +15,8 @@ import typing as t
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from urllib3.exceptions import HTTPError
+
 from tuneport.errors import UserError
 from tuneport.launchers.job import RUN, SPEC, Job, Kind, Manifest, State
 from tuneport.stage import Terminated
@@ -142,6 +144,8 @@ def _create_or_adopt(cluster: Cluster, kind: Kind, job: Job, owner: Manifest | N
         except ApiException as e:
             if e.status != 409:
                 raise _refused(e, f"create {kind.PLURAL} {job.name}") from None
+        except HTTPError as e:
+            raise _unreachable(e) from None
         else:
             log.info("created %s %s in %s: %d nodes", kind.PLURAL, job.name, cluster.namespace, job.nodes)
             return t.cast(Manifest, created)
@@ -186,6 +190,8 @@ def _read(cluster: Cluster, kind: Kind, name: str) -> Manifest | None:
         if e.status == 404:
             return None
         raise _refused(e, f"read {kind.PLURAL} {name}") from None
+    except HTTPError as e:
+        raise _unreachable(e) from None
     return t.cast(Manifest, found)
 
 
@@ -212,6 +218,10 @@ def _refused(error: t.Any, what: str) -> UserError:
     else:
         hint = "Mend what it names."
     return UserError(f"cannot {what}: {error.status} {error.reason}: {(error.body or '').strip()[:500]}. {hint}")
+
+
+def _unreachable(error: Exception) -> UserError:
+    return UserError(f"the Kubernetes API cannot be reached: {error}. Try again later: a job that runs goes on.")
 
 
 # -- following ---------------------------------------------------------------------------------------------------------
@@ -254,6 +264,8 @@ def _pods(cluster: Cluster, selector: str) -> list[t.Any]:
         found = cluster.core.list_namespaced_pod(cluster.namespace, label_selector=selector, _request_timeout=TIMEOUT)
     except ApiException as e:
         raise _refused(e, "list pods") from None
+    except HTTPError as e:
+        raise _unreachable(e) from None
     return t.cast("list[t.Any]", found.items)
 
 
@@ -261,7 +273,6 @@ def _wait_for_change(cluster: Cluster, kind: Kind, found: Manifest) -> None:
     """Return when a job changes, or after a while; a watch that breaks off or is too old (410) ends the wait."""
     from kubernetes import watch
     from kubernetes.client import ApiException
-    from urllib3.exceptions import HTTPError
 
     meta = found["metadata"]
     started = time.monotonic()
@@ -285,7 +296,6 @@ def _wait_for_change(cluster: Cluster, kind: Kind, found: Manifest) -> None:
 def _follow_log(cluster: Cluster, selector: str, say: Callable[[str], None], done: threading.Event) -> None:
     """Hand on the lines of a pod's log until the job ends; a stream that breaks off is taken up where it was."""
     from kubernetes.client import ApiException
-    from urllib3.exceptions import HTTPError
 
     last: dict[str, str] = {}  # by pod: the time stamp of its last line
     while True:

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
-def load_with_labels(auto_class: t.Any, folder: Path, labels: Sequence[str], problem_type: str | None = None) -> t.Any:
+def load_with_labels(
+    auto_class: t.Any, folder: Path, labels: Sequence[str], problem_type: str | None = None, **loading: t.Any
+) -> t.Any:
     """Load a model in 32 bits with one output a label; a head for other labels is replaced by one of random weights."""
     from transformers import AutoConfig
 
@@ -21,7 +23,8 @@ def load_with_labels(auto_class: t.Any, folder: Path, labels: Sequence[str], pro
         config.problem_type = problem_type
     if config.pad_token_id is None:
         config.pad_token_id = _padding(folder, config)
-    return auto_class.from_pretrained(folder, config=config, ignore_mismatched_sizes=not same_head, dtype="float32")
+    loading |= {"ignore_mismatched_sizes": not same_head, "dtype": "float32"}
+    return auto_class.from_pretrained(folder, config=config, **loading)
 
 
 def _padding(folder: Path, config: t.Any) -> int:

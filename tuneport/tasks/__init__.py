@@ -139,8 +139,11 @@ class Task(ABC):
 
     # -- finetune and evaluation: torch, imported inside ----------------------------------------------------------
     @abstractmethod
-    def load_model(self, folder: Path, meta: Meta) -> t.Any:
-        """Load the model with this task's head; a head that the folder lacks is initialised from torch's seed."""
+    def load_model(self, folder: Path, meta: Meta, **loading: t.Any) -> t.Any:
+        """Load the model with this task's head; a head that the folder lacks is initialised from torch's seed.
+
+        ``loading`` is what from_pretrained takes besides.
+        """
 
     def chat_template(self, meta: Meta) -> str | None:
         """The template that the tuned model comes with; None: the base model's own, if it has one."""

@@ -34,11 +34,11 @@ class GenerationTask(Task):
 
         return pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
 
-    def load_model(self, folder: Path, meta: Meta) -> t.Any:
+    def load_model(self, folder: Path, meta: Meta, **loading: t.Any) -> t.Any:
         from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
         loader = AutoModelForSeq2SeqLM if meta["prompting"]["encoder_decoder"] else AutoModelForCausalLM
-        return loader.from_pretrained(folder, dtype="float32")
+        return loader.from_pretrained(folder, dtype="float32", **loading)
 
     def collator(self, model: t.Any, meta: Meta, pad_to: int | None) -> Callable[[list[Row]], dict[str, t.Any]]:
         apart = ["labels"] if meta["prompting"]["encoder_decoder"] else []

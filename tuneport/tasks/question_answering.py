@@ -342,12 +342,12 @@ class QuestionAnswering(Task):
 
         return encode
 
-    def load_model(self, folder: Path, meta: Meta) -> t.Any:
+    def load_model(self, folder: Path, meta: Meta, **loading: t.Any) -> t.Any:
         from transformers import AutoConfig, AutoModelForQuestionAnswering
 
         config = AutoConfig.from_pretrained(folder)
         config.num_labels = 2  # start and end; a base model with another head may have more
-        return AutoModelForQuestionAnswering.from_pretrained(folder, config=config, dtype="float32")
+        return AutoModelForQuestionAnswering.from_pretrained(folder, config=config, dtype="float32", **loading)
 
     def collator(self, model: t.Any, meta: Meta, pad_to: int | None) -> Callable[[list[Row]], dict[str, t.Any]]:
         return collator(model, pad_to, {}, per_row=self.label_names)

@@ -240,11 +240,11 @@ class TextClassification(Task):
 
         return encode
 
-    def load_model(self, folder: Path, meta: Meta) -> t.Any:
+    def load_model(self, folder: Path, meta: Meta, **loading: t.Any) -> t.Any:
         from transformers import AutoModelForSequenceClassification
 
         kind = "multi_label_classification" if meta["multi_label"] else "single_label_classification"
-        return load_with_labels(AutoModelForSequenceClassification, folder, meta["labels"], kind)
+        return load_with_labels(AutoModelForSequenceClassification, folder, meta["labels"], kind, **loading)
 
     def collator(self, model: t.Any, meta: Meta, pad_to: int | None) -> Callable[[list[Row]], dict[str, t.Any]]:
         return collator(model, pad_to, {}, per_row=["labels"])

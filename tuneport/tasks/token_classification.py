@@ -302,10 +302,10 @@ class TokenClassification(Task):
 
         return encode
 
-    def load_model(self, folder: Path, meta: Meta) -> t.Any:
+    def load_model(self, folder: Path, meta: Meta, **loading: t.Any) -> t.Any:
         from transformers import AutoModelForTokenClassification
 
-        model = load_with_labels(AutoModelForTokenClassification, folder, meta["labels"])
+        model = load_with_labels(AutoModelForTokenClassification, folder, meta["labels"], **loading)
         model.register_forward_pre_hook(_learn_continued, with_kwargs=True)
         return model
 

@@ -52,8 +52,8 @@ class Progress(TrainerCallback):
     def __init__(self, run: Run, trainer: ObservedTrainer) -> None:
         self.run = run
         self.trainer = trainer
-        self.cost = cost(trainer.model)
         self.peak = _peak(trainer.args)
+        self.cost = cost(trainer.model) if self.peak is not None else None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any

@@ -64,15 +64,16 @@ def cost(model: t.Any) -> Cost | None:
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     config, trunk = inner.config, inner.base_model
-    layers, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
-    if config.is_encoder_decoder or not layers or not width or not _only_matrices(trunk):
+    layers, width, heads = (
+        getattr(config, n, None) for n in ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    )
+    if config.is_encoder_decoder or not (layers and width and heads) or not _only_matrices(trunk):
         return None
     if any("expert" in key for key in config.to_dict()):
         return None
     matrices = [m for name, m in trunk.named_modules() if _is_matrix(m) and "pooler" not in name]
     vocabulary = inner.get_output_embeddings()
     matrices += [vocabulary] if vocabulary is not None else []
-    heads = config.num_attention_heads
     attention = heads * (getattr(config, "head_dim", None) or width // heads)
     return Cost(per_token=sum(map(_per_token, matrices)), per_square=12 * layers * attention)
 

@@ -102,6 +102,7 @@ class ObservedTrainer(Trainer):
         self.counts = Counts()
         self.evaluation_seconds = 0.0
         self.unchecked: list[Step] = []
+        self.last: Step | None = None  # whose weights were not looked at
 
     def get_train_dataloader(self) -> t.Any:
         plain, config = self.data_collator, t.cast(t.Any, self.model).config
@@ -117,7 +118,8 @@ class ObservedTrainer(Trainer):
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         number = self.state.global_step + 1
         if not self.unchecked or self.unchecked[-1].number != number:
-            self.unchecked.append(Step(number=number))
+            self.last = Step(number=number)
+            self.unchecked.append(self.last)
         self.unchecked[-1].batches.append((contents.row_ids, loss.detach()))
         return loss
 
@@ -146,9 +148,11 @@ class ObservedTrainer(Trainer):
         """Raise `UserError`, on all ranks, where one of them met what is not a number; it names the rows."""
         steps, self.unchecked = self.unchecked, []
         problem = first_problem(steps)
-        if problem is None and weights and steps and not all_finite(t.cast(torch.nn.Module, self.model)):
-            last = steps[-1]
-            problem = f"step {last.number}: the weights are not finite after these training rows: {named(last.row_ids)}"
+        if weights and (last := self.last) is not None:
+            if problem is None and not all_finite(t.cast(torch.nn.Module, self.model)):
+                rows = named(last.row_ids)
+                problem = f"step {last.number}: the weights are not finite after these training rows: {rows}"
+            self.last = None
         if found := _of_any_rank(problem, self.args.world_size, self.args.device):
             raise UserError(f"{found}. {self._remedy()}")
 

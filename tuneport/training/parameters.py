@@ -3,9 +3,8 @@
 from typing import Literal
 
 from tuneport.artifacts import File
-from tuneport.errors import UserError
 from tuneport.parameters import EvaluationBatchParams, SeedParams
-from tuneport.step import Params, consumes, param, show
+from tuneport.step import Params, consumes, param
 
 
 class ScheduleParams(Params):
@@ -59,6 +58,11 @@ class BatchParams(Params):
     gradient_checkpointing: bool = param(
         "Compute activations a second time in the backward pass instead of keeping them: less memory, slower.",
         default=False,
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = param(
+        "How attention is computed: sdpa by torch's own kernels, eager by plain matrix products, flash_attention_2 by "
+        "the package flash-attn, in 16 bits on an NVIDIA GPU. auto: the fastest that the machine and the model have.",
+        default="auto",
     )
     dataloader_num_workers: int = param(
         "Processes per device that put training batches together; 0: the training process itself.", default=0, ge=0
@@ -168,18 +172,11 @@ class AdapterParams(Params):
         "model.",
         default=True,
     )
-
-    def check_adapters(self) -> None:
-        """Raise `UserError` for a LoRA parameter that would do nothing."""
-        if self.apply_lora:
-            return
-        ports = AdapterParams.ports()
-        idle = {name: value for name, port in ports.items() if (value := getattr(self, name)) != port.default}
-        if idle:
-            given = ", ".join(f"{name}={show(value)}" for name, value in idle.items())
-            raise UserError(
-                f"{given}: of use only with apply_lora=true. Set apply_lora=true, or leave out what is named."
-            )
+    quantization: Literal["none", "4bit", "8bit"] = param(
+        "Keep the frozen weights beside LoRA's adapters in 4 bits (NF4) or 8 bits, by bitsandbytes: less memory. Needs "
+        "an NVIDIA GPU.",
+        default="none",
+    )
 
 
 class TrainingParams(

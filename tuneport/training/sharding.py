@@ -1,4 +1,4 @@
-"""Training spread over processes: start DeepSpeed, configure FSDP, and refuse what this machine has not enough of."""
+"""Training spread over processes: start DeepSpeed, configure FSDP."""
 
 from __future__ import annotations
 
@@ -53,21 +53,3 @@ def fsdp(options: TrainingParams) -> dict[str, t.Any]:
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "state_dict_type": "FULL_STATE_DICT",
     }
-
-
-def check_devices(options: TrainingParams) -> None:
-    """Refuse what the devices of this machine do not suffice for."""
-    processes, gpus = options.number_of_gpu_to_use_finetuning, torch.cuda.device_count()
-    if 0 < gpus < processes:
-        raise UserError(
-            f"number_of_gpu_to_use_finetuning={processes}: this machine has {gpus}. Take as many processes as GPUs."
-        )
-    if options.deepspeed_offload and not gpus:
-        raise UserError(
-            "deepspeed_offload=true: spares a GPU's memory, and torch sees no GPU here. Leave it out on a CPU."
-        )
-    if options.fsdp and not gpus:
-        raise UserError(
-            f"fsdp={options.fsdp}: needs NVIDIA GPUs, and torch sees none here. Take apply_deepspeed=true, which also "
-            "runs on CPUs."
-        )

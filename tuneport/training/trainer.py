@@ -20,10 +20,11 @@ from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.tasks import Task
 from tuneport.tracking import Run
-from tuneport.training import deepspeed, resume, sharding
+from tuneport.training import attention, conflicts, deepspeed, quantization, resume, sharding
 from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress, precision_of
 from tuneport.training.checkpoint_files import Checkpoint, CheckpointFolder
 from tuneport.training.checkpoints import BestModelTrainer, make_paths_relative, rows_per_step
+from tuneport.training.machine import here
 from tuneport.training.memory import explained, fit_batch_size
 from tuneport.training.parameters import TrainingParams
 from tuneport.training.preemption import preemptible
@@ -72,10 +73,14 @@ def train(
     transformers.set_seed(options.seed)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    conflicts.check(options, here())
     arguments = training_arguments(options, output / "checkpoints", world_size)  # before the model: ZeRO-3 loads parts
-    plain = load_model(task, base, prepared)
-    if options.gradient_checkpointing:
-        _check_gradient_checkpointing(plain)
+    plain = load_model(task, base, prepared, **quantization.loading(options))
+    machine = here(plain)
+    conflicts.check(options, machine)
+    attention.choose(plain, options.attention, machine, precision_of(arguments))
+    if options.quantization != "none":
+        quantization.freeze(plain)
     model = _adapted(plain, base, output, options) if options.apply_lora else plain
     tokenizer = TokenizerFiles(base, prepared.info.max_seq_length, task.chat_template(prepared.info.meta))
     arguments.metric_for_best_model = metric_for_best_model
@@ -199,13 +204,13 @@ def _scores_of_answers(
     return scores
 
 
-def load_model(task: Task, base: Path, prepared: Prepared) -> t.Any:
-    """The base model with the task's head.
+def load_model(task: Task, base: Path, prepared: Prepared, **loading: t.Any) -> t.Any:
+    """The base model with the task's head; ``loading`` is what from_pretrained takes besides.
 
     Raises `UserError` where the architecture has none.
     """
     try:
-        return task.load_model(base, prepared.info.meta)
+        return task.load_model(base, prepared.info.meta, **loading)
     except ValueError as e:
         if "Unrecognized configuration class" not in str(e):
             raise
@@ -215,14 +220,6 @@ def load_model(task: Task, base: Path, prepared: Prepared) -> t.Any:
             f"{' or '.join(task.architectures)} loads: {', '.join(_types(task.architectures))}. "
             "Choose another base model."
         ) from None
-
-
-def _check_gradient_checkpointing(model: t.Any) -> None:
-    if not model.supports_gradient_checkpointing:
-        raise UserError(
-            f"gradient_checkpointing=true: a model of type '{model.config.model_type}' cannot recompute its "
-            "activations. Leave it false and lower per_device_train_batch_size instead."
-        )
 
 
 def _types(auto_classes: t.Sequence[str]) -> list[str]:
@@ -236,8 +233,6 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         log.info("optim=adamw_hf is gone from transformers and runs as adamw_torch")
     has_cuda = torch.cuda.is_available()
     has_bf16 = not has_cuda or torch.cuda.is_bf16_supported()
-    _check_precision(options.precision)
-    sharding.check_devices(options)
     bf16 = options.precision == "bf16" or (options.precision == "16" and has_bf16)
     fp16 = options.precision == "fp16" or (options.precision == "16" and not bf16)
     config = None
@@ -287,19 +282,6 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         logging_nan_inf_filter=False,  # it waits for the GPU at every batch; `ObservedTrainer` stops there instead
         disable_tqdm=True,
     )
-
-
-def _check_precision(precision: str) -> None:
-    """Refuse what this device has no arithmetic for."""
-    if precision in ("fp16", "tf32") and not torch.cuda.is_available():
-        raise UserError(
-            f"precision={precision}: needs an NVIDIA GPU, and torch sees none here. "
-            "Take precision=bf16, or 32 for full precision."
-        )
-    if precision == "tf32" and torch.cuda.get_device_capability() < (8, 0):
-        raise UserError("precision=tf32: needs a GPU of compute capability 8.0 or more (Ampere). Take precision=16.")
-    if precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise UserError("precision=bf16: this GPU has no bfloat16. Take precision=16.")
 
 
 def _early_stopping(options: TrainingParams) -> list[TrainerCallback]:

@@ -59,4 +59,7 @@ class Kfp(Target):
             raise UserError(f"{output}: cannot be written ({e.strerror}). Name another file.") from None
 
     def submit(self, document: Document) -> int:
-        raise NotImplementedError
+        from tuneport.targets.kfp.send import submit
+
+        how = {"wait": document.request.wait, "dry_run": document.request.dry_run}
+        return submit(document.pipeline, document.text, document.settings, document.request.environment, **how)

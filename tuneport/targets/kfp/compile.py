@@ -221,8 +221,7 @@ def _configure(task: PipelineTask, plan: Plan, node: Node) -> None:
     retries = found.retries or Retries()
     if retries.count:
         task.set_retry(retries.count, retries.backoff, retries.factor, retries.longest)
-    for name, value in {**_environment(plan, node), **found.environment}.items():
-        task.set_env_variable(name, value)
+    task.container_spec.env = {**_environment(plan, node), **found.environment}
     if plan.is_job(node):
         from kfp import kubernetes
 

@@ -239,6 +239,9 @@ class Settings(Resources):
         default=None,
         description="URL of the Kubeflow Pipelines API; unset: that of the cluster this runs in, or kfp's own default.",
     )
+    ca_certificate: str | None = Field(
+        default=None, description="File with the certificate of the authority that signed the endpoint's."
+    )
     namespace: Name | None = Field(default=None, description="Namespace, or profile, of the runs.")
     service_account: Name | None = Field(
         default=None, description="Service account of the runs; unset: the cluster's default."

@@ -1,0 +1,193 @@
+"""Send a compiled pipeline to the Kubeflow Pipelines API, and follow its run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+import time
+import typing as t
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tuneport.errors import UserError
+from tuneport.targets.kfp.settings import Settings
+
+log = logging.getLogger("tuneport.kfp")
+
+ENDPOINT, TOKEN, COOKIE = "KF_PIPELINES_ENDPOINT", "TUNEPORT_KFP_TOKEN", "TUNEPORT_KFP_COOKIE"  # the first is kfp's
+ENDED = {"SUCCEEDED": 0, "FAILED": 1, "SKIPPED": 1, "CANCELED": 1}  # a run's last states, and our exit code for each
+POLL_SECONDS = 5.0
+PATIENCE = 20  # answers in a row that may fail while a run is followed
+
+
+def submit(
+    pipeline: str, text: str, settings: Settings, environment: Mapping[str, str], *, wait: bool, dry_run: bool
+) -> int:
+    """Start a run, and with ``wait`` end with its result."""
+    name = f"{pipeline} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    experiment = settings.experiment or pipeline
+    endpoint = (settings.endpoint or environment.get(ENDPOINT) or "").rstrip("/")
+    if dry_run:
+        print(json.dumps(request(name, experiment, text, settings, endpoint), indent=1))  # noqa: T201
+        return 0
+    _check_reachable(endpoint, settings)
+    with _refusals(endpoint):
+        client = _client(endpoint, settings, environment)
+        run_id = _create(client, name, experiment, text, settings)
+    url = f"{endpoint or 'the UI'}/#/runs/details/{run_id}"
+    print(f"started: {url}", flush=True)  # noqa: T201
+    if not wait:
+        return 0
+    try:
+        return _follow(client, run_id, endpoint)
+    except KeyboardInterrupt:
+        log.warning("no longer followed; the run goes on: %s", url)
+        raise
+
+
+def request(name: str, experiment: str, text: str, settings: Settings, endpoint: str) -> dict[str, t.Any]:
+    """What starts a run: the experiment that is created where there is none, and the body that is sent."""
+    import yaml
+
+    spec, platform = yaml.safe_load_all(text)
+    run = {
+        "display_name": name,
+        "pipeline_spec": {"pipeline_spec": spec, "platform_spec": platform},
+        "runtime_config": {"parameters": {}},
+    }
+    if settings.service_account:
+        run["service_account"] = settings.service_account
+    found = {"display_name": experiment} | ({"namespace": settings.namespace} if settings.namespace else {})
+    return {
+        "endpoint": endpoint or None,
+        "experiment": found,
+        "method": "POST",
+        "path": "/apis/v2beta1/runs",
+        "body": run,
+    }
+
+
+def _check_reachable(endpoint: str, settings: Settings) -> None:
+    """Refuse an address where nobody answers; kfp's own client would try for half a minute."""
+    import urllib3
+
+    if not endpoint:
+        return
+    if not endpoint.startswith(("http://", "https://")):
+        raise UserError(
+            f"platform.kfp.endpoint={endpoint}: not valid; wanted a URL, as in https://kubeflow.example/pipeline."
+        )
+    pool = urllib3.PoolManager(ca_certs=settings.ca_certificate, timeout=10, retries=1)
+    try:
+        pool.request("GET", f"{endpoint}/apis/v2beta1/healthz", preload_content=False).close()
+    except urllib3.exceptions.HTTPError as e:
+        raise _unreachable(endpoint, e) from None
+
+
+def _unreachable(endpoint: str, error: BaseException) -> UserError:
+    reason = getattr(error, "reason", None) or error
+    return UserError(
+        f"Kubeflow Pipelines at {endpoint or 'the default address'} does not answer ({reason}). Set "
+        f"platform.kfp.endpoint or {ENDPOINT}, or forward its port: "
+        "kubectl port-forward -n kubeflow svc/ml-pipeline 8888 and endpoint http://localhost:8888."
+    )
+
+
+@contextlib.contextmanager
+def _refusals(endpoint: str) -> Iterator[None]:
+    """Turn what the API or the way to it refuses into one message."""
+    import kfp_server_api
+    import urllib3
+
+    try:
+        yield
+    except kfp_server_api.ApiException as e:
+        hint = f" Set {TOKEN}, or {COOKIE}, to what your session has." if e.status in (401, 403) else ""
+        raise UserError(f"Kubeflow Pipelines answered {e.status} {e.reason}: {_detail(e.body)}.{hint}") from None
+    except (urllib3.exceptions.HTTPError, TimeoutError) as e:
+        raise _unreachable(endpoint, e) from None
+
+
+def _detail(body: t.Any) -> str:
+    try:
+        return str(json.loads(body).get("error") or json.loads(body).get("message") or body)[:500]
+    except (TypeError, ValueError, AttributeError):
+        return str(body or "no reason given")[:500].strip()
+
+
+def _client(endpoint: str, settings: Settings, environment: Mapping[str, str]) -> t.Any:
+    import kfp
+
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        return kfp.Client(
+            host=endpoint or None,
+            existing_token=environment.get(TOKEN) or None,
+            cookies=environment.get(COOKIE) or None,
+            ssl_ca_cert=settings.ca_certificate,
+            **({"namespace": settings.namespace} if settings.namespace and endpoint else {}),
+        )
+
+
+def _create(client: t.Any, name: str, experiment: str, text: str, settings: Settings) -> str:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # kfp prints links
+        path = Path(folder, "pipeline.yaml")
+        path.write_text(text, "utf-8")
+        found = client.create_experiment(experiment, namespace=settings.namespace)
+        run = client.run_pipeline(
+            found.experiment_id, name, str(path), params={}, service_account=settings.service_account
+        )
+    return t.cast(str, run.run_id)
+
+
+def _follow(client: t.Any, run_id: str, endpoint: str) -> int:
+    """Wait for the end of a run; says each task's state as it changes."""
+    import kfp_server_api
+    import urllib3
+
+    states: dict[str, str] = {}
+    failures = 0
+    while True:
+        try:
+            run = client.get_run(run_id)
+            failures = 0
+        except (kfp_server_api.ApiException, urllib3.exceptions.HTTPError) as e:
+            failures += 1
+            if failures > PATIENCE or 400 <= getattr(e, "status", 500) < 500:
+                raise UserError(
+                    f"the run goes on, but can no longer be followed: {_detail(getattr(e, 'body', e))}."
+                ) from None
+            time.sleep(POLL_SECONDS)
+            continue
+        for task in _tasks(run):
+            if task.state and states.get(task.display_name) != task.state:
+                states[task.display_name] = task.state
+                log.info("%s: %s", task.display_name, task.state.lower())
+        if run.state in ENDED:
+            code = ENDED[run.state]
+            if code:
+                log.error("%s", _why(run))
+            else:
+                log.info("the run has succeeded")
+            return code
+        time.sleep(POLL_SECONDS)
+
+
+def _tasks(run: t.Any) -> list[t.Any]:
+    details = run.run_details.task_details if run.run_details else None
+    return [task for task in details or [] if task.display_name]
+
+
+def _why(run: t.Any) -> str:
+    lines = [f"the run has ended: {run.state.lower()}"]
+    if run.error and run.error.message:
+        lines.append(run.error.message)
+    for task in _tasks(run):
+        if task.state == "FAILED":
+            reason = task.error.message if task.error and task.error.message else "see its log"
+            lines.append(f"{task.display_name} failed: {reason}")
+    return "\n  ".join(lines)

@@ -1,0 +1,37 @@
+"""What this machine and a loaded model can do, as `tuneport.training.conflicts` asks for it."""
+
+from __future__ import annotations
+
+import importlib.util
+import typing as t
+
+import torch
+
+from tuneport.training.conflicts import Machine
+
+
+def here(model: t.Any = None) -> Machine:
+    """This machine; without a model one that can do everything is supposed."""
+    gpus = torch.cuda.device_count()
+    of_model: dict[str, t.Any] = {}
+    if model is not None:
+        of_model = {
+            "model_type": model.config.model_type,
+            "recomputes": model.supports_gradient_checkpointing,
+            "attentions": _attentions(model),
+        }
+    return Machine(
+        gpus=gpus,
+        bf16=not gpus or torch.cuda.is_bf16_supported(),
+        tf32=gpus > 0 and torch.cuda.get_device_capability() >= (8, 0),
+        flash_attn=importlib.util.find_spec("flash_attn") is not None,
+        **of_model,
+    )
+
+
+def _attentions(model: t.Any) -> frozenset[str]:
+    """The attentions that a model has code for."""
+    if not model._can_set_attn_implementation():
+        return frozenset({model.config._attn_implementation})
+    found = {"eager": True, "sdpa": model._supports_sdpa, "flash_attention_2": model._supports_flash_attn}
+    return frozenset(name for name, supported in found.items() if supported)
