@@ -39,6 +39,7 @@ def test_help_lists_the_commands_and_the_pipelines(tuneport: Command, capsys: py
     for word in [
         "compile",
         "init",
+        "replay",
         "run",
         "schema",
         "submit",
@@ -110,7 +111,10 @@ def test_help_imports_no_heavy_library(argv: list[str]) -> None:
     [
         (
             ["rnu"],
-            "unknown command 'rnu'; there are: compile, init, run, schema, submit, validate. Did you mean 'run'?",
+            (
+                "unknown command 'rnu'; there are: compile, init, replay, run, schema, submit, validate. "
+                "Did you mean 'run'?"
+            ),
         ),
         (["run"], f"no pipeline is named; wanted one of {', '.join(tasks.names())}."),
         (["schema", "txt_clasification"], "Did you mean 'text_classification'?"),

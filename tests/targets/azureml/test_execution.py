@@ -111,7 +111,7 @@ def test_a_job_scores_as_a_local_run_of_the_same_seed(
                 "sentence1_key": "text",
                 "label_key": "label",
                 "num_train_epochs": 4,
-                "per_device_train_batch_size": 8,
+                "per_device_train_batch_size": 8 // processes,
                 "learning_rate": 0.003,
                 "metric_for_best_model": "accuracy",
                 "seed": 7,
