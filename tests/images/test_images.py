@@ -244,3 +244,12 @@ def test_sigterm_ends_a_container_that_has_only_just_been_started(desk: Desk, ra
         desk.docker("rm", "--force", container)
     assert code in ("143", "75")
     assert took < 10
+
+
+@pytest.mark.parametrize(("image", "limit"), [("base", 650), ("trainer", 2200)])
+def test_an_image_is_not_larger_than_it_has_to_be(docker: Engine, image: str, limit: int) -> None:
+    name = dict(Images())[image]
+    cuda = docker("run", "--rm", *NEVER_MORE, name, "python", "-c", "import torch.version as v; print(v.cuda or '')")
+    if image == "trainer" and cuda.stdout.strip():
+        pytest.skip("the limit is for a torch without CUDA")
+    assert docker.inspect(name, image)["Size"] <= limit * 1_000_000
