@@ -68,7 +68,8 @@ class Desk:
         return [
             "run", *NEVER_MORE, "--user", self.user, "--tmpfs", "/tmp",
             "--volume", f"{self.folder}/in:/in:ro", "--volume", f"{self.folder}/out:/out",
-            "--volume", f"{self.folder}/mlflow:/mlflow", "--env", "MLFLOW_TRACKING_URI=sqlite:////mlflow/mlflow.db", "--env", "OMP_NUM_THREADS=1",
+            "--volume", f"{self.folder}/mlflow:/mlflow", "--env", "MLFLOW_TRACKING_URI=sqlite:////mlflow/mlflow.db",
+            "--env", "OMP_NUM_THREADS=1",
             image, "python", "-m", "steps", stage, *flags,
         ]  # fmt: skip
 
