@@ -28,7 +28,7 @@ STAGES = {
     "model_registration": "base",
 }
 TASK = ("--task_name", "text_classification")
-BATCH = ("--per_device_train_batch_size", "8", "--learning_rate", "1e-3")
+BATCH = ("--per_device_train_batch_size", "8", "--learning_rate", "3e-3")
 
 
 Ran = dict[str, subprocess.CompletedProcess[str]]
@@ -104,7 +104,7 @@ def ran(desk: Desk) -> Ran:
         "preprocess": (
             *TASK, *both, "--train_file_path", "/in/questions.jsonl", "--sentence1_key", "text", "--label_key", "label",
         ),
-        "finetune": (*TASK, *both, *BATCH, "--num_train_epochs", "6", "--pytorch_model_folder", tuned),
+        "finetune": (*TASK, *both, *BATCH, "--num_train_epochs", "8", "--pytorch_model_folder", tuned),
         "model_export": (
             *TASK, "--pytorch_model_folder", tuned, "--preprocess_output", prepared, "--mlflow_model_folder", exported,
         ),
