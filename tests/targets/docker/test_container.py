@@ -200,7 +200,8 @@ def desk(
 def command(target: str, *more: str) -> list[str]:
     values = {
         "sentence1_key": "text", "label_key": "label", "train_file_path": "rows.jsonl", "pytorch_model_path": "model",
-        "num_train_epochs": "8", "learning_rate": "3e-3", "per_device_train_batch_size": "8", "per_device_eval_batch_size": "16",
+        "num_train_epochs": "8", "learning_rate": "3e-3", "per_device_train_batch_size": "8",
+        "per_device_eval_batch_size": "16",
     }  # fmt: skip
     tuneport = str(Path(sys.executable).with_name("tuneport"))
     flags = ["--target", target, "--output_dir", f"runs/{target}"]
