@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses as dc
+import gc
 import typing as t
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tuneport import targets
@@ -42,9 +44,10 @@ class Kfp(Target):
         found = targets.settings(self, request)
         steps = targets.instantiate(pipeline, values, request.output_dir)
         targets.check(steps, files=False)
-        from tuneport.targets.kfp.compile import compile_pipeline
+        with _no_garbage_collection():
+            from tuneport.targets.kfp.compile import compile_pipeline
 
-        text = compile_pipeline(pipeline, values, steps, found)
+            text = compile_pipeline(pipeline, values, steps, found)
         return Document(pipeline=pipeline.name, text=text, settings=found, request=request)
 
     def write(self, document: Document, output: Path) -> None:
@@ -63,3 +66,15 @@ class Kfp(Target):
 
         how = {"wait": document.request.wait, "dry_run": document.request.dry_run}
         return submit(document.pipeline, document.text, document.settings, document.request.environment, **how)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Importing kfp makes many objects and no garbage; looking for some takes as long as compiling."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
