@@ -25,7 +25,8 @@ MODELS = {  # by task: what the fixture `decoder` makes, where it is not the tin
     "text_generation": ("gpt2",),
     "chat_completion": ("llama", CHATML),
 }
-LENGTHS = {"translation": 40, "chat_completion": 64}  # one token a byte
+WORDS = {"text_classification": 8, "token_classification": 8, "question_answering": 16}
+LENGTHS = WORDS | {"summarization": 40, "translation": 40, "text_generation": 32, "chat_completion": 64}  # bytes
 SHORT = SimpleNamespace(max_new_tokens=8)
 every_task = pytest.mark.parametrize("name", tasks.names())
 
@@ -159,7 +160,7 @@ def test_loss_and_perplexity_equal_a_recount_from_the_predictions(name: str, run
 
 @every_task
 def test_max_seq_length_and_pad_to_max_length_are_honoured(name: str, prepare: Any, tmp_path: Path) -> None:
-    task, length, widths = tasks.load(name), LENGTHS.get(name, 16), {}
+    task, length, widths = tasks.load(name), LENGTHS[name], {}
     own = {"max_target_length": 8} if name in ("summarization", "translation") else {}
     own |= {"doc_stride": 2} if name == "question_answering" else {}
     for pad in (False, True):

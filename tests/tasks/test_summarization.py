@@ -107,7 +107,7 @@ def test_loss_and_perplexity_equal_a_recount_with_the_models_own_loss(run: Simpl
 
 def test_the_tuned_model_learns_to_summarize_and_beats_the_first_words(run: SimpleNamespace) -> None:
     found = scores(run)
-    assert found["tuned"]["metrics"]["rougeL"] > 0.8 > found["base"]["metrics"]["rougeL"]
+    assert found["tuned"]["metrics"]["rougeL"] > 0.7 > found["base"]["metrics"]["rougeL"]
     assert found["baselines"].keys() == {"first 2 words"}
     baseline = found["baselines"]["first 2 words"]["metrics"]
     assert baseline["rougeL"] < 0.5 and baseline["loss"] is None
