@@ -85,6 +85,7 @@ def set_batches(config: dict[str, t.Any], batch_size: int, accumulation: int, wo
 def _ours(options: TrainingParams) -> dict[str, t.Any]:
     """The optimizer and the schedule are the Trainer's own, so that a step is that of training without DeepSpeed."""
     zero: dict[str, t.Any] = {"stage": int(options.deepspeed_stage), "contiguous_gradients": True}
+    zero["reduce_bucket_size"] = 50_000_000  # elements of a buffer; DeepSpeed's own default takes 2 GB
     if options.deepspeed_offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if options.deepspeed_stage == "3":
