@@ -39,10 +39,10 @@ def parts(engine: Engine, image: str) -> dict[str, float]:
 def first_line(image: str, folder: Path) -> float:
     """Seconds from `docker run` of preprocess to its first line."""
     values = {"task_name": "text_classification", "sentence1_key": "text", "label_key": "label"}
-    paths = {"model_selector_output": "/work/imported", "train_file_path": "/work/train.jsonl"}
+    paths = {"model_selector_output": "/in/imported", "train_file_path": "/in/train.jsonl"}
     flags = [text for name, value in {**values, **paths}.items() for text in (f"--{name}", value)]
     command = ["docker", "run", "--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp", "--volume"]  # noqa: S108
-    command += [f"{folder}:/work:ro", image, "python", "-m", "steps", "preprocess", *flags]
+    command += [f"{folder}:/in:ro", image, "python", "-m", "steps", "preprocess", *flags]
     command += ["--preprocess_output", "/tmp/preprocess_output"]  # noqa: S108
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -109,7 +109,7 @@ def test_what_is_no_executor_input_is_refused(text: str) -> None:
         ({"uri": "oci://registry/team/model:1"}, "/oci/registry_team_model:1/models"),
         ({"uri": "/local/root/x"}, "/local/root/x"),
         ({"uri": "file:///mnt/x"}, "/mnt/x"),
-        ({"uri": "s3://b/k", "customPath": "/work/x"}, "/work/x"),
+        ({"uri": "s3://b/k", "customPath": "/mnt/y"}, "/mnt/y"),
     ],
 )
 def test_an_artifact_lies_where_kfp_puts_it(artifact: dict[str, str], path: str) -> None:
