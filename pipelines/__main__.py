@@ -4,15 +4,19 @@ import sys
 
 import pipelines
 import steps
-from tuneport import tasks
-from tuneport.cli import add_tasks, guard, main
+from tuneport import targets, tasks
+from tuneport.cli import add_modules, guard, main
 
 
 def run() -> None:
     """Entry point of the `tuneport` command."""
-    if code := guard(lambda: add_tasks(tasks.add_folder)):
-        sys.exit(code)
-    sys.exit(main(sys.argv[1:], names=pipelines.names, load=pipelines.load, load_stage=steps.load))
+    sys.exit(guard(_run))
+
+
+def _run() -> int:
+    add_modules("TUNEPORT_TASKS", "task", tasks.__path__)
+    add_modules("TUNEPORT_TARGETS", "target", targets.__path__)
+    return main(sys.argv[1:], names=pipelines.names, load=pipelines.load, load_stage=steps.load)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,14 @@ import sys
 
 import steps
 from tuneport import tasks
-from tuneport.cli import add_tasks, guard, run_stage
+from tuneport.cli import add_modules, guard, run_stage
 from tuneport.stage import terminated_on_signal
 
 
 def main() -> int:
     """Run the stage; returns the exit code."""
     with terminated_on_signal():  # the first process of a container stops for no signal that it does not handle
-        if code := guard(lambda: add_tasks(tasks.add_folder)):
-            return code
+        add_modules("TUNEPORT_TASKS", "task", tasks.__path__)
         return run_stage(sys.argv[1:], names=steps.names(), load=steps.load)
 
 

@@ -62,6 +62,22 @@ def test_a_pipelines_help_lists_all_its_inputs_in_groups(tuneport: Command, caps
         assert "--from STAGE" in text
 
 
+@pytest.mark.parametrize("command", ["run", "compile", "submit", "validate", "replay", "schema", "init"])
+def test_a_command_shows_its_help_without_what_it_needs(
+    tuneport: Command, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert tuneport(command, "--help") == 0
+    assert capsys.readouterr().out.startswith(f"Usage: tuneport {command} ")
+
+
+@pytest.mark.parametrize("command", ["compile", "submit"])
+def test_a_command_that_needs_a_target_asks_for_it(
+    tuneport: Command, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert tuneport(command, "text_classification", "sentence1_key=text", "label_key=label") == 2
+    assert capsys.readouterr().err == "error: Missing option '--target'.\n"
+
+
 def test_the_version_is_the_packages(tuneport: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert tuneport("--version") == 0
     assert capsys.readouterr().out == f"tuneport {__version__}\n"

@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 import typing as t
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -99,10 +99,18 @@ def _tracking_uri(uri: str | None) -> str | None:
     return "https" + uri.removeprefix("azureml").partition("?")[0]
 
 
-def add_tasks(add: Callable[[Path], None]) -> None:
-    """Hand over the folder that TUNEPORT_TASKS names; the stages of a run inherit the variable."""
-    if folder := os.environ.get("TUNEPORT_TASKS"):
-        add(Path(folder))
+def add_modules(variable: str, kind: str, path: MutableSequence[str]) -> None:
+    """Let each file of the folder that a variable names be a task or target, too, by its name.
+
+    ``path`` is the ``__path__`` of the package it then belongs to; what that has itself goes before one of the same
+    name. The stages of a run inherit the variable. Raises `UserError` where there is no such folder.
+    """
+    if not (folder := os.environ.get(variable)):
+        return
+    if not Path(folder).is_dir():
+        raise UserError(f"{variable}={folder!r}: no such folder; wanted one with a file NAME.py for each {kind}.")
+    if (absolute := str(Path(folder).absolute())) not in path:
+        path.append(absolute)
 
 
 class GroupedCommand(click.Command):
@@ -244,6 +252,8 @@ class PipelineCommand(click.Command):
     """A click command over one pipeline: the pipeline's own inputs are no flags but ``name=value``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not self.add_help_option:  # click's own option looks to it that who asks for help may leave all else out
+            ctx.resilient_parsing = "--help" in args
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as e:
@@ -339,7 +349,9 @@ def _target_option(default: str | None) -> click.Option:
     from tuneport import targets
 
     help = f"Where: {', '.join(targets.names())}."
-    return click.Option(["--target"], default=default, required=default is None, show_default=True, help=help)
+    if default is None:  # click takes a default that is None for a value
+        return click.Option(["--target"], required=True, help=help)
+    return click.Option(["--target"], default=default, show_default=True, help=help)
 
 
 def _run_command(load: Callable[[str | None], Pipeline], argv: Sequence[str]) -> click.Command:

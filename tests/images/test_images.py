@@ -15,7 +15,7 @@ import pytest
 from tuneport.targets.docker.container import Engine
 from tuneport.targets.docker.settings import Images
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.containers]
 
 NEVER_MORE = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--network", "none")
 UID = 1000

@@ -25,6 +25,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tuneport.targets.docker.container import Engine
+
 NAMESPACE = "team"
 Operator = Callable[["FakeKubernetes", dict[str, Any]], None]
 
@@ -278,8 +280,14 @@ def handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:  # noqa: C901
     return Handler
 
 
-def run_as_processes(fake: FakeKubernetes, job: dict[str, Any]) -> None:
-    """Start a PyTorchJob's pods as processes, with the environment that the operator gives them."""
+Start = Callable[[str, dict[str, Any], dict[str, str]], "subprocess.Popen[bytes]"]
+
+
+def run_pods(fake: FakeKubernetes, job: dict[str, Any], start: Start, address: Callable[[str], str]) -> None:
+    """Start a PyTorchJob's pods, with the environment that the operator gives them, and follow them to their end.
+
+    ``start`` makes a process of a pod's name, container and environment; ``address`` is where a pod is found.
+    """
     replicas = job["spec"]["pytorchReplicaSpecs"]
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -289,7 +297,7 @@ def run_as_processes(fake: FakeKubernetes, job: dict[str, Any]) -> None:
     for rank, (kind, i) in enumerate(names):
         container = replicas[kind]["template"]["spec"]["containers"][0]
         injected = {
-            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_ADDR": address(f"{job['metadata']['name']}-master-0"),
             "MASTER_PORT": str(port),
             "WORLD_SIZE": str(len(names)),
             "RANK": str(rank),
@@ -300,13 +308,7 @@ def run_as_processes(fake: FakeKubernetes, job: dict[str, Any]) -> None:
         }
         own = {e["name"]: e["value"] for e in container.get("env", []) if "value" in e}
         pods.append(fake.add_pod(job, f"{kind.lower()}-{i}"))
-        process = subprocess.Popen(
-            [sys.executable, *container["command"][1:]],
-            env={**os.environ, **own, **injected},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process = start(pods[-1]["metadata"]["name"], container, own | injected)
         processes.append(process)
         fake.processes.append(process)
         threading.Thread(
@@ -319,6 +321,12 @@ def run_as_processes(fake: FakeKubernetes, job: dict[str, Any]) -> None:
     for pod, code in zip(pods, codes, strict=True):
         fake.end_pod(pod, code)
     fake.set_condition(job, "Failed" if any(codes) else "Succeeded", f"exit codes {codes}")
+
+
+def start_process(command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
 
 
 @pytest.fixture
@@ -348,4 +356,30 @@ def fake_kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.fixture
 def as_processes() -> Operator:
-    return run_as_processes
+    """Pods that are processes of this machine."""
+
+    def start(_: str, container: dict[str, Any], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+        return start_process([sys.executable, *container["command"][1:]], {**os.environ, **environment})
+
+    return lambda fake, job: run_pods(fake, job, start, lambda _: "127.0.0.1")
+
+
+@pytest.fixture
+def as_containers(docker: Engine, tmp_path: Path) -> Iterator[Operator]:
+    """Pods that are containers of the trainer image on one network; they see the test's folder as their volume."""
+    network = f"tuneport-test-{os.getpid()}"
+    assert docker("network", "create", network).returncode == 0
+    started: list[str] = []
+
+    def start(pod: str, container: dict[str, Any], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+        started.append(pod)
+        argv = ["docker", "run", "--rm", "--name", pod, "--hostname", pod, "--network", network]
+        argv += ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--user", f"{os.getuid()}:{os.getgid()}"]
+        argv += ["--volume", f"{tmp_path}/shared:{tmp_path}/shared"]
+        for name, value in ({"OMP_NUM_THREADS": "1"} | environment).items():
+            argv += ["--env", f"{name}={value}"]
+        return start_process([*argv, container["image"], *container["command"]], dict(os.environ))
+
+    yield lambda fake, job: run_pods(fake, job, start, lambda pod: pod)
+    docker("rm", "--force", *started)
+    docker("network", "rm", network)

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from tuneport.targets.docker.settings import Images
+
 ROOT = Path(__file__).parents[2]
 RUN = "3f9e0c1a-7c9e-4e0c-8b1a-9d1d6f0f2b11"
-JOB = {"kind": "pytorchjob", "pending_seconds": 300, "job": {"image": "i", "nodes": 2, "processes": 2}}
+JOB = {"kind": "pytorchjob", "pending_seconds": 300, "job": {"image": Images().trainer, "nodes": 2, "processes": 2}}
 
 
 def executor_input(out: Path, outputs: list[str], parameters: dict[str, Any], **inputs: Path) -> str:
@@ -104,22 +106,18 @@ def test_a_value_that_is_not_valid_is_refused_before_there_is_a_job(fake_kuberne
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pods", ["as_processes", pytest.param("as_containers", marks=pytest.mark.containers)])
 def test_two_machines_with_two_processes_each_train_one_model(
-    fake_kubernetes: Any, as_processes: Any, tmp_path: Path, imported_model: Path, prepared_questions: Path
+    pods: str, request: pytest.FixtureRequest, fake_kubernetes: Any, tmp_path: Path
 ) -> None:
-    fake = fake_kubernetes(as_processes)
+    fake = fake_kubernetes(request.getfixturevalue(pods))
+    imported_model, prepared_questions = map(request.getfixturevalue, ("imported_model", "prepared_questions"))
     parameters = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1}
     inputs = {"model_selector_output": imported_model, "preprocess_output": prepared_questions}
     text = executor_input(tmp_path / "kfp", ["pytorch_model_folder", "training_metrics"], parameters, **inputs)
-    settled = (
-        "--task_name",
-        "text_classification",
-        "--num_nodes_finetune",
-        "2",
-        "--number_of_gpu_to_use_finetuning",
-        "2",
-    )
-    launcher = start("finetune", tmp_path / "shared", text, *settled)
+    settled = {"task_name": "text_classification", "num_nodes_finetune": "2", "number_of_gpu_to_use_finetuning": "2"}
+    (tmp_path / "shared").mkdir()
+    launcher = start("finetune", tmp_path / "shared", text, *(w for n, v in settled.items() for w in (f"--{n}", v)))
     said, _ = launcher.communicate(timeout=550)
     assert launcher.returncode == 0, said
     model = tmp_path / "kfp" / "pytorch_model_folder"

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from tuneport.targets.docker.container import Engine
+from tuneport.targets.docker.settings import Images
+
 pytestmark = pytest.mark.slow
 
 VALUES = {
@@ -215,6 +218,87 @@ def test_other_machines_that_nobody_names_are_asked_for(still: SimpleNamespace, 
     assert not (tmp_path / "out").exists() and "Traceback" not in done.stdout
 
 
+# -- two containers ----------------------------------------------------------------------------------------------------
+
+FOUR = {"num_nodes_finetune": "2", "number_of_gpu_to_use_finetuning": "2", "per_device_train_batch_size": "4"}
+
+
+class Network:
+    """Two containers of the trainer image on a network of their own, which see the still model and a folder."""
+
+    def __init__(self, docker: Engine, still: SimpleNamespace, folder: Path) -> None:
+        self.docker, self.still, self.folder = docker, still, folder
+        self.name = f"tuneport-test-{os.getpid()}"
+        assert docker("network", "create", self.name).returncode == 0
+
+    def start(self, **values: str) -> list[subprocess.Popen[bytes]]:
+        """Both machines' `docker run`: four processes train into ``folder/out`` and log to ``node-N.log``."""
+        stage = ["python", *command(self.still, self.folder / "out", **FOUR, **values)[1:]]
+        meet = {"PET_MASTER_ADDR": "node-0", "PET_MASTER_PORT": "29511", "OMP_NUM_THREADS": "1"}
+        started = []
+        for node in (0, 1):
+            argv = ["docker", "run", "--rm", "--name", self.container(node), "--network", self.name]
+            argv += ["--network-alias", f"node-{node}", "--hostname", f"node-{node}"]
+            argv += ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--user", f"{os.getuid()}:{os.getgid()}"]
+            argv += ["--volume", f"{self.still.model.parent}:{self.still.model.parent}:ro"]
+            argv += ["--volume", f"{self.folder}:{self.folder}"]
+            for name, value in (meet | {"PET_NODE_RANK": str(node)}).items():
+                argv += ["--env", f"{name}={value}"]
+            with self.log(node).open("wb") as log:
+                argv += [Images().trainer, *stage]
+                started.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+        return started
+
+    def container(self, node: int) -> str:
+        return f"{self.name}-{node}"
+
+    def log(self, node: int) -> Path:
+        return self.folder / f"node-{node}.log"
+
+    def train(self, **values: str) -> Path:
+        codes = [process.wait(timeout=600) for process in self.start(**values)]
+        assert codes == [0, 0], "".join(self.log(node).read_text() for node in (0, 1))
+        return self.folder / "out"
+
+    def close(self) -> None:
+        self.docker("rm", "--force", self.container(0), self.container(1))
+        self.docker("network", "rm", self.name)
+
+
+@pytest.fixture
+def network(docker: Engine, still: SimpleNamespace, tmp_path: Path) -> Iterator[Network]:
+    made = Network(docker, still, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.containers
+@pytest.mark.parametrize("values", [{}, {"apply_deepspeed": "true", "deepspeed_stage": "2"}], ids=["DDP", "ZeRO-2"])
+def test_two_containers_of_two_processes_train_what_one_process_does(
+    values: dict[str, str], network: Network, alone: Alone
+) -> None:
+    assert_same_training(network.train(**values), alone(lora=False))
+
+
+@pytest.mark.containers
+@pytest.mark.parametrize(("how", "code"), [("stop", 75), ("kill", 1)])
+def test_a_container_that_is_stopped_ends_the_other_and_a_restart_goes_on(
+    how: str, code: int, network: Network
+) -> None:
+    constant = {"lr_scheduler_type": "constant"}
+    other, stopped = network.start(**constant, max_steps="100000")
+    wait_for_steps(network.log(0), "[5/")
+    at = time.monotonic()
+    assert network.docker(how, network.container(1)).returncode == 0
+    assert other.wait(timeout=60) == code and time.monotonic() - at < 60
+    assert stopped.wait(timeout=60) == {"stop": 75, "kill": 137}[how]
+    last = network.log(0).read_text().strip().splitlines()[-1]
+    assert last.startswith({"stop": "error: stopped by a signal; the state is saved in", "kill": "error: rank "}[how])
+    step = int((network.folder / ".out.partial/checkpoints/LATEST").read_text().removeprefix("checkpoint-"))
+    network.train(**constant, max_steps=str(step + 2), resume_from_checkpoint="true")
+    assert f"resuming from checkpoint-{step}" in network.log(0).read_text()
+
+
 # -- endings -----------------------------------------------------------------------------------------------------------
 
 
@@ -228,9 +312,9 @@ def environment(pid: int) -> list[bytes]:
     return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
-def wait_for_steps(log: Path) -> None:
+def wait_for_steps(log: Path, step: str = "[3/") -> None:
     until = time.monotonic() + 300
-    while "[3/" not in log.read_text():
+    while step not in log.read_text():
         assert time.monotonic() < until, log.read_text()
         time.sleep(0.05)
 

@@ -209,19 +209,6 @@ class Task(ABC):
         return {}
 
 
-def add_folder(folder: Path) -> None:
-    """Let each file of a folder be a task, too, by its name; a task of our own goes before one of the same name.
-
-    Raises `UserError` where there is no such folder.
-    """
-    if not folder.is_dir():
-        raise UserError(
-            f"TUNEPORT_TASKS={str(folder)!r}: no such folder; wanted one with a file NAME.py for each task."
-        )
-    if str(folder.absolute()) not in __path__:
-        __path__.append(str(folder.absolute()))
-
-
 def names() -> list[str]:
     """The tasks, found by file name."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))

@@ -18,7 +18,7 @@ import yaml
 from tuneport.targets.docker.container import Engine
 from tuneport.targets.docker.settings import Images
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.containers]
 
 TOY = Path(__file__).parents[1] / "toy"
 TOY_IMAGE = "tuneport-test-toy"

@@ -8,11 +8,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import pipelines
 from tuneport.targets import Request, load
@@ -39,33 +39,32 @@ def processes_for_containers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ran
 
 
-def test_a_compiled_pipeline_gives_the_metrics_of_a_local_run(
-    tmp_path: Path, tiny_model: Path, questions: Any, write_jsonl: Any, processes_for_containers: list[str]
-) -> None:
-    from kfp import components, local
-
-    data = write_jsonl(tmp_path / "questions.jsonl", questions)
-    values = {
+@pytest.fixture
+def values(tmp_path: Path, tiny_model: Path, questions: Any, write_jsonl: Any) -> dict[str, Any]:
+    """What the pipeline is given."""
+    return {
         "pytorch_model_path": str(tiny_model),
-        "train_file_path": str(data),
+        "train_file_path": str(write_jsonl(tmp_path / "questions.jsonl", questions)),
         "sentence1_key": "text",
         "label_key": "label",
         "max_steps": 6,
         "per_device_train_batch_size": 16,
         "learning_rate": 1e-3,
     }
+
+
+def test_a_compiled_pipeline_gives_the_metrics_of_a_local_run(
+    tmp_path: Path, values: dict[str, Any], processes_for_containers: list[str], run_locally: Callable[..., Any]
+) -> None:
     digest = "@sha256:" + 64 * "0"
     platform = {
         "images": {"base": f"registry.example/base{digest}", "trainer": f"registry.example/trainer{digest}"},
-        "volumes": [{"claim": "data", "path": str(tmp_path)}, {"claim": "model", "path": str(tiny_model)}],
+        "volumes": [{"claim": "data", "path": str(tmp_path)}, {"claim": "model", "path": values["pytorch_model_path"]}],
     }
     pipeline = pipelines.load("text_classification")
     request = Request(output_dir=tmp_path / "x", folder=tmp_path, environment={}, platform={"kfp": platform})
     document = load("kfp").compile(pipeline, pipeline.resolve(values), request)
-    local.init(local.DockerRunner(), pipeline_root=str(tmp_path / "root"))
-    component = components.load_component_from_text(document.text)
-    defaults = yaml.safe_load(document.text.split("\n---\n")[0])["root"]["inputDefinitions"]["parameters"]
-    run = component(**{name: p["defaultValue"] for name, p in defaults.items() if p["parameterType"] == "STRING"})
+    run = run_locally(document.text, tmp_path / "root")
 
     assert processes_for_containers[:3] == ["model_import", "preprocess", "finetune"]
     assert sorted(processes_for_containers[3:]) == ["model_evaluation", "model_export"]  # neither waits for the other
