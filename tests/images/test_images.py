@@ -145,7 +145,7 @@ def test_an_image_runs_as_a_plain_user_has_labels_and_no_entrypoint(docker: Engi
     name = dict(Images())[image]
     config = docker.inspect(name, image)["Config"]
     assert config["User"] == "1000:1000"
-    assert not config["Entrypoint"]
+    assert not config.get("Entrypoint")
     assert config["Cmd"] == ["python", "-m", "steps"]
     labels = {key.rpartition(".")[2]: value for key, value in config["Labels"].items()}
     assert labels["title"] == f"tuneport-{image}"
@@ -215,7 +215,7 @@ def test_sigterm_ends_a_training_container_with_a_checkpoint_within_ten_seconds(
     command, *rest = desk.arguments("finetune", *flags)
     container = desk.docker(command, "--detach", *rest).stdout.strip()
     try:
-        wait_for_line(desk.docker, container, "[")
+        wait_for_line(desk.docker, container, "tuneport.finetune  [")
         started = time.monotonic()
         desk.docker("kill", "--signal", "TERM", container)
         code = desk.docker("wait", container).stdout.strip()

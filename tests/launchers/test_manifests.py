@@ -6,6 +6,7 @@ them. `python tests/launchers/test_manifests.py` writes the golden files anew.
 
 import copy
 import dataclasses as dc
+import json
 import os
 from collections.abc import Callable
 from functools import cache
@@ -15,9 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tuneport import tasks
 from tuneport.errors import UserError
 from tuneport.launchers import pytorchjob, trainjob
 from tuneport.launchers.job import Job, job_name
+from tuneport.targets.kfp import multi_node
 
 GOLDEN = Path(__file__).parent / "golden"
 OWNER = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "text-classification-x7", "uid": "0a-1b"}
@@ -120,6 +123,26 @@ def test_a_job_is_valid_by_kubeflows_schema_and_webhooks(name: str) -> None:
     manifest = CASES[name]()
     assert errors(manifest) == []
     module(manifest).check(manifest)
+
+
+COMPILED = sorted((Path(__file__).parents[1] / "targets" / "golden" / "kfp").glob("*.*job.yaml"))
+
+
+def test_every_task_has_a_pipeline_for_each_kind_of_job() -> None:
+    assert len(COMPILED) == 2 * len(tasks.names())
+
+
+@pytest.mark.parametrize("path", COMPILED, ids=lambda path: path.stem)
+def test_the_job_of_every_compiled_pipeline_is_valid_and_a_typo_in_it_is_found(path: Path) -> None:
+    pipeline = yaml.safe_load(path.read_text("utf-8").split("\n---\n", maxsplit=1)[0])
+    arguments = pipeline["deploymentSpec"]["executors"]["exec-finetune"]["container"]["args"]
+    known = json.loads(arguments[arguments.index(multi_node.JOB_FLAG) + 1])
+    manifest = multi_node.manifest(known, "4f1c", PLAIN.command)
+    assert manifest["kind"].lower() == path.suffixes[-2].removeprefix(".")
+    assert errors(manifest) == []
+    module(manifest).check(manifest)
+    typo = json.loads(json.dumps(manifest).replace('"imagePullPolicy"', '"imagePolicy"').replace('"image"', '"imgae"'))
+    assert typo != manifest and errors(typo) != []
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
