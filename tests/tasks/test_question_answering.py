@@ -521,13 +521,27 @@ def test_a_bad_row_is_refused_by_its_number(
     assert not (tmp_path / "data").exists()
 
 
-def test_a_stride_as_long_as_a_window_is_refused(imported_model: Path, write_jsonl: Any, tmp_path: Path) -> None:
+def test_a_stride_that_leaves_no_room_for_a_question_is_refused(
+    imported_model: Path, write_jsonl: Any, tmp_path: Path
+) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", question_rows(60))
-    with pytest.raises(
-        UserError, match=r"doc_stride=15: of max_seq_length=32 .* leave 15 .* Set doc_stride=7, or raise"
-    ):
-        prepare(imported_model, data, tmp_path / "data", doc_stride=15)
-    prepare(imported_model, data, tmp_path / "data", doc_stride=14)
+    message = r"doc_stride=22: two windows of max_seq_length=32 .* wanted at most 21\. Set doc_stride=7, or raise"
+    with pytest.raises(UserError, match=message):
+        prepare(imported_model, data, tmp_path / "data", doc_stride=22)
+    prepare(imported_model, data, tmp_path / "data", doc_stride=21)
+
+
+def test_a_long_question_leaves_its_windows_more_than_they_share(imported_model: Path) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(imported_model / "tokenizer.json"))
+    for stride, longest in ((0, 14), (14, 14), (15, 13), (21, 7)):
+        windows = QuestionWindows(tokenizer, LENGTH, stride)
+        assert windows.longest_question == longest
+        ((cut, found),) = windows(["who " * 60], ["the cat sat on a mat and then it slept " * 3])
+        assert cut and all(len(ids) <= LENGTH for ids, *_ in found)
+        starts = [places[0][0] for *_, places in found]
+        assert starts == sorted(set(starts)) and len(starts) > 1
 
 
 def test_data_without_any_answer_is_refused(imported_model: Path, write_jsonl: Any, tmp_path: Path) -> None:

@@ -76,9 +76,9 @@ class QuestionAnsweringEvaluation(QuestionAnsweringAnswers):
 class QuestionWindows:
     """Cuts contexts into windows of ``max_length`` tokens, each behind its question; neighbours share ``doc_stride``.
 
-    A question longer than half of what the special tokens leave is cut to that. Self-contained: the same code encodes
-    the rows to train on and, exported with the model, the requests. ``context_room`` is the fewest tokens of a context
-    that a full window holds; ``doc_stride`` must be smaller.
+    A question longer than half of what the special tokens leave is cut to that, or to less where its windows would
+    share all they hold; ``longest_question`` says to how many tokens, of ``room`` for it and the context.
+    Self-contained: the same code encodes the rows to train on and, exported with the model, the requests.
     """
 
     def __init__(self, tokenizer: t.Any, max_length: int, doc_stride: int) -> None:
@@ -93,8 +93,7 @@ class QuestionWindows:
         self.between = kinds[len(parts) - parts[::-1].index(0) : context]
         self.question_type, self.context_type = kinds[question][1], kinds[context][1]
         self.room = max_length - len(self.before) - len(self.between) - len(self.after)
-        self.longest_question = self.room // 2
-        self.context_room = self.room - self.longest_question
+        self.longest_question = min(self.room // 2, self.room - doc_stride - 1)
 
     def __call__(
         self, questions: t.Sequence[str], contexts: t.Sequence[str]
@@ -294,11 +293,11 @@ class QuestionAnswering(Task):
         self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: QuestionAnsweringColumns
     ) -> Meta:
         windows = QuestionWindows(base.tokenizer, base.max_seq_length, options.doc_stride)
-        if options.doc_stride >= windows.context_room:
+        if windows.longest_question < windows.room // 4:
             raise UserError(
-                f"doc_stride={options.doc_stride}: of max_seq_length={base.max_seq_length} tokens, special ones and a "
-                f"long question leave {windows.context_room} to a window of the context; wanted less. Set "
-                f"doc_stride={windows.context_room // 2}, or raise max_seq_length."
+                f"doc_stride={options.doc_stride}: two windows of max_seq_length={base.max_seq_length} tokens share so "
+                "many that the question has less than a quarter; wanted at most "
+                f"{windows.room - windows.room // 4 - 1}. Set doc_stride={windows.room // 4}, or raise max_seq_length."
             )
         if not _has_offsets(windows):
             raise UserError(
