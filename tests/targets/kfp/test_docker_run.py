@@ -1,6 +1,7 @@
 """The example's real model and rows: as processes, as containers, and as Kubeflow's compiled pipeline in containers."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,7 +27,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("example")
     subprocess.run([sys.executable, EXAMPLE / "fetch.py", folder / "data"], check=True)
     volume = {"claim": "data", "path": str(folder / "data")}
-    kfp = {"images": dict(Images()), "allow_image_tags": True, "volumes": [volume]}
+    threads = {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}  # with another number sums differ in the last bits
+    kfp = {"images": dict(Images()), "allow_image_tags": True, "volumes": [volume], "environment": threads}
     values = (EXAMPLE / "config.yaml").read_text("utf-8")
     platform = yaml.safe_dump({"platform": {"kfp": kfp}})
     (folder / "config.yaml").write_text(f"{values}max_steps: {STEPS}\n{platform}", "utf-8")
