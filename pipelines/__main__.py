@@ -1,5 +1,6 @@
 """The `tuneport` command; also `python -m pipelines`."""
 
+import gc
 import sys
 
 import pipelines
@@ -10,6 +11,7 @@ from tuneport.cli import add_modules, guard, main
 
 def run() -> None:
     """Entry point of the `tuneport` command."""
+    gc.set_threshold(100_000, 50, 50)  # importing makes many objects and throws few away
     sys.exit(guard(_run))
 
 

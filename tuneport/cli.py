@@ -30,6 +30,9 @@ EXIT_INTERRUPTED = 130  # Ctrl-C
 EXIT_TERMINATED = 143  # SIGTERM
 
 
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # pydantic seeks them in every package, at each start
+
+
 def guard(work: Callable[[], int | None]) -> int:
     """Run work and return the process's exit code; a user's mistake becomes one message on stderr."""
     from tuneport.stage import Preempted, Terminated

@@ -23,7 +23,7 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the examples in which each has been fetched."""
     folder = tmp_path_factory.mktemp("examples")
     shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("data", "__pycache__"), dirs_exist_ok=True)
-    for script in sorted(folder.glob("*/fetch.py")):
+    for script in [*sorted(folder.glob("*/fetch.py")), *folder.glob("*/make_model.py")]:
         subprocess.run([sys.executable, script], check=True)
     return folder
 

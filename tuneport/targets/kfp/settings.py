@@ -77,7 +77,7 @@ def quantity(text: str) -> float:
 class Strict(BaseModel):
     """Settings without unknown names; YAML's numbers are text where text is wanted (``cpu_limit: 4``)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, defer_build=True)
 
 
 class Toleration(Strict):
