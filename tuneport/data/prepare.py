@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tuneport.data.copies import Copies, find_copies, identity_hash
-from tuneport.data.near_copies import SAMPLE_ROWS, NearCopies, NearCopyIndex
+from tuneport.data.near_copies import NearCopies, NearCopyIndex, sample_rows
 from tuneport.data.options import PrepareParams
 from tuneport.data.readers import RawRow, Source
 from tuneport.data.report import LISTED_ROWS, TokenLengths, copies_report, groups_report, near_copies_report
@@ -95,15 +95,14 @@ def prepare(
     tokenizer = load_tokenizer(model, tokenizer_config, max_length)
 
     scratch = output / "scratch.arrow"
-    near = NearCopyIndex(
-        output / "scratch.shingles",
-        options.near_duplicate_threshold,
-        options.split_seed,
-        None if options.deduplicate == "near" else SAMPLE_ROWS,
-    )
+    near = NearCopyIndex(output / "scratch.shingles", options.near_duplicate_threshold)
     collected = collect(
         task, options, sources=sources, wanted=wanted, scratch=scratch, dropped=output / "dropped.jsonl", near=near
     )
+    if options.deduplicate != "near":
+        numbers = sample_rows(len(collected.identities), options.split_seed)
+        for number, row in zip(numbers.tolist(), read_scratch(scratch, numbers), strict=True):
+            near.add(number, task.identity(row))
     splits, leakage = divide(collected, options, near)
     near.close()
     histograms = label_histograms(collected, splits)
@@ -192,7 +191,9 @@ def collect(
                 try:
                     row = read(raw.values, raw.where)
                     group = _group(raw.values, options.group_key)
-                    _note(row, task, collected, codes, group=group, near=near)
+                    identity = _note(row, task, collected, codes, group=group)
+                    if options.deduplicate == "near":
+                        near.add(len(collected.identities) - 1, identity)
                 except Drop as e:
                     _note_drop(raw, str(e), count, dropped_file)
                     continue
@@ -228,9 +229,8 @@ def _note(
     codes: dict[tuple[str, ...], int],
     *,
     group: str | None,
-    near: NearCopyIndex,
-) -> None:
-    """Remember of a row what takes part in the split."""
+) -> str:
+    """Remember of a row what takes part in the split; returns its inputs."""
     labels, inputs = tuple(task.labels(row)), task.identity(row)
     try:
         identity = identity_hash(inputs)
@@ -245,7 +245,7 @@ def _note(
     collected.classes.append(codes[labels])
     if group_hash is not None:
         collected.groups.append(group_hash)
-    near.add(inputs)
+    return inputs
 
 
 def _note_drop(raw: RawRow, reason: str, count: SourceCount, file: t.TextIO) -> None:
@@ -288,6 +288,16 @@ def _check_dropped(count: SourceCount, allowed: float) -> None:
         f"{count.file}: {count.dropped.total()} of {count.read} rows cannot be used: {reasons}. "
         f"Mend them, or allow more than max_dropped_fraction={allowed:g}."
     )
+
+
+def read_scratch(scratch: Path, numbers: npt.NDArray[np.int64]) -> Iterator[Row]:
+    """Rows of the scratch file by their numbers, which must grow."""
+    start = 0
+    with pa.OSFile(os.fsencode(scratch)) as source:
+        for batch in pa.ipc.open_stream(source):
+            first, last = np.searchsorted(numbers, (start, start + len(batch)))
+            yield from batch.take(pa.array(numbers[first:last] - start)).to_pylist()
+            start += len(batch)
 
 
 # -- between the passes: copies and splits -----------------------------------------------------------------------------
