@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tuneport.data.copies import Copies, find_copies, identity_hash
+from tuneport.data.encoders import SAMPLE_ROWS, choose_encoder
 from tuneport.data.near_copies import NearCopies, NearCopyIndex, sample_rows
 from tuneport.data.options import PrepareParams
 from tuneport.data.readers import RawRow, Source
@@ -468,7 +469,15 @@ def encode(
     output: Path,
 ) -> dict[str, TokenLengths]:
     """Write ``encoded/`` and ``rows/`` of every split; returns their token lengths."""
-    to_columns = task.encoder(tokenizer, meta, options)
+    numbers = np.unique(np.linspace(0, len(splits) - 1, SAMPLE_ROWS).astype(np.int64))
+    to_columns = choose_encoder(
+        task,
+        options,
+        tokenizer=tokenizer,
+        meta=meta,
+        sample=list(read_scratch(scratch, numbers)),
+        size=scratch.stat().st_size,
+    )
     encoded_schema = _with_row_id(task.encoded_schema(meta, options)).append(pa.field("length", pa.int32()))
     row_schema = _with_row_id(task.row_schema(options))
     progress = Progress("rows encoded", int((splits != REMOVED).sum()))
@@ -501,7 +510,10 @@ def encode(
             row_ids = batch["row_id"].take(pa.array(made_from))
             if "trainable" in columns:
                 untrainable.add(row_ids.filter(pa.array(~np.array(columns.pop("trainable"), bool))).to_pylist())
-            columns |= {"row_id": row_ids, "length": [len(ids) for ids in columns["input_ids"]]}
+            input_ids = columns["input_ids"]
+            if not isinstance(input_ids, pa.Array):
+                input_ids = pa.array(input_ids, encoded_schema.field("input_ids").type)
+            columns |= {"row_id": row_ids, "input_ids": input_ids, "length": input_ids.value_lengths()}
             encoded = pa.RecordBatch.from_pydict(columns, schema=encoded_schema)
             for code, writer in enumerate(writers):
                 chosen, of_chosen = codes == code, codes[made_from] == code
