@@ -14,7 +14,7 @@ from tuneport.tasks import Encoder, Meta, Row, Task
 
 log = logging.getLogger("tuneport.preprocess")
 
-SAMPLE_ROWS = 1000  # that both encoders encode
+COMPARED_ROWS = 300  # that both encoders encode
 WORTHWHILE = 4 << 20  # bytes of rows that take the tokenizers library longer than the fast core takes to load
 
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tuneport.data.copies import Copies, find_copies, identity_hash
-from tuneport.data.encoders import SAMPLE_ROWS, choose_encoder
+from tuneport.data.encoders import COMPARED_ROWS, choose_encoder
 from tuneport.data.near_copies import NearCopies, NearCopyIndex, sample_rows
 from tuneport.data.options import PrepareParams
 from tuneport.data.readers import RawRow, Source
@@ -34,7 +34,7 @@ from tuneport.data.tokenizing import chat_template, load_tokenizer, longest_inpu
 from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
 from tuneport.stage import save_json
-from tuneport.tasks import Drop, Meta, Refuse, Row, Task
+from tuneport.tasks import Drop, Encoder, Meta, Refuse, Row, Task
 
 log = logging.getLogger("tuneport.preprocess")
 
@@ -116,10 +116,19 @@ def prepare(
         max_seq_length=max_length,
     )
     meta = task.describe(histograms, base, options)
-    lengths = encode(
+    numbers = np.unique(np.linspace(0, len(splits) - 1, COMPARED_ROWS).astype(np.int64))
+    to_columns = choose_encoder(
         task,
         options,
         tokenizer=tokenizer,
+        meta=meta,
+        sample=list(read_scratch(scratch, numbers)),
+        size=scratch.stat().st_size,
+    )
+    lengths = encode(
+        task,
+        options,
+        to_columns=to_columns,
         meta=meta,
         splits=splits,
         max_length=max_length,
@@ -461,7 +470,7 @@ def encode(
     task: Task,
     options: PrepareParams,
     *,
-    tokenizer: t.Any,
+    to_columns: Encoder,
     meta: Meta,
     splits: Codes,
     max_length: int,
@@ -469,15 +478,6 @@ def encode(
     output: Path,
 ) -> dict[str, TokenLengths]:
     """Write ``encoded/`` and ``rows/`` of every split; returns their token lengths."""
-    numbers = np.unique(np.linspace(0, len(splits) - 1, SAMPLE_ROWS).astype(np.int64))
-    to_columns = choose_encoder(
-        task,
-        options,
-        tokenizer=tokenizer,
-        meta=meta,
-        sample=list(read_scratch(scratch, numbers)),
-        size=scratch.stat().st_size,
-    )
     encoded_schema = _with_row_id(task.encoded_schema(meta, options)).append(pa.field("length", pa.int32()))
     row_schema = _with_row_id(task.row_schema(options))
     progress = Progress("rows encoded", int((splits != REMOVED).sum()))

@@ -6,10 +6,11 @@ import json
 import random
 import typing as t
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 
-from tuneport.encoding.token_ids import TokenIds, library_ids
+from tuneport.encoding.token_ids import ToIds, TokenIds, library_ids
 
 if t.TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -74,42 +75,53 @@ class Unfit(Exception):
 
 
 class FastTokenizer:
-    """Texts to token ids without special tokens around them, as `library_ids` gives them.
+    """Texts to token ids without special tokens around them, as `library_ids` gives them; nothing is cut.
 
-    ``library`` encodes what the core cannot. Neither cuts; ``max_length`` and ``cuts_start``: how the tokenizer does.
-    Raises `Unfit` for a tokenizer that the core does not know or encodes otherwise.
+    ``tokenizer`` is the library's, which cuts at ``max_length`` and, with ``cuts_start``, at the start. Raises `Unfit`
+    for one that the core does not know or encodes otherwise.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        description = json.loads(tokenizer.to_str())
-        try:
-            import fastokens
-        except ImportError as e:
-            raise Unfit(f"fastokens cannot be imported ({e})") from None
-        try:
-            self.core = fastokens.Tokenizer.from_json_str(
-                json.dumps(description | {"post_processor": None, "truncation": None, "padding": None})
-            )
-        except Exception as e:  # the library's own errors have no common base
-            raise Unfit(" ".join(str(e).split())) from None
-        self.library = type(tokenizer).from_str(json.dumps(description | {"truncation": None, "padding": None}))
-        self.to_ids = library_ids(self.library)
         cutting: t.Any = tokenizer.truncation
+        self.tokenizer = tokenizer
         self.max_length, self.cuts_start = int(cutting["max_length"]), cutting["direction"] == "left"
-        self._check(list(probes(token["content"] for token in description["added_tokens"])))
+        self.core = _core(tokenizer.to_str())
+        special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+        for text in probes(special):
+            wanted = tokenizer.encode(text, add_special_tokens=False).ids
+            if self([text]).cut(self.max_length, start=self.cuts_start).values.tolist() != wanted:
+                raise Unfit(f"it encodes {text[:SHOWN]!r} otherwise than the tokenizers library")
 
     def __call__(self, texts: Sequence[str]) -> TokenIds:
         try:
             values, ends = self.core.encode_batch_flat(list(texts))
         except ValueError:  # a byte that the vocabulary lacks, which the tokenizers library leaves out
-            return self.to_ids(texts)
+            return self._by_library(texts)
         places = np.frombuffer(ends, np.int64)
         return TokenIds(np.frombuffer(values, np.int32), places[1:] - places[:-1])
 
-    def _check(self, texts: list[str]) -> None:
-        for text in texts:
-            if self([text]).values.tolist() != self.to_ids([text]).values.tolist():
-                raise Unfit(f"it encodes {text[:SHOWN]!r} otherwise than the tokenizers library")
+    @cached_property
+    def _by_library(self) -> ToIds:
+        whole = type(self.tokenizer).from_str(self.tokenizer.to_str())
+        whole.no_truncation()
+        return library_ids(whole)
+
+
+def _core(description: str) -> t.Any:
+    try:
+        from fastokens import Tokenizer
+    except ImportError as e:
+        raise Unfit(f"fastokens cannot be imported ({e})") from None
+    try:
+        try:
+            core = Tokenizer.from_json_str(description)
+        except ValueError:  # perhaps of the special tokens around a text, which are not asked for
+            core = Tokenizer.from_json_str(json.dumps(json.loads(description) | {"post_processor": None}))
+    except Exception as e:  # the library's errors have no common base
+        raise Unfit(" ".join(str(e).split())) from None
+    core.no_truncation()
+    core.no_padding()
+    return core
 
 
 def is_byte_level_bpe(tokenizer: Tokenizer) -> bool:

@@ -67,7 +67,7 @@ class TextPairTask(GenerationTask):
         return self._encoder(tokenizer, library_ids(tokenizer), meta["prompting"])
 
     def fast_encoder(self, tokenizer: FastTokenizer, meta: Meta, options: t.Any) -> Encoder:
-        return self._encoder(tokenizer.library, tokenizer, meta["prompting"])
+        return self._encoder(tokenizer.tokenizer, tokenizer, meta["prompting"])
 
     def _encoder(self, tokenizer: Tokenizer, to_ids: ToIds, settings: Meta) -> Encoder:
         from tuneport.encoding.completions import CompletionEncoder

@@ -241,7 +241,7 @@ class TextClassification(Task):
 
         if options.sentence2_key is not None:
             return None
-        prefix, suffix = around(tokenizer.library)
+        prefix, suffix = around(tokenizer.tokenizer)
         room = tokenizer.max_length - len(prefix) - len(suffix)
 
         def encode(rows: Sequence[Row]) -> Columns:

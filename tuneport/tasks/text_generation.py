@@ -99,7 +99,7 @@ class TextGeneration(LanguageModelingTask):
         return self._encoder(tokenizer, library_ids(tokenizer), meta["prompting"])
 
     def fast_encoder(self, tokenizer: FastTokenizer, meta: Meta, options: TextGenerationColumns) -> Encoder:
-        return self._encoder(tokenizer.library, tokenizer, meta["prompting"])
+        return self._encoder(tokenizer.tokenizer, tokenizer, meta["prompting"])
 
     def _encoder(self, tokenizer: Tokenizer, to_ids: ToIds, settings: Meta) -> Encoder:
         from tuneport.encoding.completions import CompletionEncoder
