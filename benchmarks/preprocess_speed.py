@@ -2,9 +2,10 @@
 
 Two comparisons on real texts, in pairs of runs one right after the other, on one thread, by CPU seconds, which depend
 less on what else the machine does than wall seconds. Encoding: Arrow rows to Arrow tokens, which is preprocess's second
-pass, against `map`, both with loaded tokenizers; what choosing preprocess's encoder costs, which loads and checks its fast
-tokenizer, is printed below. Token ids are compared row by row. Whole: the stage as a process of its own, with validation, copies, near copies and the report,
-against a script that loads the rows, splits, maps and saves them. Needs the network the first time, and train extra.
+pass, against `map`, both with loaded tokenizers; what the choice of preprocess's encoder costs, which loads and checks
+its fast tokenizer, stands below. Token ids are compared row by row. Whole: the stage as a process of its own, with
+validation, copies, near copies and the report, against a script that loads the rows, splits, maps and saves them.
+Needs the network the first time, and the extra train.
 """
 
 import csv
