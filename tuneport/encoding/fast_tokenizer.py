@@ -88,15 +88,20 @@ class FastTokenizer:
         self.core = _core(tokenizer.to_str())
         special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
         for text in probes(special):
+            found = self._by_core([text])
             wanted = tokenizer.encode(text, add_special_tokens=False).ids
-            if self([text]).cut(self.max_length, start=self.cuts_start).values.tolist() != wanted:
+            if found and found.cut(self.max_length, start=self.cuts_start).values.tolist() != wanted:
                 raise Unfit(f"it encodes {text[:SHOWN]!r} otherwise than the tokenizers library")
 
     def __call__(self, texts: Sequence[str]) -> TokenIds:
+        return self._by_core(texts) or self._by_library(texts)
+
+    def _by_core(self, texts: Sequence[str]) -> TokenIds | None:
+        """None where a text has a byte that the vocabulary lacks, which the tokenizers library leaves out."""
         try:
             values, ends = self.core.encode_batch_flat(list(texts))
-        except ValueError:  # a byte that the vocabulary lacks, which the tokenizers library leaves out
-            return self._by_library(texts)
+        except ValueError:
+            return None
         places = np.frombuffer(ends, np.int64)
         return TokenIds(np.frombuffer(values, np.int32), places[1:] - places[:-1])
 
