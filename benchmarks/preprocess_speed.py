@@ -1,4 +1,4 @@
-"""Preprocess against `datasets.map(batched=True)` on one core: `python benchmarks/preprocess_speed.py [PAIRS]`.
+"""Preprocess against `datasets.map(batched=True)` on one core: `python benchmarks/preprocess_speed.py [PAIRS] [TEXTS]`.
 
 Two comparisons on real texts, in pairs of runs one right after the other, on one thread, by CPU seconds, which depend
 less on what else the machine does than wall seconds. Encoding: Arrow rows to Arrow tokens, which is preprocess's second
@@ -79,23 +79,34 @@ class Case:
     max_length: int
 
 
-def main(pairs: int) -> None:
-    """Print the tables, write the result, exit 1 where a goal is missed or a row has other ids."""
+def main(pairs: int, wanted: tuple[str, ...]) -> None:
+    """Print the table, write the results of the wanted texts, exit 1 where a goal is missed or a row has other ids."""
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        rows = {"lines": root / "lines.jsonl", "scenes": root / "scenes.jsonl"}
+        paths = {name: root / f"{name}.jsonl" for name in wanted}
         lines, scenes = real_texts()
-        for name, texts in (("lines", lines), ("scenes", scenes)):
-            print(f"{name}: {fetching.write_jsonl(rows[name], texts)} rows")
-        print(f"{'':46}{'CPU s':>16}{'µs/row':>16}{'ratio of medians':>20}{'goal':>7}")
-        for case in cases(root, [row["text"] for row in lines]):
-            results.append(compare_encoding(case, rows[case.texts], root, pairs))
-            if case.texts == "lines":
-                results.append(compare_whole(case, rows[case.texts], root, max(2, pairs // 2)))
-            RESULT.parent.mkdir(exist_ok=True)
-            RESULT.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
+        for name in wanted:
+            print(f"{name}: {fetching.write_jsonl(paths[name], {'lines': lines, 'scenes': scenes}[name])} rows")
+        print(f"{'':46}{'CPU s':>16}{'µs/row':>16}{'ratio of medians':>20}{'goal':>7}", flush=True)
+        found = [case for case in cases(root, [row["text"] for row in lines]) if case.texts in wanted]
+        for case in found:
+            results.append(compare_encoding(case, paths[case.texts], root, pairs))
+            write(results)
+        for case in found:
+            if case.texts == "lines" and case.kind != "Unigram":
+                results.append(compare_whole(case, paths[case.texts], root, max(2, pairs // 2)))
+                write(results)
     sys.exit(any(r["verdict"] == "missed" or r.get("rows_with_other_ids") for r in results))
+
+
+def write(results: list[dict[str, Any]]) -> None:
+    """Put results in the place of those of the same texts."""
+    texts = {result["texts"] for result in results}
+    before = json.loads(RESULT.read_text("utf-8"))["results"] if RESULT.is_file() else []
+    kept = [result for result in before if result["texts"] not in texts]
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps({"machine": machine(), "results": kept + results}, indent=1) + "\n", "utf-8")
 
 
 def real_texts() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
@@ -335,4 +346,4 @@ def machine() -> dict[str, Any]:
 
 if __name__ == "__main__":
     os.environ.update(ONE_THREAD, HF_HUB_OFFLINE="1")
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5, tuple(sys.argv[2:]) or ("lines", "scenes"))
