@@ -266,7 +266,7 @@ def test_a_json_column_that_starts_with_nulls_left_out_is_found(tmp_path):
         ("a.jsonl.gz", b"no gzip at all", "a.jsonl.gz: is damaged or no gzip file"),
         (
             "a.jsonl.gz",
-            gzip.compress(b'{"text": "x", "label": "a"}\n' * 50)[:-12],
+            gzip.compress(b'{"text": "x", "label": "a"}\n' * 50, mtime=0)[:-12],
             "a.jsonl.gz: is damaged or no gzip file",
         ),
         ("a.jsonl.zst", b"no zstd at all, not a bit", "a.jsonl.zst: cannot be read"),
