@@ -7,7 +7,7 @@ import sys
 import steps
 
 LIBRARIES = {
-    "base": "datasketch huggingface_hub ijson jinja2 mlflow pyarrow.parquet scipy sqlalchemy tokenizers",
+    "base": "fastokens huggingface_hub ijson jinja2 mlflow pyarrow.parquet rensa sqlalchemy tokenizers",
     "trainer": "accelerate boto3 datasets deepspeed gguf kubernetes matplotlib mlflow.pyfunc pandas peft psycopg "
     "pyarrow.parquet rouge_score sacrebleu seqeval.metrics sklearn.metrics sqlalchemy torchmetrics transformers",
 }

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from tuneport.data.near_copies import NearCopyIndex, rows_per_band, shingles, similarity
+from tuneport.data.near_copies import SAMPLE_ROWS, NearCopyIndex, rows_per_band, sample_rows, shingles, similarity
 
 NONE = np.array([], np.int64)
 WORDS = [
@@ -18,10 +18,10 @@ def texts(count: int) -> list[str]:
     return [" ".join(rng.choices(WORDS, k=14)) for _ in range(count)]
 
 
-def find(tmp_path, rows, *, threshold=0.8, most=None, remove=True, skip=NONE):
-    index = NearCopyIndex(tmp_path / "scratch", threshold, 42, most)
-    for row in rows:
-        index.add(row)
+def find(tmp_path, rows, *, threshold=0.8, remove=True, skip=NONE):
+    index = NearCopyIndex(tmp_path / "scratch", threshold)
+    for number, row in enumerate(rows):
+        index.add(number, row)
     found = index.find(skip, remove=remove)
     index.close()
     assert list(tmp_path.iterdir()) == []
@@ -48,7 +48,15 @@ def test_the_similarity_is_that_of_the_sets_of_shingles():
         words = row.split()
         words[rng.randrange(14)] = "changed"
         other = " ".join(words)
-        assert similarity(shingles(row), shingles(other)) == pytest.approx(jaccard(row, other))
+        assert similarity(*shingles([row, other])) == pytest.approx(jaccard(row, other))
+
+
+def test_shingles_of_rows_do_not_depend_on_the_rows_beside_them():
+    rows = ["", "a", "\0", "abcd", "abcde\0x\0", "日本\0Is that so?", *texts(20), "\0".join(texts(20)), "İ  I\n"]
+    for row, found in zip(rows, shingles(rows), strict=True):
+        (alone,) = shingles([row])
+        assert found.tolist() == alone.tolist()
+        assert (np.diff(found.astype(np.int64)) > 0).all() and len(found) >= 1
 
 
 def test_a_row_of_two_texts_is_a_near_copy_only_if_both_are(tmp_path):
@@ -86,10 +94,23 @@ def test_all_pairs_are_reported_where_nothing_is_removed_and_skipped_rows_are_le
     assert find(tmp_path, rows, remove=False, skip=np.array([1])).rows.tolist() == [2]
 
 
-def test_a_sample_is_bounded_and_drawn_from_everywhere(tmp_path):
-    rows = [row for row in texts(600) for _ in range(2)]
-    found = find(tmp_path, rows, most=300)
-    assert found.checked == 300
-    assert 0 < len(found.rows) < 150
-    assert found.rows.max() > 800
-    assert found.rows.tolist() == find(tmp_path, rows, most=300).rows.tolist()
+def test_a_pair_just_at_the_threshold_is_found_nearly_always(tmp_path):
+    rng = np.random.default_rng(0)
+    index = NearCopyIndex(tmp_path / "scratch", 0.8)
+    pairs = 2000
+    sets = []
+    for _ in range(pairs):
+        hashes = rng.choice(2**28, 50, replace=False).astype(np.uint32)  # 40 shared, 5 more each: a Jaccard index of .8
+        sets += [np.sort(hashes[:45]), np.sort(np.concatenate([hashes[:40], hashes[45:]]))]
+    bands = index._bands(np.concatenate(sets), [len(s) for s in sets])
+    index.close()
+    assert (bands[::2] == bands[1::2]).any(axis=1).mean() >= 0.99
+    assert (bands[:-2:2] == bands[3::2]).any(axis=1).mean() < 0.001
+
+
+def test_a_sample_is_bounded_and_drawn_from_everywhere():
+    found = sample_rows(10 * SAMPLE_ROWS, 42)
+    assert len(found) == SAMPLE_ROWS and (np.diff(found) > 0).all()
+    assert np.histogram(found, 10, (0, 10 * SAMPLE_ROWS))[0].min() > 0.9 * SAMPLE_ROWS / 10
+    assert found.tolist() == sample_rows(10 * SAMPLE_ROWS, 42).tolist() != sample_rows(10 * SAMPLE_ROWS, 43).tolist()
+    assert sample_rows(3, 42).tolist() == [0, 1, 2]

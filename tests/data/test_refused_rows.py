@@ -45,7 +45,7 @@ def collect(tmp_path: Path) -> Callable[..., Any]:
             wanted={"sentence1_key": "text", "label_key": "label"},
             scratch=tmp_path / "scratch",
             dropped=tmp_path / "dropped",
-            near=NearCopyIndex(tmp_path / "shingles", 0.8, 0),
+            near=NearCopyIndex(tmp_path / "shingles", 0.8),
         )
 
     return run

@@ -6,7 +6,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from tuneport.encoding.base_model import BaseModel
-from tuneport.encoding.prompts import IGNORED, CompletionEncoder, PromptEncoder, joined, specials
+from tuneport.encoding.completions import CompletionEncoder
+from tuneport.encoding.prompts import IGNORED, Encoded, PromptEncoder, joined, specials
+from tuneport.encoding.token_ids import library_ids
 from tuneport.errors import UserError
 
 
@@ -51,10 +53,19 @@ def decoder_settings(template: str = "{text}", cut: str = "end", **changes: Any)
     }
 
 
+def encoded(
+    tokenizer: Tokenizer, settings: dict[str, Any], text: str, completion: str, *, most: int, most_target: int
+) -> Encoded:
+    encode = CompletionEncoder(
+        tokenizer, library_ids(tokenizer), settings, max_tokens=most, max_target_tokens=most_target
+    )
+    rows = encode([text], [completion])
+    return Encoded(rows.input_ids.values.tolist(), rows.labels.values.tolist(), bool(rows.truncated[0]))
+
+
 def test_a_decoder_learns_the_completion_and_its_end_only() -> None:
     tokenizer = byte_tokenizer()
-    encode = CompletionEncoder(tokenizer, decoder_settings("{text} =>"), max_tokens=64, max_target_tokens=20)
-    (row,) = encode(["ab"], ["cd"])
+    row = encoded(tokenizer, decoder_settings("{text} =>"), "ab", "cd", most=64, most_target=20)
     assert row.input_ids[0] == 1 and row.input_ids[-1] == 2 and not row.truncated
     assert tokenizer.decode(row.input_ids) == "ab => cd"
     learnt = [label for label in row.labels if label != IGNORED]
@@ -65,8 +76,7 @@ def test_a_decoder_learns_the_completion_and_its_end_only() -> None:
 @pytest.mark.parametrize(("cut", "kept"), [("end", "abcdef"), ("start", "klmnop")])
 def test_a_long_text_is_cut_and_neither_the_template_nor_the_completion(cut: str, kept: str) -> None:
     tokenizer = byte_tokenizer()
-    encode = CompletionEncoder(tokenizer, decoder_settings("<{text}>", cut), max_tokens=13, max_target_tokens=8)
-    (row,) = encode(["abcdefghijklmnop"], ["xy"])
+    row = encoded(tokenizer, decoder_settings("<{text}>", cut), "abcdefghijklmnop", "xy", most=13, most_target=8)
     assert row.truncated and len(row.input_ids) == 13
     assert tokenizer.decode(row.input_ids) == f"<{kept}> xy"
 
@@ -78,8 +88,7 @@ def test_characters_of_several_tokens_are_cut_until_the_prompt_fits() -> None:
 
 
 def test_a_completion_longer_than_its_limit_loses_its_end_token() -> None:
-    encode = CompletionEncoder(byte_tokenizer(), decoder_settings(), max_tokens=64, max_target_tokens=4)
-    (row,) = encode(["ab"], ["cdefgh"])
+    row = encoded(byte_tokenizer(), decoder_settings(), "ab", "cdefgh", most=64, most_target=4)
     learnt = [label for label in row.labels if label != IGNORED]
     assert row.truncated and len(learnt) == 4 and 2 not in learnt
 
@@ -88,8 +97,7 @@ def test_an_encoder_decoder_reads_the_prompt_and_learns_the_target() -> None:
     tokenizer = byte_tokenizer(suffix="</s>")
     found = specials(base(tokenizer, is_encoder_decoder=True, decoder_start_token_id=0, model_type="t5"))
     settings = {"template": "say: {text}", "cut": "end", **vars(found)}
-    encode = CompletionEncoder(tokenizer, settings, max_tokens=20, max_target_tokens=20)
-    (row,) = encode(["ab"], ["cd"])
+    row = encoded(tokenizer, settings, "ab", "cd", most=20, most_target=20)
     assert tokenizer.decode(row.input_ids) == "say: ab" and row.input_ids[-1] == 2
     assert tokenizer.decode(row.labels) == "cd" and row.labels[-1] == 2 and IGNORED not in row.labels
 

@@ -8,9 +8,8 @@ Massive Datasets, chapter 3.
 from __future__ import annotations
 
 import os
-import random
-import typing as t
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ MOST_ROWS_PER_BAND = 16
 MOST_TEXTS = 16  # of a row; the last of more is all the rest
 BUCKET = 32  # rows that a bucket of alike rows proposes to each further one
 SAMPLE_ROWS = 10_000
+PENDING_ROWS, PENDING_CHARACTERS = 1000, 1 << 18  # that are hashed at once
 
 Indices = npt.NDArray[np.int64]
 Shingles = npt.NDArray[np.uint32]
@@ -38,19 +38,32 @@ class NearCopies:
     checked: int
 
 
-def shingles(identity: str) -> Shingles:
-    """Sorted hashes of an identity's shingles; the upper 4 bits number the text, as texts are separated by NUL."""
-    found = []
-    for number, text in enumerate(identity.split("\0", MOST_TEXTS - 1)):
-        characters = np.frombuffer(" ".join(text.lower().split()).encode("utf-32-le"), np.uint32).astype(np.uint64)
-        count = max(1, len(characters) - SHINGLE + 1)
-        hashes = np.zeros(count, np.uint64)
-        for offset in range(min(SHINGLE, len(characters))):
-            hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + characters[offset : offset + count] + np.uint64(1)
-        hashes ^= hashes >> np.uint64(32)
-        hashes *= np.uint64(0xD6E8FEB86659FD93)
-        found.append(np.unique((hashes >> np.uint64(36)).astype(np.uint32) | np.uint32(number << 28)))
-    return np.concatenate(found)
+def shingles(identities: Sequence[str]) -> list[Shingles]:
+    """Sorted hashes of each identity's shingles; the upper 4 bits number the text, as texts are separated by NUL."""
+    texts, keys = [], []  # a key: the identity's place, and in the lowest 4 bits the number of the text
+    for place, identity in enumerate(identities):
+        for number, text in enumerate(identity.split("\0", MOST_TEXTS - 1)):
+            texts.append(" ".join(text.lower().split()))
+            keys.append(place << 4 | number)
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    counts = np.maximum(1, lengths - SHINGLE + 1)
+    of_text = np.repeat(np.arange(len(texts)), counts)
+    within = np.arange(len(of_text)) - np.repeat(counts.cumsum() - counts, counts)
+    starts = np.repeat(lengths.cumsum() - lengths, counts) + within
+    characters = np.frombuffer("".join((*texts, "\0" * SHINGLE)).encode("utf-32-le"), np.uint32).astype(np.uint64)
+    hashes = np.zeros(len(of_text), np.uint64)
+    for offset in range(SHINGLE):
+        longer = hashes * np.uint64(0x9E3779B97F4A7C15) + characters[starts + offset] + np.uint64(1)
+        hashes = np.where(offset < lengths[of_text], longer, hashes)
+    hashes ^= hashes >> np.uint64(32)
+    hashes *= np.uint64(0xD6E8FEB86659FD93)
+    # One sorting for all identities: their place, the number of the text and the hash are one number.
+    found = np.sort(np.array(keys, np.uint64)[of_text] << np.uint64(28) | hashes >> np.uint64(36))
+    found = found[
+        np.concatenate([found[:1] == found[:1], found[1:] != found[:-1]])
+    ]  # np.unique hashes: 100 times as long
+    ends = np.searchsorted(found, np.arange(1, len(identities), dtype=np.uint64) << np.uint64(32))
+    return np.split(found.astype(np.uint32), ends)
 
 
 def similarity(a: Shingles, b: Shingles) -> float:
@@ -69,58 +82,65 @@ def rows_per_band(threshold: float) -> int:
     return max(fit)
 
 
+def sample_rows(rows: int, seed: int) -> Indices:
+    """Which of so many rows to compare where there is no need to compare all: some, with equal chance, in order."""
+    chosen = np.random.default_rng(seed).choice(rows, min(rows, SAMPLE_ROWS), replace=False)
+    return np.sort(chosen).astype(np.int64)
+
+
 class NearCopyIndex:
     """Rows to compare: band hashes in memory, shingles in a scratch file.
 
-    With ``most`` rows at most, drawn with equal chance from all that are added. At the default threshold of 0.8 a row
-    takes 104 bytes of memory, and 4 bytes of disk for each character of its text.
+    At the default threshold of 0.8 a row takes 104 bytes of memory, and 4 bytes of disk for each character of its text.
     """
 
-    def __init__(self, scratch: Path, threshold: float, seed: int, most: int | None = None) -> None:
-        from datasketch import MinHash
-
-        self.threshold, self.most = threshold, most
-        self.seen = 0
+    def __init__(self, scratch: Path, threshold: float) -> None:
+        self.threshold = threshold
         self.length = rows_per_band(threshold)
         self.bands = PERMUTATIONS // self.length
         self.rows = array("q")
         self.offsets = array("q")
         self.sizes = array("I")
         self.hashes = array("I")
-        self.random = random.Random(seed)
-        self.empty: t.Any = MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=int, scheme="affine32")
+        self.pending: list[str] = []
+        self.characters = 0  # of the pending ones
         self.file = scratch.open("w+b")
         self.end = 0
         mixing = np.random.default_rng(1).integers(1, 2**63, self.length, dtype=np.uint64)
         self.mixing = mixing * np.uint64(2) + np.uint64(1)
 
-    def add(self, identity: str) -> None:
-        """Take in the next row."""
-        row, self.seen = self.seen, self.seen + 1
-        slot = len(self.rows)
-        if self.most is not None and slot >= self.most:
-            slot = self.random.randrange(self.seen)
-            if slot >= self.most:
-                return
-        found = shingles(identity)
-        self.file.write(found.tobytes())
-        entry = (row, self.end, len(found), self._bands(found))
-        self.end += found.nbytes
-        if slot == len(self.rows):
-            self.rows.append(entry[0])
-            self.offsets.append(entry[1])
-            self.sizes.append(entry[2])
-            self.hashes.extend(entry[3])
-        else:
-            self.rows[slot], self.offsets[slot], self.sizes[slot] = entry[:3]
-            self.hashes[slot * self.bands : (slot + 1) * self.bands] = entry[3]
+    def add(self, row: int, identity: str) -> None:
+        """Take in a row by its number; numbers must grow."""
+        self.rows.append(row)
+        self.pending.append(identity)
+        self.characters += len(identity)
+        if len(self.pending) == PENDING_ROWS or self.characters >= PENDING_CHARACTERS:
+            self._flush()
 
-    def _bands(self, found: Shingles) -> array[int]:
-        signature = self.empty.copy()
-        signature.update_batch(found.tolist())
-        values = np.asarray(signature.hashvalues, np.uint64)[: self.bands * self.length]
-        mixed = (values.reshape(self.bands, self.length) * self.mixing).sum(axis=1, dtype=np.uint64)
-        return array("I", ((mixed * np.uint64(0xD6E8FEB86659FD93)) >> np.uint64(32)).astype(np.uint32).tobytes())
+    def _flush(self) -> None:
+        if not self.pending:
+            return
+        found = shingles(self.pending)
+        for row in found:
+            self.offsets.append(self.end)
+            self.sizes.append(len(row))
+            self.end += row.nbytes
+        whole = np.concatenate(found)
+        self.file.write(whole.tobytes())
+        self.hashes.frombytes(self._bands(whole, [len(row) for row in found]).tobytes())
+        self.pending.clear()
+        self.characters = 0
+
+    def _bands(self, found: Shingles, sizes: list[int]) -> npt.NDArray[np.uint32]:
+        """(rows, bands): hashes of the parts of the rows' MinHash signatures."""
+        from rensa import RMinHash
+
+        ends = np.cumsum([0, *sizes], dtype=np.uint64)
+        signatures = RMinHash.digest_matrix_from_flat_token_hashes(found.astype(np.uint64), ends, PERMUTATIONS, 1)
+        values = np.array(signatures.to_rows(), np.uint64)[:, : self.bands * self.length]
+        mixed = (values.reshape(-1, self.bands, self.length) * self.mixing).sum(axis=2, dtype=np.uint64)
+        hashes: npt.NDArray[np.uint32] = ((mixed * np.uint64(0xD6E8FEB86659FD93)) >> np.uint64(32)).astype(np.uint32)
+        return hashes
 
     def close(self) -> None:
         """Remove the scratch file."""
@@ -133,12 +153,12 @@ class NearCopyIndex:
         With ``remove`` a row is paired with the first earlier row that stays, and then stays not itself: no two rows
         that stay are near copies, and each row that goes is one of a row that stays. Without, all pairs are returned.
         """
+        self._flush()
         self.file.flush()
         rows = np.frombuffer(self.rows, np.int64)
         buckets = self._number_buckets()
         wanted = ~np.isin(rows, skip)
         candidates = np.flatnonzero(wanted & (buckets > 0).any(axis=1))
-        candidates = candidates[np.argsort(rows[candidates])]
         members: dict[int, list[int]] = {}
         pairs: list[tuple[int, int]] = []
         for slot in candidates.tolist():

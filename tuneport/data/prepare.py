@@ -24,7 +24,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tuneport.data.copies import Copies, find_copies, identity_hash
-from tuneport.data.near_copies import SAMPLE_ROWS, NearCopies, NearCopyIndex
+from tuneport.data.encoders import COMPARED_ROWS, choose_encoder
+from tuneport.data.near_copies import NearCopies, NearCopyIndex, sample_rows
 from tuneport.data.options import PrepareParams
 from tuneport.data.readers import RawRow, Source
 from tuneport.data.report import LISTED_ROWS, TokenLengths, copies_report, groups_report, near_copies_report
@@ -33,7 +34,7 @@ from tuneport.data.tokenizing import chat_template, load_tokenizer, longest_inpu
 from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
 from tuneport.stage import save_json
-from tuneport.tasks import Drop, Meta, Refuse, Row, Task
+from tuneport.tasks import Drop, Encoder, Meta, Refuse, Row, Task
 
 log = logging.getLogger("tuneport.preprocess")
 
@@ -95,15 +96,14 @@ def prepare(
     tokenizer = load_tokenizer(model, tokenizer_config, max_length)
 
     scratch = output / "scratch.arrow"
-    near = NearCopyIndex(
-        output / "scratch.shingles",
-        options.near_duplicate_threshold,
-        options.split_seed,
-        None if options.deduplicate == "near" else SAMPLE_ROWS,
-    )
+    near = NearCopyIndex(output / "scratch.shingles", options.near_duplicate_threshold)
     collected = collect(
         task, options, sources=sources, wanted=wanted, scratch=scratch, dropped=output / "dropped.jsonl", near=near
     )
+    if options.deduplicate != "near":
+        numbers = sample_rows(len(collected.identities), options.split_seed)
+        for number, row in zip(numbers.tolist(), read_scratch(scratch, numbers), strict=True):
+            near.add(number, task.identity(row))
     splits, leakage = divide(collected, options, near)
     near.close()
     histograms = label_histograms(collected, splits)
@@ -116,10 +116,19 @@ def prepare(
         max_seq_length=max_length,
     )
     meta = task.describe(histograms, base, options)
-    lengths = encode(
+    numbers = np.unique(np.linspace(0, len(splits) - 1, COMPARED_ROWS).astype(np.int64))
+    to_columns = choose_encoder(
         task,
         options,
         tokenizer=tokenizer,
+        meta=meta,
+        sample=list(read_scratch(scratch, numbers)),
+        size=scratch.stat().st_size,
+    )
+    lengths = encode(
+        task,
+        options,
+        to_columns=to_columns,
         meta=meta,
         splits=splits,
         max_length=max_length,
@@ -192,7 +201,9 @@ def collect(
                 try:
                     row = read(raw.values, raw.where)
                     group = _group(raw.values, options.group_key)
-                    _note(row, task, collected, codes, group=group, near=near)
+                    identity = _note(row, task, collected, codes, group=group)
+                    if options.deduplicate == "near":
+                        near.add(len(collected.identities) - 1, identity)
                 except Drop as e:
                     _note_drop(raw, str(e), count, dropped_file)
                     continue
@@ -228,9 +239,8 @@ def _note(
     codes: dict[tuple[str, ...], int],
     *,
     group: str | None,
-    near: NearCopyIndex,
-) -> None:
-    """Remember of a row what takes part in the split."""
+) -> str:
+    """Remember of a row what takes part in the split; returns its inputs."""
     labels, inputs = tuple(task.labels(row)), task.identity(row)
     try:
         identity = identity_hash(inputs)
@@ -245,7 +255,7 @@ def _note(
     collected.classes.append(codes[labels])
     if group_hash is not None:
         collected.groups.append(group_hash)
-    near.add(inputs)
+    return inputs
 
 
 def _note_drop(raw: RawRow, reason: str, count: SourceCount, file: t.TextIO) -> None:
@@ -288,6 +298,16 @@ def _check_dropped(count: SourceCount, allowed: float) -> None:
         f"{count.file}: {count.dropped.total()} of {count.read} rows cannot be used: {reasons}. "
         f"Mend them, or allow more than max_dropped_fraction={allowed:g}."
     )
+
+
+def read_scratch(scratch: Path, numbers: npt.NDArray[np.int64]) -> Iterator[Row]:
+    """Rows of the scratch file by their numbers, which must grow."""
+    start = 0
+    with pa.OSFile(os.fsencode(scratch)) as source:
+        for batch in pa.ipc.open_stream(source):
+            first, last = np.searchsorted(numbers, (start, start + len(batch)))
+            yield from batch.take(pa.array(numbers[first:last] - start)).to_pylist()
+            start += len(batch)
 
 
 # -- between the passes: copies and splits -----------------------------------------------------------------------------
@@ -450,7 +470,7 @@ def encode(
     task: Task,
     options: PrepareParams,
     *,
-    tokenizer: t.Any,
+    to_columns: Encoder,
     meta: Meta,
     splits: Codes,
     max_length: int,
@@ -458,7 +478,6 @@ def encode(
     output: Path,
 ) -> dict[str, TokenLengths]:
     """Write ``encoded/`` and ``rows/`` of every split; returns their token lengths."""
-    to_columns = task.encoder(tokenizer, meta, options)
     encoded_schema = _with_row_id(task.encoded_schema(meta, options)).append(pa.field("length", pa.int32()))
     row_schema = _with_row_id(task.row_schema(options))
     progress = Progress("rows encoded", int((splits != REMOVED).sum()))
@@ -491,7 +510,10 @@ def encode(
             row_ids = batch["row_id"].take(pa.array(made_from))
             if "trainable" in columns:
                 untrainable.add(row_ids.filter(pa.array(~np.array(columns.pop("trainable"), bool))).to_pylist())
-            columns |= {"row_id": row_ids, "length": [len(ids) for ids in columns["input_ids"]]}
+            input_ids = columns["input_ids"]
+            if not isinstance(input_ids, pa.Array):
+                input_ids = pa.array(input_ids, encoded_schema.field("input_ids").type)
+            columns |= {"row_id": row_ids, "input_ids": input_ids, "length": input_ids.value_lengths()}
             encoded = pa.RecordBatch.from_pydict(columns, schema=encoded_schema)
             for code, writer in enumerate(writers):
                 chosen, of_chosen = codes == code, codes[made_from] == code

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tuneport.errors import UserError
@@ -176,65 +176,3 @@ class Encoded:
     def trainable(self) -> bool:
         """Whether a token has a label."""
         return any(label != IGNORED for label in self.labels)
-
-
-class CompletionEncoder:
-    """Prompt and completion of rows as token ids, with the loss on the completion alone.
-
-    ``settings`` are the prompt's (see `PromptEncoder`) plus ``encoder_decoder``, ``target_prefix``, ``target_suffix``.
-    A prompt has at most ``max_prompt_tokens``, where the settings say so. With a decoder, prompt and completion share
-    ``max_tokens``; of a completion, at most ``max_target_tokens`` stay, its end token among them only if it was not cut
-    or the settings say ``always_ends``.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        settings: Mapping[str, t.Any],
-        *,
-        max_tokens: int,
-        max_target_tokens: int,
-    ) -> None:
-        tokenizer.no_truncation()
-        self.tokenizer = tokenizer
-        self.prompts = PromptEncoder(tokenizer, dict(settings))
-        self.encoder_decoder = bool(settings["encoder_decoder"])
-        self.prefix, self.suffix = settings["target_prefix"], settings["target_suffix"]
-        self.max_tokens, self.max_target_tokens = max_tokens, max_target_tokens
-        self.max_prompt_tokens = settings.get("max_prompt_tokens") or max_tokens
-        self.always_ends = settings.get("always_ends", False)
-
-    def __call__(self, texts: Sequence[str], completions: Sequence[str]) -> list[Encoded]:
-        """Encode rows of a text and its completion."""
-        if not self.encoder_decoder:
-            completions = [joined(self.prompts.after or text, c) for text, c in zip(texts, completions, strict=True)]
-        targets = [self._target(e.ids) for e in self._encode(list(completions))]
-        if self.encoder_decoder:
-            rooms = [self.max_tokens] * len(texts)
-        else:
-            rooms = [self.max_tokens - len(ids) for ids, _ in targets]
-        prompts = self.prompts(texts, [min(room, self.max_prompt_tokens) for room in rooms])
-        return [
-            self._row(ids, target, prompt_cut or target_cut)
-            for (ids, prompt_cut), (target, target_cut) in zip(prompts, targets, strict=True)
-        ]
-
-    def _encode(self, texts: list[str]) -> list[t.Any]:
-        found: list[t.Any] = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return found
-
-    def _target(self, ids: list[int]) -> tuple[list[int], bool]:
-        room = self.max_target_tokens - len(self.prefix)
-        whole = [*ids, *self.suffix]
-        if len(whole) <= room:
-            return [*self.prefix, *whole], False
-        if self.always_ends:
-            return [*self.prefix, *ids[: max(0, room - len(self.suffix))], *self.suffix], True
-        return [*self.prefix, *ids[:room]], True
-
-    def _row(self, prompt: list[int], target: list[int], cut: bool) -> Encoded:
-        if self.encoder_decoder:
-            return Encoded(prompt, target, cut)
-        ids = [*prompt, *target][: self.max_tokens]
-        unlearnt = max(1, min(len(prompt), len(ids)))  # nothing stands before the first token to predict it from
-        return Encoded(ids, [IGNORED] * unlearnt + ids[unlearnt:], cut)

@@ -19,10 +19,13 @@ if t.TYPE_CHECKING:
     import pyarrow as pa
     from tokenizers import Tokenizer
 
+    from tuneport.encoding.fast_tokenizer import FastTokenizer
     from tuneport.evaluation import Evaluation
 
 S = t.TypeVar("S", bound=Step)
 Row = dict[str, t.Any]
+Columns = dict[str, t.Any]  # name -> list, numpy array or Arrow array
+Encoder = Callable[[Sequence[Row]], Columns]
 Meta = dict[str, t.Any]  # what a task learns from the data and later stages need, e.g. {"labels": [...]}; JSON only
 
 
@@ -127,15 +130,17 @@ class Task(ABC):
         """Types of the columns that `encoder` returns."""
 
     @abstractmethod
-    def encoder(
-        self, tokenizer: Tokenizer, meta: Meta, options: t.Any
-    ) -> Callable[[Sequence[Row]], dict[str, list[t.Any]]]:
+    def encoder(self, tokenizer: Tokenizer, meta: Meta, options: t.Any) -> Encoder:
         """Return a function rows -> columns: those of `encoded_schema` plus ``truncated`` (bool per encoded row).
 
         Two more columns are optional: ``trainable`` (bool: whether the encoded row has a label to learn from, True
         where there is no such column; False refuses the data) and ``row`` (int: which of the rows the encoded one is
         made from, where that is not one each). The tokenizer comes with truncation enabled at the right length.
         """
+
+    def fast_encoder(self, tokenizer: FastTokenizer, meta: Meta, options: t.Any) -> Encoder | None:
+        """What `encoder` returns, by a tokenizer that finds nothing but token ids, fast; None: more is needed."""
+        return None
 
     # -- finetune and evaluation: torch, imported inside ----------------------------------------------------------
     @abstractmethod

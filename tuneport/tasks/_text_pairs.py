@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.languages import Languages, language_specials, languages
-from tuneport.encoding.prompts import PLACEHOLDER, CompletionEncoder, PromptEncoder, specials
+from tuneport.encoding.prompts import PLACEHOLDER, PromptEncoder, specials
 from tuneport.errors import UserError
 from tuneport.modeling.completer import Completer
 from tuneport.modeling.generator import Generator
-from tuneport.tasks import Drop, Meta, Row, ShownAnswer
+from tuneport.tasks import Drop, Encoder, Meta, Row, ShownAnswer
 from tuneport.tasks._generation import GenerationTask
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
     from tokenizers import Tokenizer
+
+    from tuneport.encoding.fast_tokenizer import FastTokenizer
+    from tuneport.encoding.token_ids import ToIds
 
 T5_TYPES = frozenset(["t5", "mt5", "umt5", "longt5"])
 
@@ -58,27 +61,25 @@ class TextPairTask(GenerationTask):
     def labels(self, row: Row) -> list[str]:
         return []
 
-    def encoder(
-        self, tokenizer: Tokenizer, meta: Meta, options: t.Any
-    ) -> Callable[[Sequence[Row]], dict[str, list[t.Any]]]:
-        settings = meta["prompting"]
-        to_ids = CompletionEncoder(
+    def encoder(self, tokenizer: Tokenizer, meta: Meta, options: t.Any) -> Encoder:
+        from tuneport.encoding.token_ids import library_ids
+
+        return self._encoder(tokenizer, library_ids(tokenizer), meta["prompting"])
+
+    def fast_encoder(self, tokenizer: FastTokenizer, meta: Meta, options: t.Any) -> Encoder:
+        return self._encoder(tokenizer.tokenizer, tokenizer, meta["prompting"])
+
+    def _encoder(self, tokenizer: Tokenizer, to_ids: ToIds, settings: Meta) -> Encoder:
+        from tuneport.encoding.completions import CompletionEncoder
+
+        encode = CompletionEncoder(
             tokenizer,
+            to_ids,
             settings,
             max_tokens=settings["max_tokens"],
             max_target_tokens=settings["max_target_tokens"],
         )
-
-        def encode(rows: Sequence[Row]) -> dict[str, list[t.Any]]:
-            found = to_ids([row[self.source] for row in rows], [row[self.target] for row in rows])
-            return {
-                "input_ids": [row.input_ids for row in found],
-                "labels": [row.labels for row in found],
-                "truncated": [row.truncated for row in found],
-                "trainable": [row.trainable for row in found],
-            }
-
-        return encode
+        return lambda rows: encode([row[self.source] for row in rows], [row[self.target] for row in rows]).columns()
 
     def settings(self, meta: Meta, options: t.Any) -> Row:
         found, limit = super().settings(meta, options), meta["prompting"]["max_positions"]

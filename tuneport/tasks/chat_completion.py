@@ -20,7 +20,7 @@ from tuneport.encoding.prompts import Encoded, vocabulary_size
 from tuneport.errors import UserError
 from tuneport.modeling.generator import Generator
 from tuneport.step import Params, param
-from tuneport.tasks import Drop, Meta, Refuse, Row
+from tuneport.tasks import Columns, Drop, Encoder, Meta, Refuse, Row
 from tuneport.tasks._language_modeling import LanguageModelingTask
 
 if t.TYPE_CHECKING:
@@ -169,16 +169,14 @@ class ChatCompletion(LanguageModelingTask):
             "prompting": {**prompting, "stop": stop, "chat_template": source, "tokens": tokens},
         }
 
-    def encoder(
-        self, tokenizer: Tokenizer, meta: Meta, options: ChatCompletionColumns
-    ) -> Callable[[Sequence[Row]], dict[str, list[t.Any]]]:
+    def encoder(self, tokenizer: Tokenizer, meta: Meta, options: ChatCompletionColumns) -> Encoder:
         settings = meta["prompting"]
         template = ChatTemplate(settings["chat_template"], settings["tokens"])
         to_ids = ConversationEncoder(
             tokenizer, template, max_tokens=settings["max_tokens"], last=options.loss_on == "last"
         )
 
-        def encode(rows: Sequence[Row]) -> dict[str, list[t.Any]]:
+        def encode(rows: Sequence[Row]) -> Columns:
             found = _encoded(to_ids, rows)
             return {
                 "input_ids": [row.input_ids for row in found],

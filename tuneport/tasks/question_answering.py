@@ -11,7 +11,7 @@ from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
 from tuneport.modeling.batches import collator
 from tuneport.step import Params, param
-from tuneport.tasks import Drop, Meta, Refuse, Row, ShownAnswer, Split, Task
+from tuneport.tasks import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswer, Split, Task
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -321,12 +321,10 @@ class QuestionAnswering(Task):
         tokens = [("input_ids", pa.list_(pa.int32())), ("token_type_ids", pa.list_(pa.int8()))]
         return pa.schema([*tokens, ("start_positions", pa.int64()), ("end_positions", pa.int64())])
 
-    def encoder(
-        self, tokenizer: Tokenizer, meta: Meta, options: QuestionAnsweringColumns
-    ) -> Callable[[Sequence[Row]], dict[str, list[t.Any]]]:
+    def encoder(self, tokenizer: Tokenizer, meta: Meta, options: QuestionAnsweringColumns) -> Encoder:
         windows = QuestionWindows(tokenizer, meta["max_seq_length"], meta["doc_stride"])
 
-        def encode(rows: Sequence[Row]) -> dict[str, list[t.Any]]:
+        def encode(rows: Sequence[Row]) -> Columns:
             names = ("input_ids", "token_type_ids", "start_positions", "end_positions", "truncated", "row")
             columns: dict[str, list[t.Any]] = {name: [] for name in names}
             read = windows([row["question"] for row in rows], [row["context"] for row in rows])

@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tuneport.encoding.base_model import BaseModel
+from tuneport.encoding.prompts import around
 from tuneport.errors import UserError
 from tuneport.modeling.batches import collator
 from tuneport.modeling.heads import load_with_labels
 from tuneport.step import Params, param
-from tuneport.tasks import Drop, Meta, Row, ShownAnswer, Split, Task
+from tuneport.tasks import Columns, Drop, Encoder, Meta, Row, ShownAnswer, Split, Task
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
     from tokenizers import Tokenizer
 
+    from tuneport.encoding.fast_tokenizer import FastTokenizer
     from tuneport.evaluation import Evaluation
 
 
@@ -217,28 +219,47 @@ class TextClassification(Task):
         labels = pa.list_(pa.float32()) if meta["multi_label"] else pa.int64()
         return pa.schema([("input_ids", pa.list_(pa.int32())), *pair, ("labels", labels)])
 
-    def encoder(
-        self, tokenizer: Tokenizer, meta: Meta, options: TextClassificationColumns
-    ) -> Callable[[Sequence[Row]], dict[str, list[t.Any]]]:
-        index = {label: i for i, label in enumerate(meta["labels"])}
+    def encoder(self, tokenizer: Tokenizer, meta: Meta, options: TextClassificationColumns) -> Encoder:
+        from tuneport.encoding.token_ids import TokenIds
+
         pair = options.sentence2_key is not None
 
-        def label_ids(row: Row) -> t.Any:
-            if not meta["multi_label"]:
-                return index[row["label"]]
-            return [float(label in row["label"]) for label in index]
-
-        def encode(rows: Sequence[Row]) -> dict[str, list[t.Any]]:
+        def encode(rows: Sequence[Row]) -> Columns:
             texts = [(row["sentence1"], row["sentence2"]) if pair else row["sentence1"] for row in rows]
             encodings = tokenizer.encode_batch_fast(texts)  # without offsets
             columns = {
-                "input_ids": [e.ids for e in encodings],
-                "labels": [label_ids(row) for row in rows],
+                "input_ids": TokenIds.of([e.ids for e in encodings]).column(),
+                "labels": self._label_ids(rows, meta),
                 "truncated": [bool(e.overflowing) for e in encodings],
             }
             return columns | ({"token_type_ids": [e.type_ids for e in encodings]} if pair else {})
 
         return encode
+
+    def fast_encoder(self, tokenizer: FastTokenizer, meta: Meta, options: TextClassificationColumns) -> Encoder | None:
+        from tuneport.encoding.token_ids import surround
+
+        if options.sentence2_key is not None:
+            return None
+        prefix, suffix = around(tokenizer.tokenizer)
+        room = tokenizer.max_length - len(prefix) - len(suffix)
+
+        def encode(rows: Sequence[Row]) -> Columns:
+            ids = tokenizer([row["sentence1"] for row in rows])
+            kept = ids.cut(room, start=tokenizer.cuts_start)
+            return {
+                "input_ids": surround(prefix, kept, suffix).column(),
+                "labels": self._label_ids(rows, meta),
+                "truncated": ids.lengths > room,
+            }
+
+        return encode
+
+    def _label_ids(self, rows: Sequence[Row], meta: Meta) -> list[t.Any]:
+        index = {label: i for i, label in enumerate(meta["labels"])}
+        if not meta["multi_label"]:
+            return [index[row["label"]] for row in rows]
+        return [[float(label in row["label"]) for label in index] for row in rows]
 
     def load_model(self, folder: Path, meta: Meta, **loading: t.Any) -> t.Any:
         from transformers import AutoModelForSequenceClassification

@@ -6,15 +6,18 @@ import typing as t
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tuneport.encoding.base_model import BaseModel
-from tuneport.encoding.prompts import PLACEHOLDER, CompletionEncoder, PromptEncoder, joined, vocabulary_size
+from tuneport.encoding.prompts import PLACEHOLDER, PromptEncoder, joined, vocabulary_size
 from tuneport.modeling.generator import Generator
 from tuneport.step import Params, param
-from tuneport.tasks import Drop, Meta, Refuse, Row
+from tuneport.tasks import Columns, Drop, Encoder, Meta, Refuse, Row
 from tuneport.tasks._language_modeling import LanguageModelingTask
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
     from tokenizers import Tokenizer
+
+    from tuneport.encoding.fast_tokenizer import FastTokenizer
+    from tuneport.encoding.token_ids import ToIds
 
 FOUND_LENGTH = 60  # characters of a wrong value that a message shows
 
@@ -90,24 +93,26 @@ class TextGeneration(LanguageModelingTask):
             "prompting": {**self.decoding(base), "template": PLACEHOLDER, "cut": "start"},
         }
 
-    def encoder(
-        self, tokenizer: Tokenizer, meta: Meta, options: TextGenerationColumns
-    ) -> Callable[[Sequence[Row]], dict[str, list[t.Any]]]:
-        settings = meta["prompting"]
+    def encoder(self, tokenizer: Tokenizer, meta: Meta, options: TextGenerationColumns) -> Encoder:
+        from tuneport.encoding.token_ids import library_ids
+
+        return self._encoder(tokenizer, library_ids(tokenizer), meta["prompting"])
+
+    def fast_encoder(self, tokenizer: FastTokenizer, meta: Meta, options: TextGenerationColumns) -> Encoder:
+        return self._encoder(tokenizer.tokenizer, tokenizer, meta["prompting"])
+
+    def _encoder(self, tokenizer: Tokenizer, to_ids: ToIds, settings: Meta) -> Encoder:
+        from tuneport.encoding.completions import CompletionEncoder
+
         room = settings["max_tokens"] - len(settings["prompt_prefix"])
-        to_ids = CompletionEncoder(
-            tokenizer, settings, max_tokens=settings["max_tokens"], max_target_tokens=max(1, room)
+        to_rows = CompletionEncoder(
+            tokenizer, to_ids, settings, max_tokens=settings["max_tokens"], max_target_tokens=max(1, room)
         )
 
-        def encode(rows: Sequence[Row]) -> dict[str, list[t.Any]]:
+        def encode(rows: Sequence[Row]) -> Columns:
             prompts = [row["text"] if "ground_truth" in row else "" for row in rows]
-            found = to_ids(prompts, [row["ground_truth"] if "ground_truth" in row else row["text"] for row in rows])
-            return {
-                "input_ids": [row.input_ids for row in found],
-                "labels": [row.labels for row in found],
-                "truncated": [row.truncated for row in found],
-                "trainable": [row.trainable for row in found],
-            }
+            learnt = [row["ground_truth"] if "ground_truth" in row else row["text"] for row in rows]
+            return to_rows(prompts, learnt).columns()
 
         return encode
 

@@ -14,7 +14,7 @@ from tuneport.errors import UserError
 from tuneport.modeling.batches import collator
 from tuneport.modeling.heads import load_with_labels
 from tuneport.step import Params, param
-from tuneport.tasks import Drop, Meta, Refuse, Row, ShownAnswer, Split, Task
+from tuneport.tasks import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswer, Split, Task
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -271,9 +271,7 @@ class TokenClassification(Task):
 
         return pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
 
-    def encoder(
-        self, tokenizer: Tokenizer, meta: Meta, options: TokenClassificationColumns
-    ) -> Callable[[Sequence[Row]], dict[str, list[t.Any]]]:
+    def encoder(self, tokenizer: Tokenizer, meta: Meta, options: TokenClassificationColumns) -> Encoder:
         index = {tag: i for i, tag in enumerate(meta["labels"])}
         prefix = " " if '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["pre_tokenizer"]) else ""
 
@@ -289,7 +287,7 @@ class TokenClassification(Task):
                 previous = word
             return found
 
-        def encode(rows: Sequence[Row]) -> dict[str, list[t.Any]]:
+        def encode(rows: Sequence[Row]) -> Columns:
             words = [[prefix + word for word in row["tokens"]] for row in rows]
             encodings = tokenizer.encode_batch(words, is_pretokenized=True)
             labels = [label_ids(e, row["tags"]) for e, row in zip(encodings, rows, strict=True)]

@@ -1,0 +1,49 @@
+"""Which encoder makes tokens of a dataset's rows: the fast one where it pays and finds the same."""
+
+from __future__ import annotations
+
+import logging
+import typing as t
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from tuneport.encoding.fast_tokenizer import FastTokenizer, Unfit, is_byte_level_bpe
+from tuneport.tasks import Encoder, Meta, Row, Task
+
+log = logging.getLogger("tuneport.preprocess")
+
+COMPARED_ROWS = 300  # that both encoders encode
+WORTHWHILE = 4 << 20  # bytes of rows that take the tokenizers library longer than the fast core takes to load
+
+
+def choose_encoder(
+    task: Task, options: t.Any, *, tokenizer: t.Any, meta: Meta, sample: Sequence[Row], size: int
+) -> Encoder:
+    """The task's fast encoder for rows of ``size`` bytes, if both find the same of a ``sample`` of them."""
+    fast, reason = None, None
+    if size >= WORTHWHILE and is_byte_level_bpe(tokenizer):
+        try:
+            fast = task.fast_encoder(FastTokenizer(tokenizer), meta, options)
+        except Unfit as e:
+            reason = str(e)
+    encode = task.encoder(tokenizer, meta, options)
+    if fast is not None and (column := _difference(encode, fast, sample)) is not None:
+        fast, reason = None, f"it finds other {column} in the rows"
+    if reason is not None:
+        log.info("the fast tokenizer is not used: %s", reason)
+    if fast is not None:
+        log.info("the fast tokenizer is used: of %d rows it finds what the tokenizers library finds", len(sample))
+    return fast or encode
+
+
+def _difference(encode: Encoder, fast: Encoder, rows: Sequence[Row]) -> str | None:
+    """The name of a column in which two encoders differ."""
+    wanted, found = encode(rows), fast(rows)
+    differing = (name for name in wanted if not _array(wanted[name]).equals(_array(found[name])))
+    return next(differing, None)
+
+
+def _array(values: t.Any) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(np.asarray(values) if len(values) else values)
