@@ -21,7 +21,7 @@ REVISION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 DOCKER_BUILD = $(DOCKER) build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
   $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) $(DOCKER_BUILD_ARGS)
 
-.PHONY: demo test lint format bench images setup clean
+.PHONY: demo test lint format bench images setup helm clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.train
@@ -53,6 +53,12 @@ images:
 
 setup: $(VENV)/.dev
 
+# For the tests of the chart, where no other is on the PATH.
+helm: $(BIN)/helm
+
+$(BIN)/helm: | $(VENV)/.dev
+	$(BIN)/python tests/chart/fetch_helm.py $@
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than Python 3.11. Name another: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
@@ -66,7 +72,7 @@ $(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV) (some minutes the first time) …"
-	$(PIP_INSTALL) -e '.[train,deepspeed,kfp,azureml,dev]'
+	$(PIP_INSTALL) -e '.[train,deepspeed,mlflow-server,kfp,azureml,dev]'
 	@touch $@ $(VENV)/.train
 
 clean:

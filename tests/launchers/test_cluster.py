@@ -191,7 +191,8 @@ def test_what_no_retry_mends_is_said_at_once(fake_kubernetes: Any, status: int, 
         run()
 
 
-def test_a_signal_deletes_the_job(fake_kubernetes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [pytorchjob, trainjob], ids=["pytorchjob", "trainjob"])
+def test_a_signal_deletes_the_job(fake_kubernetes: Any, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
     fake = fake_kubernetes(lambda fake, job: fake.set_condition(job, "Running"))
     read = cluster._read
     calls = iter(range(3))
@@ -203,7 +204,7 @@ def test_a_signal_deletes_the_job(fake_kubernetes: Any, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(cluster, "_read", interrupted)
     with pytest.raises(Terminated):
-        run()
+        run(kind=kind)
     assert fake.jobs == {}
 
 
