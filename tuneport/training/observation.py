@@ -18,6 +18,9 @@ from transformers import Trainer
 
 from tuneport.errors import UserError
 
+if t.TYPE_CHECKING:
+    from tuneport.training.padding_free import PaddingFree
+
 CONTENTS = "contents"  # what a training batch says of itself, beside its tensors
 CHECK_EVERY = 50  # steps after which losses are looked at, whatever logging_steps is
 LISTED_ROWS = 20
@@ -97,8 +100,9 @@ class ObservedTrainer(Trainer):
     It stops before a checkpoint is written, so the last one is always of finite weights.
     """
 
-    def __init__(self, **kwargs: t.Any) -> None:
+    def __init__(self, *, padding_free: PaddingFree | None = None, **kwargs: t.Any) -> None:
         super().__init__(**kwargs)
+        self.padding_free = padding_free
         self.counts = Counts()
         self.evaluation_seconds = 0.0
         self.unchecked: list[Step] = []
@@ -114,6 +118,8 @@ class ObservedTrainer(Trainer):
 
     def training_step(self, model: t.Any, inputs: t.Any, *args: t.Any, **kwargs: t.Any) -> torch.Tensor:
         contents: Contents = inputs.pop(CONTENTS)
+        if self.padding_free is not None and self.padding_free.enabled:
+            contents = dc.replace(contents, places=contents.tokens)
         self.counts.add(contents)
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         number = self.state.global_step + 1
