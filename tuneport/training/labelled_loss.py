@@ -28,7 +28,7 @@ class Head:
 def head_of(model: t.Any) -> Head | None:
     """The head of a decoder, where its kind is known here; a self-test tells whether it does the same as the model."""
     linear = model.get_output_embeddings()
-    if not isinstance(linear, torch.nn.Linear) or hasattr(linear, "base_layer"):  # none, quantized or adapted
+    if type(linear) is not torch.nn.Linear:  # none, quantized or adapted
         return None
     config = model.config
     factor = getattr(config, "logit_scale", None) or 1.0

@@ -147,10 +147,10 @@ def self_test(trainer: Trainer, model: t.Any, packing: Packing) -> str | None:
     middle = slice(0, LENGTHS_TESTED[1])
     other["input_ids"][1, middle] = other["input_ids"][1, middle].flip(0).roll(1)
     with _evaluating(model), torch.no_grad(), trainer.accelerator.autocast():
-        packing.enabled = False
-        wanted = _outputs(model, batch, packing.head is not None, losses=False)
-        packing.enabled = True
         try:
+            packing.enabled = False
+            wanted = _outputs(model, batch, packing.head is not None, losses=False)
+            packing.enabled = True
             found, moved = (
                 _outputs(model, given | {LENGTHS: LENGTHS_TESTED}, packing.head is not None, losses=True)
                 for given in (batch, other)
@@ -173,7 +173,7 @@ def _batch(model: t.Any, device: torch.device) -> Batch:
     generator = torch.Generator().manual_seed(0)
     config = model.config
     text: t.Any = config.get_text_config()
-    fill = text.pad_token_id or 0
+    fill = getattr(text, "pad_token_id", None) or 0
     size = (len(LENGTHS_TESTED), max(LENGTHS_TESTED))
     ids = torch.randint(0, text.vocab_size - 1, size, generator=generator)
     ids += ids >= fill
