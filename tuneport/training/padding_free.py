@@ -25,13 +25,10 @@ TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}  # relative
 Batch = dict[str, t.Any]
 
 
-def with_lengths(collate: Callable[[list[Batch]], Batch]) -> Callable[[list[Batch]], Batch]:
-    """Return the collator with the rows' numbers of tokens in each of its batches."""
-    return _WithLengths(collate)
-
-
 @dc.dataclass(frozen=True)
 class _WithLengths:
+    """A collator with the rows' numbers of tokens in each of its batches."""
+
     collate: Callable[[list[Batch]], Batch]
 
     def __call__(self, rows: list[Batch]) -> Batch:
@@ -58,7 +55,7 @@ class PaddingFree:
 
     def collator(self, collate: Callable[[list[Batch]], Batch]) -> Callable[[list[Batch]], Batch]:
         """The collator whose batches the model takes."""
-        return collate if self.packing is None else with_lengths(collate)
+        return collate if self.packing is None else _WithLengths(collate)
 
     def settle(self, trainer: Trainer, model: t.Any) -> None:
         """Test the model, pad where it has to be, and say in one line what holds. ``model`` is what is called."""
