@@ -138,6 +138,7 @@ def measure(case: Case, root: Path, options: argparse.Namespace) -> dict[str, An
         for who in order:
             pipes[who].send("go")
             seconds, memory[who] = pipes[who].recv()
+            print(f"round {number}: {who} took {seconds:.1f} s", file=sys.stderr, flush=True)
             if number:
                 turns[who].append(seconds)
     for who, process in processes.items():
