@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import transformers
 from transformers import AttentionInterface
 
+from tuneport import tasks
 from tuneport.modeling.likelihood import shifted, token_losses
 from tuneport.tasks.question_answering import leave_out_padding
 from tuneport.training import padding_free, varlen
@@ -140,6 +142,16 @@ def test_outputs_loss_and_gradients_are_those_with_padding(family: str, head: st
                 assert one.shape == other.shape
                 by_token = one.shape[:2] == real.shape
                 assert torch.allclose(one[real] if by_token else one, other[real] if by_token else other, atol=1e-4)
+
+
+def test_the_loss_of_spans_is_the_mean_of_the_rows_own_whatever_the_padding(imported_model: Path) -> None:
+    model = tasks.load("question_answering").load_model(imported_model, {}).eval()
+    batch = batch_for(model, "QuestionAnswering")
+    alone = [
+        model(**{name: t[i : i + 1, :length] if t.dim() == 2 else t[i : i + 1] for name, t in batch.items()})["loss"]
+        for i, length in enumerate(LENGTHS)
+    ]
+    assert float(model(**batch)["loss"]) == pytest.approx(float(torch.stack(alone).mean()), abs=1e-5)
 
 
 @pytest.mark.parametrize(("family", "head"), [("Bert", "TokenClassification"), ("Llama", "CausalLM")])
