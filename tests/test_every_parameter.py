@@ -180,6 +180,7 @@ SAME_RESULT = {
     "deepspeed_offload",
     "fsdp",
     "attention",
+    "padding_free",
     "quantization",
 }
 SHARED_ELSEWHERE = {*SAME_RESULT, *GenerationParams.ports(), "metric_for_best_model", "trivial_baselines"}

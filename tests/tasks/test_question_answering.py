@@ -288,7 +288,7 @@ def test_no_answer_has_the_score_of_the_window_that_says_so_the_least(run: Simpl
     answer = answering([row], n_best_size=1)[0]
     scores = {entry["start"] < 0: entry["score"] for entry in answer["n_best"]}
     assert math.log(scores[True] / scores[False]) == pytest.approx(min(none) - best, abs=1e-3)
-    assert max(none) - min(none) > 0.1 or run.name == "llama", "a decoder's first token sees no other"
+    assert max(none) - min(none) > 0.05 or run.name == "llama", "a decoder's first token sees no other"
 
 
 def test_windows_cover_the_context_share_the_stride_and_hold_the_answer_where_it_stands(

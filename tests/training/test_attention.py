@@ -59,13 +59,22 @@ class Used(TrainerCallback):  # type: ignore[misc]
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="another one may be the fastest on a GPU")
 @pytest.mark.parametrize(
-    ("wanted", "used", "why"), [("auto", "sdpa", "there is no NVIDIA GPU"), ("eager", "eager", "as asked for")]
+    ("values", "used", "said"),
+    [
+        ({}, "varlen", "sdpa (there is no NVIDIA GPU); no padding: each row by itself"),
+        ({"padding_free": False}, "sdpa", "sdpa (there is no NVIDIA GPU); padded batches: padding_free=false"),
+        (
+            {"attention": "eager"},
+            "eager",
+            "eager (as asked for); padded batches: eager attention takes rows of one length",
+        ),
+    ],
 )
 def test_a_training_uses_the_attention_that_its_log_names(
     *,
-    wanted: str,
+    values: dict[str, Any],
     used: str,
-    why: str,
+    said: str,
     imported_model: Path,
     prepared_questions: Path,
     tmp_path: Path,
@@ -73,7 +82,7 @@ def test_a_training_uses_the_attention_that_its_log_names(
 ) -> None:
     caplog.set_level(logging.INFO, logger="tuneport.finetune")
     stage: Any = steps.load("finetune", TASK)(
-        model_selector_output=imported_model, preprocess_output=prepared_questions, max_steps=1, attention=wanted
+        model_selector_output=imported_model, preprocess_output=prepared_questions, max_steps=1, **values
     )
     seen = Used()
     train(
@@ -87,7 +96,7 @@ def test_a_training_uses_the_attention_that_its_log_names(
         callbacks=[seen],
     )
     assert seen.attention == used
-    assert f"attention: {used} ({why})" in caplog.messages
+    assert [message for message in caplog.messages if "attention:" in message] == [f"attention: {said}"]
     assert "attn" not in (tmp_path / "config.json").read_text(), "who loads the model chooses anew"
 
 

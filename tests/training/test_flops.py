@@ -17,6 +17,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from tuneport.training import padding_free
 from tuneport.training.flops import cost, peak
 from tuneport.training.observation import Counts
 
@@ -43,6 +44,21 @@ def test_the_cost_of_a_step_is_what_torch_counts(make: Any, within: float) -> No
     assert found is not None
     told = found.of(Counts(rows=rows, tokens=rows * tokens, squares=rows * tokens**2))
     assert told == pytest.approx(counted.get_total_flops(), rel=within)
+
+
+def test_tokens_that_the_head_is_not_given_cost_none_of_it() -> None:
+    model, ids = llama(False), torch.randint(0, 200, (2, 48))
+    model.lm_head.weight.requires_grad_(False)  # its gradient is added up in place, which torch does not count
+    padding_free.prepare(model, ("sdpa", ""), wanted=True, pad_to=None, devices=1)
+    some = ids.where(torch.arange(48) <= 15, -100)
+    counted, found = [], cost(model)
+    for labels in (ids, some):
+        with FlopCounterMode(display=False) as counter:
+            model(input_ids=ids, labels=labels, lengths=(48, 48)).loss.backward()
+        counted.append(counter.get_total_flops())
+    assert found is not None
+    told = [found.of(Counts(rows=2, tokens=96, squares=2 * 48**2, headless=96 - 2 * n)) for n in (47, 15)]
+    assert told[0] - told[1] == counted[0] - counted[1] > 0
 
 
 def test_a_model_of_another_build_has_no_known_cost() -> None:

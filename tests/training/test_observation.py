@@ -72,9 +72,9 @@ def batches(prepared: Path, size: int) -> list[list[int]]:
     return [[lengths[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
 
 
-def assert_counted(numbers: Mapping[str, float], taken: list[list[int]]) -> None:
+def assert_counted(numbers: Mapping[str, float], taken: list[list[int]], *, padded: bool = True) -> None:
     tokens, rows = sum(map(sum, taken)), sum(map(len, taken))
-    places = sum(len(batch) * max(batch) for batch in taken)
+    places = sum(len(batch) * max(batch) for batch in taken) if padded else tokens
     assert numbers["tokens_per_second"] / numbers["samples_per_second"] == pytest.approx(tokens / rows)
     assert numbers["padding_share"] == pytest.approx(1 - tokens / places)
 
@@ -87,7 +87,7 @@ def test_tokens_rows_and_padding_are_those_of_the_steps_since_the_last_line(
     caplog.set_level(logging.INFO, logger="tuneport.finetune")
     taken = batches(prepared_questions, 4)
     shared = {"gradient_accumulation_steps": 2, "evaluation_strategy": "steps", "eval_steps": 3, "logging_steps": 2}
-    shared |= {"dataloader_num_workers": 2}
+    shared |= {"dataloader_num_workers": 2, "padding_free": False}
     recorded = train_on(imported_model, prepared_questions, tmp_path / "out", max_steps=5, **shared)
     assert [*recorded.metrics] == [2, 4]
     for step, numbers in recorded.metrics.items():
@@ -112,6 +112,13 @@ def test_tokens_rows_and_padding_are_those_of_the_steps_since_the_last_line(
     assert [*resumed.metrics] == [len(taken) // 2]
     assert_counted(resumed.metrics[len(taken) // 2], taken[3 * 2 :])
     assert resumed.metrics[len(taken) // 2]["seconds_left"] == 0
+
+
+def test_without_padding_none_is_counted_and_tokens_are_the_same(
+    imported_model: Path, prepared_questions: Path, tmp_path: Path
+) -> None:
+    recorded = train_on(imported_model, prepared_questions, tmp_path, max_steps=3, logging_steps=3)
+    assert_counted(recorded.metrics[3], batches(prepared_questions, 4)[:3], padded=False)
 
 
 def test_an_encoder_decoder_s_targets_count_as_tokens_and_a_row_s_label_does_not() -> None:

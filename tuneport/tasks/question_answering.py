@@ -344,7 +344,9 @@ class QuestionAnswering(Task):
 
         config = AutoConfig.from_pretrained(folder)
         config.num_labels = 2  # start and end; a base model with another head may have more
-        return AutoModelForQuestionAnswering.from_pretrained(folder, config=config, dtype="float32", **loading)
+        model = AutoModelForQuestionAnswering.from_pretrained(folder, config=config, dtype="float32", **loading)
+        model.register_forward_hook(leave_out_padding, with_kwargs=True)
+        return model
 
     def collator(self, model: t.Any, meta: Meta, pad_to: int | None) -> Callable[[list[Row]], dict[str, t.Any]]:
         return collator(model, pad_to, {}, per_row=self.label_names)
@@ -404,6 +406,26 @@ class QuestionAnswering(Task):
             score=f"{answer['score']:.3f}",
             base=base["answer"] or "no answer",
         )
+
+
+def leave_out_padding(model: t.Any, args: t.Any, inputs: dict[str, t.Any], output: t.Any) -> t.Any:
+    """After a forward pass: no answer begins or ends at padding, so that a loss is the same whatever the padding.
+
+    transformers' models take all places of a batch for possible ones.
+    """
+    import torch
+
+    if inputs.get("attention_mask") is None:
+        return output
+    padding, losses = inputs["attention_mask"] == 0, []
+    for kind in ("start", "end"):
+        logits = output[f"{kind}_logits"].float().masked_fill(padding, torch.finfo(torch.float32).min)
+        output[f"{kind}_logits"] = logits
+        if inputs.get(f"{kind}_positions") is not None:
+            losses.append(torch.nn.functional.cross_entropy(logits, inputs[f"{kind}_positions"]))
+    if losses:
+        output["loss"] = sum(losses) / len(losses)
+    return output
 
 
 def _tokens_of_answer(row: Row, spans: Sequence[tuple[int, int]]) -> tuple[int, int] | None:

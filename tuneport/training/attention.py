@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import typing as t
 
 from tuneport.training.conflicts import Machine
 
-log = logging.getLogger("tuneport.finetune")
-
-AUTO, FLASH = "auto", "flash_attention_2"
+AUTO, EAGER, FLASH = "auto", "eager", "flash_attention_2"
 
 
-def choose(model: t.Any, wanted: str, machine: Machine, precision: str) -> None:
-    """Let the model compute with the attention that is wanted, and say which it is and why."""
+def choose(model: t.Any, wanted: str, machine: Machine, precision: str) -> tuple[str, str]:
+    """Let the model compute with the attention that is wanted; returns which it is and why."""
     chosen, why = automatic(machine, precision) if wanted == AUTO else (wanted, "as asked for")
     if model.config._attn_implementation != chosen:
         model.set_attn_implementation(chosen)
-    log.info("attention: %s (%s)", chosen, why)
+    return chosen, why
 
 
 def automatic(machine: Machine, precision: str) -> tuple[str, str]:

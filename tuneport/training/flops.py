@@ -43,9 +43,11 @@ class Cost:
 
     per_token: int
     per_square: int  # for each row, times the square of its tokens
+    of_head: int  # the part of a token's that is the vocabulary's matrix
 
     def of(self, counts: Counts) -> int:
-        return self.per_token * counts.tokens + self.per_square * counts.squares
+        headless = self.of_head * counts.headless
+        return self.per_token * counts.tokens + self.per_square * counts.squares - headless
 
 
 def peak(device_name: str, precision: str) -> float | None:
@@ -73,9 +75,9 @@ def cost(model: t.Any) -> Cost | None:
         return None
     matrices = [m for name, m in trunk.named_modules() if _is_matrix(m) and "pooler" not in name]
     vocabulary = inner.get_output_embeddings()
-    matrices += [vocabulary] if vocabulary is not None else []
+    of_head = _per_token(vocabulary) if vocabulary is not None else 0
     attention = heads * (getattr(config, "head_dim", None) or width // heads)
-    return Cost(per_token=sum(map(_per_token, matrices)), per_square=12 * layers * attention)
+    return Cost(per_token=sum(map(_per_token, matrices)) + of_head, per_square=12 * layers * attention, of_head=of_head)
 
 
 def _per_token(matrix: t.Any) -> int:

@@ -18,6 +18,9 @@ from transformers import Trainer
 
 from tuneport.errors import UserError
 
+if t.TYPE_CHECKING:
+    from tuneport.training.padding_free import PaddingFree
+
 CONTENTS = "contents"  # what a training batch says of itself, beside its tensors
 CHECK_EVERY = 50  # steps after which losses are looked at, whatever logging_steps is
 LISTED_ROWS = 20
@@ -33,6 +36,7 @@ class Contents:
     tokens: int  # without padding; of the targets, too, where they are a sequence of their own
     places: int  # tokens and padding
     squares: int  # the sum of the rows' squared numbers of tokens: what attention costs
+    unlabelled: int  # tokens that predict none with a label, where labels are of the next token
 
 
 @dc.dataclass(kw_only=True)
@@ -43,12 +47,14 @@ class Counts:
     tokens: int = 0
     places: int = 0
     squares: int = 0
+    headless: int = 0  # tokens that a language model's head is not given
 
-    def add(self, contents: Contents) -> None:
+    def add(self, contents: Contents, padding_free: PaddingFree | None = None) -> None:
         self.rows += len(contents.row_ids)
         self.tokens += contents.tokens
-        self.places += contents.places
+        self.places += contents.tokens if padding_free is not None and padding_free.enabled else contents.places
         self.squares += contents.squares
+        self.headless += contents.unlabelled if padding_free is not None and padding_free.gives_losses else 0
 
 
 @dc.dataclass(kw_only=True)
@@ -80,6 +86,7 @@ class _WithContents:
     def __call__(self, rows: list[Batch]) -> Batch:
         batch = self.collate(rows)
         lengths, labels = [len(row["input_ids"]) for row in rows], batch.get("labels")
+        labelled = 0 if labels is None or labels.dim() < 2 else int(labels[:, 1:].ne(-100).sum())
         if not self.own_targets or labels is None or labels.dim() < 2 or labels.is_floating_point():
             labels = None  # no tokens of their own
         contents = Contents(
@@ -87,6 +94,7 @@ class _WithContents:
             tokens=sum(lengths) + (0 if labels is None else sum(len(row["labels"]) for row in rows)),
             places=batch["input_ids"].numel() + (0 if labels is None else labels.numel()),
             squares=sum(length**2 for length in lengths),
+            unlabelled=sum(lengths) - labelled,
         )
         return batch | {CONTENTS: contents}
 
@@ -97,8 +105,9 @@ class ObservedTrainer(Trainer):
     It stops before a checkpoint is written, so the last one is always of finite weights.
     """
 
-    def __init__(self, **kwargs: t.Any) -> None:
+    def __init__(self, *, padding_free: PaddingFree | None = None, **kwargs: t.Any) -> None:
         super().__init__(**kwargs)
+        self.padding_free = padding_free
         self.counts = Counts()
         self.evaluation_seconds = 0.0
         self.unchecked: list[Step] = []
@@ -114,7 +123,7 @@ class ObservedTrainer(Trainer):
 
     def training_step(self, model: t.Any, inputs: t.Any, *args: t.Any, **kwargs: t.Any) -> torch.Tensor:
         contents: Contents = inputs.pop(CONTENTS)
-        self.counts.add(contents)
+        self.counts.add(contents, self.padding_free)
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         number = self.state.global_step + 1
         if not self.unchecked or self.unchecked[-1].number != number:

@@ -19,12 +19,13 @@ from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.tasks import Task
 from tuneport.tracking import Run
-from tuneport.training import attention, conflicts, deepspeed, quantization, resume, sharding
+from tuneport.training import attention, conflicts, deepspeed, padding_free, quantization, resume, sharding
 from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress, precision_of
 from tuneport.training.checkpoint_files import Checkpoint, CheckpointFolder
 from tuneport.training.checkpoints import BestModelTrainer, make_paths_relative, rows_per_step
 from tuneport.training.machine import here
 from tuneport.training.memory import explained, fit_batch_size
+from tuneport.training.padding_free import PaddingFree
 from tuneport.training.parameters import TrainingParams
 from tuneport.training.preemption import preemptible
 from tuneport.training.tokenizer_files import TokenizerFiles
@@ -77,10 +78,13 @@ def train(
     plain = load_model(task, base, prepared, **quantization.loading(options))
     machine = here(plain)
     conflicts.check(options, machine)
-    attention.choose(plain, options.attention, machine, precision_of(arguments))
+    chosen = attention.choose(plain, options.attention, machine, precision_of(arguments))
     if options.quantization != "none":
         quantization.freeze(plain)
     model = _adapted(plain, base, output, options, arguments) if options.apply_lora else plain
+    unpadded = padding_free.prepare(
+        model, chosen, wanted=options.padding_free, pad_to=prepared.info.pad_to, devices=arguments.n_gpu
+    )
     tokenizer = TokenizerFiles(base, prepared.info.max_seq_length, task.chat_template(prepared.info.meta))
     arguments.metric_for_best_model = metric_for_best_model
     arguments.greater_is_better = task.metrics[metric_for_best_model]
@@ -97,17 +101,22 @@ def train(
         args=arguments,
         train_dataset=ArrowDataset.from_file(str(prepared.encoded_file("train"))),
         eval_dataset=ArrowDataset.from_file(str(prepared.encoded_file("validation"))),
-        data_collator=task.collator(plain, prepared.info.meta, prepared.info.pad_to),
+        data_collator=unpadded.collator(task.collator(plain, prepared.info.meta, prepared.info.pad_to)),
         compute_metrics=task.compute_metrics(prepared.info.meta),
-        preprocess_logits_for_metrics=partial(task.reduce, meta=prepared.info.meta),
+        preprocess_logits_for_metrics=partial(_reduce, task, prepared.info.meta, unpadded),
         processing_class=t.cast(t.Any, tokenizer),
         checkpoints=checkpoints,
+        padding_free=unpadded,
         callbacks=[EvaluateLastStep(), *_early_stopping(options), *callbacks],
     )
     if task.needs_answers(metric_for_best_model):
         trainer.scores_of_answers = _scores_of_answers(task, base, prepared, arguments, sharded=trainer.is_sharded)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress(run, trainer))
+    if options.fsdp or deepspeed.stage(options) == 3:  # no process has a whole model before training begins
+        trainer.add_callback(padding_free.SettleAtStart(trainer, unpadded))
+    else:
+        unpadded.settle(trainer, trainer.model)
     if options.auto_find_batch_size:
         fit_batch_size(trainer)
         if options.apply_deepspeed:
@@ -130,6 +139,11 @@ def train(
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     return _result(trainer)
+
+
+def _reduce(task: Task, meta: t.Any, unpadded: PaddingFree, logits: t.Any, labels: t.Any) -> t.Any:
+    """What metrics are computed from, of a batch."""
+    return logits if unpadded.gives_losses else task.reduce(logits, labels, meta)
 
 
 def _unsharded_best(

@@ -1,0 +1,379 @@
+"""Training speed and memory beside plain peers: `python benchmarks/training_speed.py [--rounds N] [--only CASE …]`.
+
+Each case is trained on the same rows in the same order by `tuneport` (the stage finetune as it is), by a plain
+transformers Trainer that pads to the longest row of a batch (`plain`), by one that pads to the maximum where the case
+says so (`maximum`), and by a bare PyTorch loop over the same parts as tuneport, which is the limit (`bare`). Each is a
+process of its own; they take turns of a few steps, so that what else the machine does hits all alike. A round of turns
+gives a ratio each; their median and spread are printed. Useful tokens are those of the rows, without padding.
+"""
+
+import argparse
+import dataclasses as dc
+import json
+import math
+import multiprocessing
+import os
+import platform
+import random
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+MAX_LENGTH = 512
+SPREAD = 1.0  # sigma of the log-normal distribution of lengths
+LEARNING_RATE = 5e-5
+LABELS = 9
+
+
+@dc.dataclass(frozen=True, kw_only=True)
+class Case:
+    """A task on rows of log-normal lengths, equally many of each median; goals by what is compared."""
+
+    task: str
+    medians: tuple[int, ...]
+    batch: int
+    longest: int = MAX_LENGTH
+    padded_to_maximum: bool = False
+    goals: dict[str, float]
+
+    @property
+    def contestants(self) -> list[str]:
+        return ["tuneport", "plain", *(["maximum"] if self.padded_to_maximum else []), "bare"]
+
+
+CASES = {
+    "decoder": Case(
+        task="text_generation",
+        medians=(28, 120, 400, 700),
+        batch=8,
+        longest=1024,
+        goals={"plain": 2.7, "bare": 0.85, "memory": 0.55},
+    ),
+    "classification-28": Case(
+        task="text_classification",
+        medians=(28,),
+        batch=32,
+        padded_to_maximum=True,
+        goals={"plain": 4.0, "maximum": 10.0},
+    ),
+    "classification-120": Case(task="text_classification", medians=(120,), batch=16, goals={"plain": 3.0}),
+    "ner-28": Case(
+        task="token_classification",
+        medians=(28,),
+        batch=32,
+        padded_to_maximum=True,
+        goals={"plain": 4.0, "maximum": 10.0},
+    ),
+    "ner-120": Case(task="token_classification", medians=(120,), batch=16, goals={"plain": 3.0}),
+}
+
+# A third of SmolLM2-135M's width at its depth, with its size of heads and its share of weights in the vocabulary.
+DECODER = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 30, "num_attention_heads": 3}
+DECODER |= {"num_key_value_heads": 1, "vocab_size": 16384, "max_position_embeddings": 2048, "tie_word_embeddings": True}
+ENCODER = {
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+}  # MiniLM-L6
+ENCODER |= {"vocab_size": 30522, "max_position_embeddings": 512, "pad_token_id": 0}
+
+
+def main() -> None:
+    """Measure the cases, print a table, exit 1 where a goal is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2, help="optimizer steps of a turn")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="*", choices=CASES, default=[*CASES])
+    parser.add_argument("--results", type=Path, help="file to write the measurements to, as JSON")
+    options = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    found = {"machine": machine(options.threads), "cases": {}}
+    print(json.dumps(found["machine"]))
+    met = True
+    for name in options.only:
+        with tempfile.TemporaryDirectory() as folder:
+            measured = measure(CASES[name], Path(folder), options)
+        found["cases"][name] = measured
+        met &= report(name, CASES[name], measured)
+        if options.results:
+            options.results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    sys.exit(not met)
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the figures were measured on and with."""
+    from importlib.metadata import version
+
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    versions = {name: version(name) for name in ("torch", "transformers", "accelerate")}
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": threads, "python": platform.python_version(), **versions}
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def measure(case: Case, root: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Let the contestants take turns; return what each of their turns took, and their peak memory."""
+    lengths = write_data(case, root, steps=options.steps * (options.rounds + 1) + 1)
+    write_model(case, root)
+    context = multiprocessing.get_context("spawn")
+    processes, pipes = {}, {}
+    for who in case.contestants:
+        pipes[who], theirs = context.Pipe()
+        processes[who] = context.Process(target=contend, args=(who, case, root, options.steps, theirs), daemon=True)
+        processes[who].start()
+        theirs.close()  # so that a contestant that dies is noticed
+    turns: dict[str, list[float]] = {who: [] for who in processes}
+    memory = {}
+    for number in range(options.rounds + 1):  # the first one is not counted
+        order = case.contestants if number % 2 else case.contestants[::-1]
+        for who in order:
+            pipes[who].send("go")
+            seconds, memory[who] = pipes[who].recv()
+            print(f"round {number}: {who} took {seconds:.1f} s", file=sys.stderr, flush=True)
+            if number:
+                turns[who].append(seconds)
+    for who, process in processes.items():
+        pipes[who].close()
+        process.kill()
+        process.join()
+    per_turn = case.batch * options.steps
+    tokens = [sum(lengths[i * per_turn : (i + 1) * per_turn]) for i in range(1, options.rounds + 1)]
+    return {"seconds": turns, "tokens": tokens, "peak_gb": memory}
+
+
+def report(name: str, case: Case, measured: dict[str, Any]) -> bool:
+    """Print a case's figures; return whether its goals are met."""
+    turns, tokens, memory = measured["seconds"], measured["tokens"], measured["peak_gb"]
+    for who, seconds in turns.items():
+        rates = [count / took for count, took in zip(tokens, seconds, strict=True)]
+        print(f"{name:<20} {who:<9} {statistics.median(rates):>7,.0f} useful tokens/s, peak {memory[who]:.2f} GB")
+    ratios = {who: [other / own for other, own in zip(turns[who], turns["tuneport"], strict=True)] for who in turns}
+    figures = {who: statistics.median(found) for who, found in ratios.items() if who != "tuneport"}
+    figures["memory"] = memory["tuneport"] / memory["plain"]
+    met = True
+    for what, figure in figures.items():
+        spread = "" if what == "memory" else f" ({min(ratios[what]):.2f} to {max(ratios[what]):.2f})"
+        goal = case.goals.get(what)
+        reached = goal is None or (figure <= goal if what == "memory" else figure >= goal)
+        sign = "<=" if what == "memory" else ">="
+        verdict = "" if goal is None else f", goal {sign} {goal}: {'met' if reached else 'missed'}"
+        label = "peak memory / plain" if what == "memory" else f"speed / {what}"
+        print(f"{name:<20} {label:<19} {figure:.2f}{spread}{verdict}", flush=True)
+        met &= reached
+    return met
+
+
+# -- contestants -------------------------------------------------------------------------------------------------------
+
+
+class Turns:
+    """Lets a contestant take its steps only while it is its turn, and says what they took."""
+
+    def __init__(self, pipe: Connection, steps: int) -> None:
+        self.pipe, self.steps, self.taken = pipe, steps, 0
+
+    def begin_step(self) -> None:
+        if self.taken % self.steps == 0:
+            self.pipe.recv()
+            self.started = time.perf_counter()
+
+    def end_step(self) -> None:
+        self.taken += 1
+        if self.taken % self.steps == 0:
+            seconds = time.perf_counter() - self.started
+            unit = 1 if sys.platform == "darwin" else 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+            self.pipe.send((seconds, peak))
+
+
+def contend(who: str, case: Case, root: Path, steps: int, pipe: Connection) -> None:
+    """In a process of its own: train, turn by turn, until the process is ended."""
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    turns = Turns(pipe, steps)
+    try:
+        {"tuneport": with_tuneport, "bare": with_bare_loop}.get(who, with_trainer)(case, root, turns, who)
+    except (EOFError, BrokenPipeError):
+        return
+
+
+def with_tuneport(case: Case, root: Path, turns: Turns, who: str) -> None:
+    """As the stage finetune does it, with its own defaults."""
+    import steps
+    from tuneport import tasks
+    from tuneport.data.prepared import Prepared
+    from tuneport.tracking import Run
+    from tuneport.training.order import Order
+    from tuneport.training.trainer import train
+
+    Order.__iter__ = lambda self: iter(range(self.rows))  # type: ignore[method-assign]  # the rows as they stand
+    stage: Any = steps.load("finetune", case.task)(
+        model_selector_output=root / "model",
+        preprocess_output=root,
+        per_device_train_batch_size=case.batch,
+        learning_rate=LEARNING_RATE,
+        seed=0,
+    )
+    (root / "out").mkdir()
+    train(
+        tasks.load(case.task),
+        root / "model",
+        Prepared(root),
+        stage,
+        metric_for_best_model="loss",
+        output=root / "out",
+        run=Run(),
+        callbacks=[gate(turns)],
+    )
+
+
+def with_trainer(case: Case, root: Path, turns: Turns, who: str) -> None:
+    """As transformers' examples do it: its own defaults, padding to the longest row, or to the maximum."""
+    import transformers
+
+    transformers.set_seed(0)
+    halves = 2 if who == "maximum" else 1  # a batch of that would take 12 GB, and its padding is the same
+    model, collate, rows = parts(case, root, case.longest if who == "maximum" else None)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(root / who),
+        per_device_train_batch_size=case.batch // halves,
+        gradient_accumulation_steps=halves,
+        learning_rate=LEARNING_RATE,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = transformers.Trainer(
+        model=model, args=arguments, data_collator=collate, train_dataset=rows, callbacks=[gate(turns)]
+    )
+    trainer.train()
+
+
+def with_bare_loop(case: Case, root: Path, turns: Turns, who: str) -> None:
+    """The same model without padding, loss, optimizer and schedule, in a loop that does nothing else."""
+    import torch
+    import transformers
+
+    from tuneport.training import padding_free
+
+    transformers.set_seed(0)
+    model, collate, rows = parts(case, root, None)
+    unpadded = padding_free.prepare(model, ("sdpa", ""), wanted=True, pad_to=None, devices=1)
+    collate = unpadded.collator(collate)
+    batches = torch.utils.data.DataLoader(rows, case.batch, collate_fn=collate)
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed}, {"params": others}], lr=LEARNING_RATE, weight_decay=0, fused=True
+    )
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, 0, len(batches))
+    model.train()
+    for batch in batches:
+        turns.begin_step()
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        turns.end_step()
+
+
+def parts(case: Case, root: Path, pad_to: int | None) -> tuple[Any, Any, Any]:
+    """The model, the collator and the rows."""
+    from datasets import Dataset
+
+    from tuneport import tasks
+    from tuneport.data.prepared import Prepared
+
+    task, prepared = tasks.load(case.task), Prepared(root)
+    model = task.load_model(root / "model", prepared.info.meta)
+    rows = Dataset.from_file(str(prepared.encoded_file("train")))
+    return model, task.collator(model, prepared.info.meta, pad_to), rows
+
+
+def gate(turns: Turns) -> Any:
+    """A callback of transformers' Trainer that waits for its turn."""
+    from transformers import TrainerCallback
+
+    class Gate(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            turns.begin_step()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            turns.end_step()
+
+    return Gate()
+
+
+# -- data and model ----------------------------------------------------------------------------------------------------
+
+
+def write_data(case: Case, root: Path, steps: int) -> list[int]:
+    """Prepared rows of random tokens, as preprocess hands them on; returns the lengths of the training rows."""
+    import pyarrow as pa
+
+    rng = random.Random(0)
+    vocabulary = (DECODER if case.task == "text_generation" else ENCODER)["vocab_size"]
+
+    def row(number: int) -> dict[str, Any]:
+        median = case.medians[number % len(case.medians)]
+        length = min(max(round(math.exp(rng.gauss(math.log(median), SPREAD))), 5), case.longest)
+        ids = [rng.randrange(5, vocabulary) for _ in range(length)]
+        labels: Any = ids[1] % LABELS
+        if case.task == "text_generation":  # 60 % of a row is its prompt
+            asked = round(0.6 * length)
+            labels = [-100] * asked + ids[asked:]
+        elif case.task == "token_classification":
+            labels = [i % LABELS for i in ids]
+        return {"row_id": f"rows:{number}", "input_ids": ids, "labels": labels, "length": length}
+
+    training = [row(number) for number in range(case.batch * steps)]
+    rng.shuffle(training)
+    per_token = pa.list_(pa.int32())
+    labels = pa.int64() if case.task == "text_classification" else per_token
+    schema = pa.schema([("row_id", pa.string()), ("input_ids", per_token), ("labels", labels), ("length", pa.int32())])
+    (root / "encoded").mkdir()
+    for split, rows in (("train", training), ("validation", training[:1])):
+        with pa.OSFile(str(root / "encoded" / f"{split}.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as out:
+            out.write_table(pa.Table.from_pylist(rows, schema))
+    meta: dict[str, Any] = {"labels": [str(i) for i in range(LABELS)], "multi_label": False, "iob": False}
+    meta["prompting"] = {"encoder_decoder": False}
+    splits = {"train": {"rows": len(training)}, "validation": {"rows": 1}}
+    info = {"task_name": case.task, "columns": {}, "meta": meta, "max_seq_length": case.longest, "pad_to": None}
+    (root / "dataset.json").write_text(json.dumps(info | {"splits": splits}))
+    return [entry["length"] for entry in training]
+
+
+def write_model(case: Case, root: Path) -> None:
+    """A model of random weights, with a tokenizer that nobody asks."""
+    import transformers
+    from tokenizers import Tokenizer, models
+
+    transformers.set_seed(0)
+    if case.task == "text_generation":
+        model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**DECODER))
+    else:
+        labels = {"id2label": {i: str(i) for i in range(LABELS)}, "label2id": {str(i): i for i in range(LABELS)}}
+        kind = "Sequence" if case.task == "text_classification" else "Token"
+        model = getattr(transformers, f"BertFor{kind}Classification")(transformers.BertConfig(**ENCODER, **labels))
+    model.save_pretrained(root / "model")
+    Tokenizer(models.WordLevel({"?": 0}, unk_token="?")).save(str(root / "model" / "tokenizer.json"))
+    (root / "model" / "tokenizer_config.json").write_text("{}")
+
+
+if __name__ == "__main__":
+    main()

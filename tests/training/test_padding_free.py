@@ -1,0 +1,164 @@
+"""Training without padding is the training with it, in losses, gradients, metrics and weights, also over processes."""
+
+import json
+import os
+import random
+import string
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import steps
+from tuneport.artifacts import CustomModel, Model
+from tuneport.stage import execute
+
+VALUES = {
+    "learning_rate": "1e-2",
+    "max_steps": "6",
+    "logging_steps": "1",
+    "evaluation_strategy": "steps",
+    "eval_steps": "3",
+    "per_device_train_batch_size": "8",
+    "per_device_eval_batch_size": "4",
+}
+TWO = {"number_of_gpu_to_use_finetuning": "2"}
+SPREAD = {
+    "two processes": TWO,
+    "ZeRO-2": {**TWO, "apply_deepspeed": "true", "deepspeed_stage": "2"},
+    "ZeRO-3": {**TWO, "apply_deepspeed": "true", "deepspeed_stage": "3"},
+}
+NO_PADDING = "no padding: each row by itself"
+
+
+@pytest.fixture(scope="module")
+def writes(
+    tmp_path_factory: pytest.TempPathFactory, write_jsonl: Callable[[Path, Iterable[Any]], Path]
+) -> SimpleNamespace:
+    """A tiny decoder and rows of prompts and completions of many lengths, as finetune takes them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    folder = tmp_path_factory.mktemp("writes")
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<pad>", "</s>"])
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "tiny")
+    tokenizer.save(str(folder / "tiny" / "tokenizer.json"))
+    named = {"pad_token": "<pad>", "eos_token": "</s>", "model_max_length": 128}
+    (folder / "tiny" / "tokenizer_config.json").write_text(json.dumps(named))
+    rng = random.Random(0)
+    rows = []
+    for number in range(120):  # of which 96 train: six steps
+        word = "".join(rng.choices(string.ascii_lowercase, k=rng.choice([1, 3, 9, 27])))
+        rows.append({"text": f"{number} {word}", "answer": word[::-1]})
+    made = SimpleNamespace(model=folder / "model", rows=folder / "rows")
+    execute(
+        steps.load("model_import")(
+            pytorch_model_path=CustomModel(folder / "tiny"), model_selector_output=Model(made.model)
+        )
+    )
+    execute(
+        steps.load("preprocess", "text_generation")(
+            model_selector_output=made.model,
+            train_file_path=write_jsonl(folder / "rows.jsonl", rows),
+            text_key="text",
+            ground_truth_key="answer",
+            preprocess_output=made.rows,
+        )
+    )
+    return made
+
+
+def trained(task: str, data: SimpleNamespace, output: Path, **values: str) -> tuple[Path, str]:
+    """The output of a training in processes of its own, and what it said."""
+    argv = [sys.executable, "-m", "steps", "finetune", "--task_name", task]
+    argv += ["--model_selector_output", str(data.model), "--preprocess_output", str(data.rows)]
+    argv += ["--pytorch_model_folder", str(output)]
+    for name, value in (VALUES | values).items():
+        argv += [f"--{name}", value]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output, done.stdout + done.stderr
+
+
+def trace(output: Path) -> dict[tuple[int, str], float]:
+    log = json.loads((output / "trainer_state.json").read_text("utf-8"))["log_history"]
+    timings = ("runtime", "per_second", "time", "epoch", "flos")
+    return {
+        (entry["step"], name): value
+        for entry in log
+        for name, value in entry.items()
+        if isinstance(value, float) and not any(word in name for word in timings)
+    }
+
+
+def assert_same(output: Path, expected: Path) -> None:
+    assert trace(output) == pytest.approx(trace(expected), rel=2e-4, abs=1e-4)
+    assert any(name.startswith("eval_") for _, name in trace(output))
+    found, wanted = (load_file(folder / "model.safetensors") for folder in (output, expected))
+    assert found.keys() == wanted.keys()
+    assert all(torch.allclose(found[name], tensor, atol=2e-3) for name, tensor in wanted.items())
+
+
+@pytest.fixture(scope="module")
+def padded(writes: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output, said = trained(
+        "text_generation",
+        writes,
+        tmp_path_factory.mktemp("padded") / "out",
+        padding_free="false",
+        gradient_accumulation_steps="2",
+    )
+    assert "padded batches: padding_free=false" in said
+    return output
+
+
+@pytest.mark.slow
+def test_a_language_model_learns_the_same(writes: SimpleNamespace, padded: Path, tmp_path: Path) -> None:
+    """Prompts without labels, an accumulated step, and validation metrics that are computed without stored logits."""
+    output, said = trained("text_generation", writes, tmp_path / "out", gradient_accumulation_steps="2")
+    assert NO_PADDING in said and " 0% padding" in said
+    assert {"eval_perplexity", "eval_token_accuracy"} <= {name for _, name in trace(output)}
+    assert_same(output, padded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", SPREAD.values(), ids=SPREAD)
+def test_a_language_model_learns_the_same_in_several_processes(
+    values: dict[str, str], writes: SimpleNamespace, padded: Path, tmp_path: Path
+) -> None:
+    output, said = trained("text_generation", writes, tmp_path / "out", **values)
+    assert said.count(NO_PADDING) == 1
+    assert_same(output, padded)
+
+
+@pytest.mark.slow
+def test_a_classifier_learns_the_same(still: SimpleNamespace, tmp_path: Path) -> None:
+    with_padding, said = trained("text_classification", still, tmp_path / "padded", padding_free="false")
+    assert NO_PADDING not in said
+    without, said = trained("text_classification", still, tmp_path / "without")
+    assert NO_PADDING in said
+    assert_same(without, with_padding)

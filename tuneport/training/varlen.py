@@ -1,0 +1,188 @@
+"""Attention over rows that stand one after another without padding, each row by itself, as transformers calls it.
+
+Such rows need no mask. In its place the layers are handed `bounds`, a tensor of a mask's four dimensions, which
+transformers passes on as it is to whatever computes the attention: it says which rows there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import typing as t
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+VARLEN, VARLEN_FA2 = "varlen", "varlen_fa2"  # by torch's own kernels, by flash-attn's
+
+
+def bounds(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Where each of the rows begins, and where the last one ends: (1, 1, longest row, rows + 1) of int32.
+
+    The longest row is the size of a dimension, so that asking for it does not wait for a GPU; it takes no memory.
+    """
+    places = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return places.to(device, non_blocking=True).expand(1, 1, max(lengths), len(places))
+
+
+def attention(
+    module: t.Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: t.Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of (1, heads, tokens, size) by torch's kernels, where ``attention_mask`` is `bounds`; else sdpa."""
+    if attention_mask is None or attention_mask.dtype != torch.int32:
+        return _sdpa(module, query, key, value, attention_mask, **kwargs)
+    how = _how(module, attention_mask, **kwargs)
+    if how.softcap:
+        raise ValueError("torch's attention has no softcap")
+    if query.device.type != "cuda":
+        return row_by_row(query, key, value, how), None
+    if how.dropout or query.dtype not in (torch.float16, torch.bfloat16):  # which torch's varlen_attn has not
+        return padded_within(query, key, value, how), None
+    return _torch_varlen(query, key, value, how), None
+
+
+def attention_fa2(
+    module: t.Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: t.Any,
+) -> tuple[torch.Tensor, None]:
+    """As `attention`, by the package flash-attn."""
+    if attention_mask is None or attention_mask.dtype != torch.int32:
+        return _sdpa(module, query, key, value, attention_mask, **kwargs)
+    return _flash_attn(query, key, value, _how(module, attention_mask, **kwargs)), None
+
+
+AttentionInterface.register(VARLEN, attention)
+AttentionInterface.register(VARLEN_FA2, attention_fa2)
+for _name in (VARLEN, VARLEN_FA2):
+    AttentionMaskInterface.register(_name, sdpa_mask)  # of batches that come padded, as where answers are generated
+
+
+@dc.dataclass(frozen=True, kw_only=True)
+class How:
+    """What an attention is to be: the rows, by their `bounds`, and what a model says of it."""
+
+    rows: torch.Tensor
+    dropout: float = 0.0
+    scale: float | None = None
+    causal: bool
+    window: int | None = None  # tokens that one looks back at, itself among them, and forward unless causal
+    softcap: float = 0.0
+
+    @property
+    def starts(self) -> torch.Tensor:
+        """Of each row, and the end of the last one."""
+        return self.rows[0, 0, 0]
+
+    @property
+    def longest(self) -> int:
+        return self.rows.shape[2]
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Tokens seen before and after one, as flash attention's kernels take them; -1: all."""
+        side = -1 if self.window is None else self.window - 1
+        return side, 0 if self.causal else side
+
+
+def _how(module: t.Any, rows: torch.Tensor, **kwargs: t.Any) -> How:
+    causal = kwargs.get("is_causal")
+    return How(
+        rows=rows,
+        dropout=kwargs.get("dropout") or 0.0,
+        scale=kwargs.get("scaling"),
+        causal=bool(module.is_causal if causal is None else causal),
+        window=kwargs.get("sliding_window"),
+        softcap=kwargs.get("softcap") or 0.0,
+    )
+
+
+def _sdpa(
+    module: t.Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: t.Any, **kwargs: t.Any
+) -> tuple[torch.Tensor, None]:
+    plain: t.Any = sdpa_attention_forward
+    return t.cast(tuple[torch.Tensor, None], plain(module, query, key, value, mask, **kwargs))
+
+
+def row_by_row(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: How) -> torch.Tensor:
+    """One call a row; asks how long they are, which a GPU would have to be waited for."""
+    lengths = [length for length in how.starts.diff().tolist() if length]
+    parts = [torch.split(part, lengths, 2) for part in _alike(query, key, value)]
+    found = []
+    for row in zip(*parts, strict=True):
+        length = row[0].shape[2]
+        band = None if how.window is None or length <= how.window else _within(length, how, query.device)
+        causal = how.causal and band is None
+        found.append(_scaled(row, attn_mask=band, dropout_p=how.dropout, is_causal=causal, scale=how.scale))
+    return torch.cat(found, 2).transpose(1, 2)
+
+
+def padded_within(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: How) -> torch.Tensor:
+    """One call, for which alone the rows are padded; nothing waits for a GPU."""
+    tokens, device = query.shape[2], query.device
+    columns = torch.arange(how.longest, device=device)
+    is_real = columns < how.starts.diff()[:, None]
+    source = (how.starts[:-1, None] + columns).clamp(max=tokens - 1)
+    padded = [part[0].transpose(0, 1)[source].transpose(1, 2) for part in _alike(query, key, value)]
+    allowed = is_real[:, None, None, :] & _within(how.longest, how, device)
+    allowed = allowed | ~is_real[:, None, :, None]  # what is no token has to see something, lest it be no number
+    found = _scaled(padded, attn_mask=allowed, dropout_p=how.dropout, scale=how.scale)
+    places = torch.arange(tokens, device=device, dtype=torch.int32)
+    row = torch.bucketize(places, how.starts[1:], right=True)
+    return found.transpose(1, 2)[row, places - how.starts[row]][None]
+
+
+def _torch_varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: How) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    kernel: t.Any = varlen_attn
+    parts = [part[0].transpose(0, 1) for part in (query, key, value)]
+    rows = (how.starts, how.starts, how.longest, how.longest)
+    grouped = query.shape[1] != key.shape[1]
+    found: torch.Tensor = kernel(*parts, *rows, scale=how.scale, window_size=how.sides, enable_gqa=grouped)
+    return found[None]
+
+
+def _flash_attn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: How) -> torch.Tensor:
+    from flash_attn import flash_attn_varlen_func
+
+    half = query.dtype if query.dtype != torch.float32 else torch.get_autocast_dtype("cuda")
+    found: torch.Tensor = flash_attn_varlen_func(
+        *(part[0].transpose(0, 1).to(half) for part in (query, key, value)),
+        *(how.starts, how.starts, how.longest, how.longest),
+        dropout_p=how.dropout,
+        softmax_scale=how.scale,
+        causal=how.causal,
+        window_size=how.sides,
+        softcap=how.softcap,
+    )
+    return found[None].to(query.dtype)
+
+
+def _alike(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """With a key and a value for each head of a query."""
+    groups = query.shape[1] // key.shape[1]
+    return query, *(part if groups == 1 else repeat_kv(part, groups) for part in (key, value))
+
+
+def _scaled(parts: t.Any, **kwargs: t.Any) -> torch.Tensor:
+    return functional.scaled_dot_product_attention(*parts, **kwargs)
+
+
+def _within(length: int, how: How, device: torch.device) -> torch.Tensor:
+    """Which (query, key) of a row go together, as transformers' masks have it."""
+    places = torch.arange(length, device=device)
+    back = places[:, None] - places
+    seen = back >= 0 if how.causal else torch.ones_like(back, dtype=torch.bool)
+    return seen if how.window is None else seen & (back.abs() < how.window)
