@@ -46,7 +46,7 @@ class BatchParams(Params):
         "model's head the labelled tokens only: the same losses and gradients, faster and in less memory. Batches are "
         "padded all the same with pad_to_max_length, with attention=eager, and for models that cannot do without; the "
         "log says so.",
-        default=True,
+        default=False,
     )
     group_by_length: bool = param(
         "Put rows of similar length in a batch: less padding, so faster where lengths differ and batches are padded.",
