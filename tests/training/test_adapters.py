@@ -168,7 +168,8 @@ def test_only_adapters_and_heads_change_and_both_outputs_answer_alike(
 
     first, numbers = answers(task, after, plain, data)
     second, others = answers(task, load_merged(adapter, base), adapter, data)
-    assert others == pytest.approx(numbers, abs=1e-4)
+    kept = [i for i, number in enumerate(numbers) if number > -1e30]  # no answer begins or ends at padding
+    assert [others[i] for i in kept] == pytest.approx([numbers[i] for i in kept], abs=1e-4)
     assert [sorted(map(str, a)) for a in first] == [sorted(map(str, a)) for a in second]
     if "label" in first[0]:
         assert [a["label"] for a in first] == [a["label"] for a in second]

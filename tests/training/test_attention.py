@@ -61,8 +61,8 @@ class Used(TrainerCallback):  # type: ignore[misc]
 @pytest.mark.parametrize(
     ("values", "used", "said"),
     [
-        ({}, "varlen", "sdpa (there is no NVIDIA GPU); no padding: each row by itself"),
-        ({"padding_free": False}, "sdpa", "sdpa (there is no NVIDIA GPU); padded batches: padding_free=false"),
+        ({"padding_free": True}, "varlen", "sdpa (there is no NVIDIA GPU); no padding: each row by itself"),
+        ({}, "sdpa", "sdpa (there is no NVIDIA GPU); padded batches: padding_free=false"),
         (
             {"attention": "eager"},
             "eager",

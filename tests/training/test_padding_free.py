@@ -27,6 +27,7 @@ VALUES = {
     "eval_steps": "3",
     "per_device_train_batch_size": "8",
     "per_device_eval_batch_size": "4",
+    "padding_free": "true",
 }
 TWO = {"number_of_gpu_to_use_finetuning": "2"}
 SPREAD = {
