@@ -222,6 +222,7 @@ def with_tuneport(case: Case, root: Path, turns: Turns, who: str) -> None:
         preprocess_output=root,
         per_device_train_batch_size=case.batch,
         learning_rate=LEARNING_RATE,
+        padding_free=True,
         seed=0,
     )
     (root / "out").mkdir()

@@ -232,7 +232,7 @@ def test_training_and_evaluation_give_one_metric_under_one_name(run: SimpleNames
     for name in ("f1", "exact"):
         assert found.metrics[name] == pytest.approx(best[f"eval_{name}"]), name
     losses = [entry["eval_loss"] for entry in log["log_history"] if "eval_loss" in entry]
-    assert min(losses) < 0.6 * losses[0]
+    assert min(losses) < 0.9 * losses[0]
 
 
 def test_answers_are_spans_of_their_context_with_shares_as_scores(run: SimpleNamespace) -> None:

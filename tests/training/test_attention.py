@@ -64,7 +64,7 @@ class Used(TrainerCallback):  # type: ignore[misc]
         ({"padding_free": True}, "varlen", "sdpa (there is no NVIDIA GPU); no padding: each row by itself"),
         ({}, "sdpa", "sdpa (there is no NVIDIA GPU); padded batches: padding_free=false"),
         (
-            {"attention": "eager"},
+            {"attention": "eager", "padding_free": True},
             "eager",
             "eager (as asked for); padded batches: eager attention takes rows of one length",
         ),

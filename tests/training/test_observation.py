@@ -117,7 +117,8 @@ def test_tokens_rows_and_padding_are_those_of_the_steps_since_the_last_line(
 def test_without_padding_none_is_counted_and_tokens_are_the_same(
     imported_model: Path, prepared_questions: Path, tmp_path: Path
 ) -> None:
-    recorded = train_on(imported_model, prepared_questions, tmp_path, max_steps=3, logging_steps=3)
+    values = {"max_steps": 3, "logging_steps": 3, "padding_free": True}
+    recorded = train_on(imported_model, prepared_questions, tmp_path, **values)
     assert_counted(recorded.metrics[3], batches(prepared_questions, 4)[:3], padded=False)
 
 
