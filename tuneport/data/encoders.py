@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import typing as t
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,12 @@ WORTHWHILE = 4 << 20  # bytes of rows that take the tokenizers library longer th
 
 
 def choose_encoder(
-    task: Task, options: t.Any, *, tokenizer: t.Any, meta: Meta, sample: Sequence[Row], size: int
+    task: Task, options: t.Any, *, tokenizer: t.Any, meta: Meta, sample: Iterable[Row], size: int
 ) -> Encoder:
-    """The task's fast encoder for rows of ``size`` bytes, if both find the same of a ``sample`` of them."""
+    """The task's fast encoder for rows of ``size`` bytes, if both find the same of a ``sample`` of them.
+
+    The sample is read only where there is a fast encoder to try.
+    """
     fast, reason = None, None
     if size >= WORTHWHILE and is_byte_level_bpe(tokenizer):
         try:
@@ -29,13 +32,15 @@ def choose_encoder(
         except Unfit as e:
             reason = str(e)
     encode = task.encoder(tokenizer, meta, options)
-    if fast is not None and (column := _difference(encode, fast, sample)) is not None:
-        fast, reason = None, f"it finds other {column} in the rows"
+    if fast is not None:
+        rows = list(sample)
+        if (column := _difference(encode, fast, rows)) is None:
+            log.info("the fast tokenizer is used: of %d rows it finds what the tokenizers library finds", len(rows))
+            return fast
+        reason = f"it finds other {column} in the rows"
     if reason is not None:
         log.info("the fast tokenizer is not used: %s", reason)
-    if fast is not None:
-        log.info("the fast tokenizer is used: of %d rows it finds what the tokenizers library finds", len(sample))
-    return fast or encode
+    return encode
 
 
 def _difference(encode: Encoder, fast: Encoder, rows: Sequence[Row]) -> str | None:

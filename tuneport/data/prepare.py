@@ -122,7 +122,7 @@ def prepare(
         options,
         tokenizer=tokenizer,
         meta=meta,
-        sample=list(read_scratch(scratch, numbers)),
+        sample=read_scratch(scratch, numbers),
         size=scratch.stat().st_size,
     )
     lengths = encode(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing as t
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,14 @@ from tuneport.modeling.batches import collator
 from tuneport.modeling.generator import Generator
 from tuneport.modeling.likelihood import shifted, summary, token_losses
 from tuneport.parameters import GenerationParams
-from tuneport.tasks import Meta, Row, Task
+from tuneport.tasks import Encoder, Meta, Row, Task
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
+    from tokenizers import Tokenizer
+
+    from tuneport.encoding.fast_tokenizer import FastTokenizer
+    from tuneport.encoding.token_ids import ToIds
 
 DEFAULT_NEW_TOKENS = 128
 
@@ -60,3 +65,19 @@ class GenerationTask(Task):
         if params["max_new_tokens"] == -1:
             params["max_new_tokens"] = meta["prompting"]["max_target_tokens"] or DEFAULT_NEW_TOKENS
         return {**meta["prompting"], "params": params}
+
+
+class CompletionTask(GenerationTask):
+    """A task whose rows are prompts and completions; it adds how they are encoded, whatever finds their token ids."""
+
+    def encoder(self, tokenizer: Tokenizer, meta: Meta, options: t.Any) -> Encoder:
+        from tuneport.encoding.token_ids import library_ids
+
+        return self.completion_encoder(tokenizer, library_ids(tokenizer), meta["prompting"])
+
+    def fast_encoder(self, tokenizer: FastTokenizer, meta: Meta, options: t.Any) -> Encoder:
+        return self.completion_encoder(tokenizer.tokenizer, tokenizer, meta["prompting"])
+
+    @abstractmethod
+    def completion_encoder(self, tokenizer: Tokenizer, to_ids: ToIds, settings: Meta) -> Encoder:
+        """As `encoder`; ``to_ids`` gives the ids that ``tokenizer`` gives, ``settings`` are `CompletionEncoder`'s."""

@@ -12,19 +12,18 @@ from tuneport.errors import UserError
 from tuneport.modeling.completer import Completer
 from tuneport.modeling.generator import Generator
 from tuneport.tasks import Drop, Encoder, Meta, Row, ShownAnswer
-from tuneport.tasks._generation import GenerationTask
+from tuneport.tasks._generation import CompletionTask
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
     from tokenizers import Tokenizer
 
-    from tuneport.encoding.fast_tokenizer import FastTokenizer
     from tuneport.encoding.token_ids import ToIds
 
 T5_TYPES = frozenset(["t5", "mt5", "umt5", "longt5"])
 
 
-class TextPairTask(GenerationTask):
+class TextPairTask(CompletionTask):
     """A row has two fields: ``source``, which the model reads, and ``target``, which it writes as ``answer``."""
 
     source: t.ClassVar[str]
@@ -61,15 +60,7 @@ class TextPairTask(GenerationTask):
     def labels(self, row: Row) -> list[str]:
         return []
 
-    def encoder(self, tokenizer: Tokenizer, meta: Meta, options: t.Any) -> Encoder:
-        from tuneport.encoding.token_ids import library_ids
-
-        return self._encoder(tokenizer, library_ids(tokenizer), meta["prompting"])
-
-    def fast_encoder(self, tokenizer: FastTokenizer, meta: Meta, options: t.Any) -> Encoder:
-        return self._encoder(tokenizer.tokenizer, tokenizer, meta["prompting"])
-
-    def _encoder(self, tokenizer: Tokenizer, to_ids: ToIds, settings: Meta) -> Encoder:
+    def completion_encoder(self, tokenizer: Tokenizer, to_ids: ToIds, settings: Meta) -> Encoder:
         from tuneport.encoding.completions import CompletionEncoder
 
         encode = CompletionEncoder(

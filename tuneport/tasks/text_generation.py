@@ -10,13 +10,13 @@ from tuneport.encoding.prompts import PLACEHOLDER, PromptEncoder, joined, vocabu
 from tuneport.modeling.generator import Generator
 from tuneport.step import Params, param
 from tuneport.tasks import Columns, Drop, Encoder, Meta, Refuse, Row
+from tuneport.tasks._generation import CompletionTask
 from tuneport.tasks._language_modeling import LanguageModelingTask
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
     from tokenizers import Tokenizer
 
-    from tuneport.encoding.fast_tokenizer import FastTokenizer
     from tuneport.encoding.token_ids import ToIds
 
 FOUND_LENGTH = 60  # characters of a wrong value that a message shows
@@ -55,7 +55,7 @@ class TextGenerator:
         return [{"text": text} for text in self.generator(prompts, batch_size or self.batch_size, params)]
 
 
-class TextGeneration(LanguageModelingTask):
+class TextGeneration(CompletionTask, LanguageModelingTask):
     """Fields of a row: ``text`` and, with ``ground_truth_key``, ``ground_truth``, which follows it."""
 
     name = "text_generation"
@@ -93,15 +93,7 @@ class TextGeneration(LanguageModelingTask):
             "prompting": {**self.decoding(base), "template": PLACEHOLDER, "cut": "start"},
         }
 
-    def encoder(self, tokenizer: Tokenizer, meta: Meta, options: TextGenerationColumns) -> Encoder:
-        from tuneport.encoding.token_ids import library_ids
-
-        return self._encoder(tokenizer, library_ids(tokenizer), meta["prompting"])
-
-    def fast_encoder(self, tokenizer: FastTokenizer, meta: Meta, options: TextGenerationColumns) -> Encoder:
-        return self._encoder(tokenizer.tokenizer, tokenizer, meta["prompting"])
-
-    def _encoder(self, tokenizer: Tokenizer, to_ids: ToIds, settings: Meta) -> Encoder:
+    def completion_encoder(self, tokenizer: Tokenizer, to_ids: ToIds, settings: Meta) -> Encoder:
         from tuneport.encoding.completions import CompletionEncoder
 
         room = settings["max_tokens"] - len(settings["prompt_prefix"])

@@ -28,45 +28,37 @@ def bounds(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
     return places.to(device, non_blocking=True).expand(1, 1, max(lengths), len(places))
 
 
-def attention(
-    module: t.Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: t.Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of (1, heads, tokens, size) by torch's kernels, where ``attention_mask`` is `bounds`; else sdpa."""
-    if attention_mask is None or attention_mask.dtype != torch.int32:
-        return _sdpa(module, query, key, value, attention_mask, **kwargs)
-    how = _how(module, attention_mask, **kwargs)
+Compute = t.Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "How"], torch.Tensor]
+
+
+def attention_by(compute: Compute) -> t.Callable[..., tuple[torch.Tensor, None]]:
+    """Attention of (1, heads, tokens, size) by ``compute`` where the mask is `bounds`, else by sdpa."""
+
+    def attention(
+        module: t.Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: t.Any,
+    ) -> tuple[torch.Tensor, None]:
+        if attention_mask is None or attention_mask.dtype != torch.int32:
+            plain: t.Any = sdpa_attention_forward
+            return t.cast(tuple[torch.Tensor, None], plain(module, query, key, value, attention_mask, **kwargs))
+        return compute(query, key, value, _how(module, attention_mask, **kwargs)), None
+
+    return attention
+
+
+def _torch(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: How) -> torch.Tensor:
+    """By torch's kernels."""
     if how.softcap:
         raise ValueError("torch's attention has no softcap")
     if query.device.type != "cuda":
-        return row_by_row(query, key, value, how), None
+        return row_by_row(query, key, value, how)
     if how.dropout or query.dtype not in (torch.float16, torch.bfloat16):  # which torch's varlen_attn has not
-        return padded_within(query, key, value, how), None
-    return _torch_varlen(query, key, value, how), None
-
-
-def attention_fa2(
-    module: t.Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: t.Any,
-) -> tuple[torch.Tensor, None]:
-    """As `attention`, by the package flash-attn."""
-    if attention_mask is None or attention_mask.dtype != torch.int32:
-        return _sdpa(module, query, key, value, attention_mask, **kwargs)
-    return _flash_attn(query, key, value, _how(module, attention_mask, **kwargs)), None
-
-
-AttentionInterface.register(VARLEN, attention)
-AttentionInterface.register(VARLEN_FA2, attention_fa2)
-for _name in (VARLEN, VARLEN_FA2):
-    AttentionMaskInterface.register(_name, sdpa_mask)  # of batches that come padded, as where answers are generated
+        return padded_within(query, key, value, how)
+    return _torch_varlen(query, key, value, how)
 
 
 @dc.dataclass(frozen=True, kw_only=True)
@@ -106,13 +98,6 @@ def _how(module: t.Any, rows: torch.Tensor, **kwargs: t.Any) -> How:
         window=kwargs.get("sliding_window"),
         softcap=kwargs.get("softcap") or 0.0,
     )
-
-
-def _sdpa(
-    module: t.Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: t.Any, **kwargs: t.Any
-) -> tuple[torch.Tensor, None]:
-    plain: t.Any = sdpa_attention_forward
-    return t.cast(tuple[torch.Tensor, None], plain(module, query, key, value, mask, **kwargs))
 
 
 def row_by_row(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: How) -> torch.Tensor:
@@ -186,3 +171,10 @@ def _within(length: int, how: How, device: torch.device) -> torch.Tensor:
     back = places[:, None] - places
     seen = back >= 0 if how.causal else torch.ones_like(back, dtype=torch.bool)
     return seen if how.window is None else seen & (back.abs() < how.window)
+
+
+attention = attention_by(_torch)
+AttentionInterface.register(VARLEN, attention)
+AttentionInterface.register(VARLEN_FA2, attention_by(_flash_attn))
+for _name in (VARLEN, VARLEN_FA2):
+    AttentionMaskInterface.register(_name, sdpa_mask)  # of batches that come padded, as where answers are generated
