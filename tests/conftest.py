@@ -272,7 +272,7 @@ def post(url: str, body: Any) -> tuple[int, Any]:
 def docker() -> Engine:
     """The Docker of this machine, with the images that `make images` builds; the test is skipped where it lacks them.
 
-    With TUNEPORT_REQUIRE_DOCKER=1, which `.ci/run` sets, the test fails instead.
+    With TUNEPORT_REQUIRE_DOCKER=1, which `.ci/containers` sets, the test fails instead.
     """
     try:
         engine = Engine()
@@ -283,3 +283,32 @@ def docker() -> Engine:
             pytest.fail(str(e))
         pytest.skip(str(e))
     return engine
+
+
+class ContainerNetwork:
+    """A network of containers that find each other by name and have no privileges."""
+
+    def __init__(self, docker: Engine) -> None:
+        self.docker, self.name, self.containers = docker, f"tuneport-test-{os.getpid()}", list[str]()
+        assert docker("network", "create", self.name).returncode == 0
+
+    def command(self, name: str, *words: str, environment: dict[str, str], volumes: Iterable[str]) -> list[str]:
+        """`docker run` of an image and a command, in a container of that name; ``volumes`` keep their places."""
+        self.containers.append(name)
+        argv = ["docker", "run", "--rm", "--name", name, "--hostname", name, "--network", self.name]
+        argv += ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--user", f"{os.getuid()}:{os.getgid()}"]
+        argv += [word for volume in volumes for word in ("--volume", f"{volume.removesuffix(':ro')}:{volume}")]
+        for variable, value in ({"OMP_NUM_THREADS": "1"} | environment).items():
+            argv += ["--env", f"{variable}={value}"]
+        return [*argv, *words]
+
+    def close(self) -> None:
+        self.docker("rm", "--force", *self.containers)
+        self.docker("network", "rm", self.name)
+
+
+@pytest.fixture
+def container_network(docker: Engine) -> Iterator[ContainerNetwork]:
+    made = ContainerNetwork(docker)
+    yield made
+    made.close()

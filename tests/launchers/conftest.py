@@ -25,8 +25,6 @@ from typing import Any
 import pytest
 import yaml
 
-from tuneport.targets.docker.container import Engine
-
 NAMESPACE = "team"
 Operator = Callable[["FakeKubernetes", dict[str, Any]], None]
 
@@ -365,21 +363,13 @@ def as_processes() -> Operator:
 
 
 @pytest.fixture
-def as_containers(docker: Engine, tmp_path: Path) -> Iterator[Operator]:
+def as_containers(container_network: Any, tmp_path: Path) -> Operator:
     """Pods that are containers of the trainer image on one network; they see the test's folder as their volume."""
-    network = f"tuneport-test-{os.getpid()}"
-    assert docker("network", "create", network).returncode == 0
-    started: list[str] = []
 
     def start(pod: str, container: dict[str, Any], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-        started.append(pod)
-        argv = ["docker", "run", "--rm", "--name", pod, "--hostname", pod, "--network", network]
-        argv += ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--user", f"{os.getuid()}:{os.getgid()}"]
-        argv += ["--volume", f"{tmp_path}/shared:{tmp_path}/shared"]
-        for name, value in ({"OMP_NUM_THREADS": "1"} | environment).items():
-            argv += ["--env", f"{name}={value}"]
-        return start_process([*argv, container["image"], *container["command"]], dict(os.environ))
+        shared = [str(tmp_path / "shared")]
+        words = (container["image"], *container["command"])
+        argv = container_network.command(pod, *words, environment=environment, volumes=shared)
+        return start_process(argv, dict(os.environ))
 
-    yield lambda fake, job: run_pods(fake, job, start, lambda pod: pod)
-    docker("rm", "--force", *started)
-    docker("network", "rm", network)
+    return lambda fake, job: run_pods(fake, job, start, lambda pod: pod)

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from tuneport.targets.docker.container import Engine
 from tuneport.targets.docker.settings import Images
 
 pytestmark = pytest.mark.slow
@@ -223,34 +222,23 @@ def test_other_machines_that_nobody_names_are_asked_for(still: SimpleNamespace, 
 FOUR = {"num_nodes_finetune": "2", "number_of_gpu_to_use_finetuning": "2", "per_device_train_batch_size": "4"}
 
 
-class Network:
-    """Two containers of the trainer image on a network of their own, which see the still model and a folder."""
+class Machines:
+    """Two containers of the trainer image on one network, which see the still model and a folder."""
 
-    def __init__(self, docker: Engine, still: SimpleNamespace, folder: Path) -> None:
-        self.docker, self.still, self.folder = docker, still, folder
-        self.name = f"tuneport-test-{os.getpid()}"
-        assert docker("network", "create", self.name).returncode == 0
+    def __init__(self, network: Any, still: SimpleNamespace, folder: Path) -> None:
+        self.network, self.still, self.folder = network, still, folder
 
     def start(self, **values: str) -> list[subprocess.Popen[bytes]]:
         """Both machines' `docker run`: four processes train into ``folder/out`` and log to ``node-N.log``."""
         stage = ["python", *command(self.still, self.folder / "out", **FOUR, **values)[1:]]
-        meet = {"PET_MASTER_ADDR": "node-0", "PET_MASTER_PORT": "29511", "OMP_NUM_THREADS": "1"}
+        volumes = [f"{self.still.model.parent}:ro", str(self.folder)]
         started = []
         for node in (0, 1):
-            argv = ["docker", "run", "--rm", "--name", self.container(node), "--network", self.name]
-            argv += ["--network-alias", f"node-{node}", "--hostname", f"node-{node}"]
-            argv += ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--user", f"{os.getuid()}:{os.getgid()}"]
-            argv += ["--volume", f"{self.still.model.parent}:{self.still.model.parent}:ro"]
-            argv += ["--volume", f"{self.folder}:{self.folder}"]
-            for name, value in (meet | {"PET_NODE_RANK": str(node)}).items():
-                argv += ["--env", f"{name}={value}"]
+            meet = {"PET_MASTER_ADDR": "node-0", "PET_MASTER_PORT": "29511", "PET_NODE_RANK": str(node)}
+            argv = self.network.command(f"node-{node}", Images().trainer, *stage, environment=meet, volumes=volumes)
             with self.log(node).open("wb") as log:
-                argv += [Images().trainer, *stage]
                 started.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
         return started
-
-    def container(self, node: int) -> str:
-        return f"{self.name}-{node}"
 
     def log(self, node: int) -> Path:
         return self.folder / f"node-{node}.log"
@@ -260,43 +248,35 @@ class Network:
         assert codes == [0, 0], "".join(self.log(node).read_text() for node in (0, 1))
         return self.folder / "out"
 
-    def close(self) -> None:
-        self.docker("rm", "--force", self.container(0), self.container(1))
-        self.docker("network", "rm", self.name)
-
 
 @pytest.fixture
-def network(docker: Engine, still: SimpleNamespace, tmp_path: Path) -> Iterator[Network]:
-    made = Network(docker, still, tmp_path)
-    yield made
-    made.close()
+def both(container_network: Any, still: SimpleNamespace, tmp_path: Path) -> Machines:
+    return Machines(container_network, still, tmp_path)
 
 
 @pytest.mark.containers
 @pytest.mark.parametrize("values", [{}, {"apply_deepspeed": "true", "deepspeed_stage": "2"}], ids=["DDP", "ZeRO-2"])
 def test_two_containers_of_two_processes_train_what_one_process_does(
-    values: dict[str, str], network: Network, alone: Alone
+    values: dict[str, str], both: Machines, alone: Alone
 ) -> None:
-    assert_same_training(network.train(**values), alone(lora=False))
+    assert_same_training(both.train(**values), alone(lora=False))
 
 
 @pytest.mark.containers
 @pytest.mark.parametrize(("how", "code"), [("stop", 75), ("kill", 1)])
-def test_a_container_that_is_stopped_ends_the_other_and_a_restart_goes_on(
-    how: str, code: int, network: Network
-) -> None:
+def test_a_container_that_is_stopped_ends_the_other_and_a_restart_goes_on(how: str, code: int, both: Machines) -> None:
     constant = {"lr_scheduler_type": "constant"}
-    other, stopped = network.start(**constant, max_steps="100000")
-    wait_for_steps(network.log(0), "[5/")
+    other, stopped = both.start(**constant, max_steps="100000")
+    wait_for_steps(both.log(0), "[5/")
     at = time.monotonic()
-    assert network.docker(how, network.container(1)).returncode == 0
+    assert both.network.docker(how, "node-1").returncode == 0
     assert other.wait(timeout=60) == code and time.monotonic() - at < 60
     assert stopped.wait(timeout=60) == {"stop": 75, "kill": 137}[how]
-    last = network.log(0).read_text().strip().splitlines()[-1]
+    last = both.log(0).read_text().strip().splitlines()[-1]
     assert last.startswith({"stop": "error: stopped by a signal; the state is saved in", "kill": "error: rank "}[how])
-    step = int((network.folder / ".out.partial/checkpoints/LATEST").read_text().removeprefix("checkpoint-"))
-    network.train(**constant, max_steps=str(step + 2), resume_from_checkpoint="true")
-    assert f"resuming from checkpoint-{step}" in network.log(0).read_text()
+    step = int((both.folder / ".out.partial/checkpoints/LATEST").read_text().removeprefix("checkpoint-"))
+    both.train(**constant, max_steps=str(step + 2), resume_from_checkpoint="true")
+    assert f"resuming from checkpoint-{step}" in both.log(0).read_text()
 
 
 # -- endings -----------------------------------------------------------------------------------------------------------
