@@ -268,8 +268,10 @@ def test_the_runs_of_both_stand_in_the_same_store_and_registry(
 
 def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on_from_it(desk: Path, both: object) -> None:
     long = command("docker", "num_train_epochs=5000", "resume_from_checkpoint=true")
+    log = desk / "runs" / "docker" / "logs" / "finetune.log"
+    log.unlink()  # of the run before this one
     process = subprocess.Popen(long, cwd=desk, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(desk / "runs" / "docker" / "logs" / "finetune.log", "] validation:")
+    wait_for(log, "] validation:")
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
