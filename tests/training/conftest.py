@@ -29,6 +29,7 @@ def still(
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (folder / "tiny" / "config.json").write_text(json.dumps(config), "utf-8")
     made = SimpleNamespace(model=folder / "model_selector_output", rows=folder / "preprocess_output")
+    made.task = "text_classification"
     execute(ModelImport(pytorch_model_path=CustomModel(folder / "tiny"), model_selector_output=Model(made.model)))
     preprocess = steps.load("preprocess", "text_classification")(
         model_selector_output=made.model,

@@ -61,12 +61,12 @@ class Used(TrainerCallback):  # type: ignore[misc]
 @pytest.mark.parametrize(
     ("values", "used", "said"),
     [
-        ({"padding_free": True}, "varlen", "sdpa (there is no NVIDIA GPU); no padding: each row by itself"),
-        ({}, "sdpa", "sdpa (there is no NVIDIA GPU); padded batches: padding_free=false"),
+        ({}, "varlen", "sdpa (there is no NVIDIA GPU); no padding: each row by itself"),
+        ({"padding_free": False}, "sdpa", "sdpa (there is no NVIDIA GPU); padded batches: padding_free=false"),
         (
-            {"attention": "eager", "padding_free": True},
+            {"attention": "eager"},
             "eager",
-            "eager (as asked for); padded batches: eager attention takes rows of one length",
+            "eager (as asked for); batches in parts of similar length: eager attention takes rows of one length",
         ),
     ],
 )

@@ -87,7 +87,7 @@ def test_tokens_rows_and_padding_are_those_of_the_steps_since_the_last_line(
     caplog.set_level(logging.INFO, logger="tuneport.finetune")
     taken = batches(prepared_questions, 4)
     shared = {"gradient_accumulation_steps": 2, "evaluation_strategy": "steps", "eval_steps": 3, "logging_steps": 2}
-    shared |= {"dataloader_num_workers": 2}
+    shared |= {"dataloader_num_workers": 2, "padding_free": False}
     recorded = train_on(imported_model, prepared_questions, tmp_path / "out", max_steps=5, **shared)
     assert [*recorded.metrics] == [2, 4]
     for step, numbers in recorded.metrics.items():

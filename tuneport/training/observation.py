@@ -17,6 +17,7 @@ from torch import distributed
 from transformers import Trainer
 
 from tuneport.errors import UserError
+from tuneport.training.packing import LENGTHS
 
 if t.TYPE_CHECKING:
     from tuneport.training.padding_free import PaddingFree
@@ -49,12 +50,12 @@ class Counts:
     squares: int = 0
     headless: int = 0  # tokens that a language model's head is not given
 
-    def add(self, contents: Contents, padding_free: PaddingFree | None = None) -> None:
+    def add(self, contents: Contents, padding_free: PaddingFree | None = None, lengths: t.Any = None) -> None:
         self.rows += len(contents.row_ids)
         self.tokens += contents.tokens
-        self.places += contents.tokens if padding_free is not None and padding_free.enabled else contents.places
+        self.places += contents.places if padding_free is None else padding_free.places(contents.places, lengths)
         self.squares += contents.squares
-        self.headless += contents.unlabelled if padding_free is not None and padding_free.gives_losses else 0
+        self.headless += contents.unlabelled if padding_free is not None and padding_free.skips_unlabelled else 0
 
 
 @dc.dataclass(kw_only=True)
@@ -123,7 +124,7 @@ class ObservedTrainer(Trainer):
 
     def training_step(self, model: t.Any, inputs: t.Any, *args: t.Any, **kwargs: t.Any) -> torch.Tensor:
         contents: Contents = inputs.pop(CONTENTS)
-        self.counts.add(contents, self.padding_free)
+        self.counts.add(contents, self.padding_free, inputs.get(LENGTHS))
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         number = self.state.global_step + 1
         if not self.unchecked or self.unchecked[-1].number != number:

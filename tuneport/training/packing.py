@@ -7,6 +7,7 @@ a decoder that learns to write, only the hidden states of labelled tokens go on 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses as dc
 import functools
 import inspect
@@ -69,6 +70,7 @@ class Packing:
 
     def __init__(self, model: t.Any) -> None:
         self.enabled = False
+        self.shifted = True  # what gives losses here is a decoder: its logits are of the next token
         self.trunk = model.base_model
         self.head = labelled_loss.head_of(model) if model.can_generate() else None
         self._rows: Rows | None = None
@@ -85,7 +87,22 @@ class Packing:
     @property
     def gives_losses(self) -> bool:
         """Whether the model gives losses of labelled tokens in the place of logits, as `likelihood.token_losses`."""
-        return self.enabled and self.head is not None
+        return self.head is not None
+
+    @staticmethod
+    def measure(rows: Sequence[dict[str, t.Any]], batch: dict[str, t.Any]) -> tuple[int, ...]:
+        """The ``lengths`` of a batch that was made of these rows."""
+        return tuple(len(row["input_ids"]) for row in rows)
+
+    @staticmethod
+    def places(lengths: Sequence[int]) -> int:
+        """How many tokens are computed with."""
+        return sum(lengths)
+
+    @contextlib.contextmanager
+    def tested(self) -> t.Iterator[None]:
+        """While it is, as ever."""
+        yield
 
     def _wrap(self, model: t.Any) -> None:
         plain = model.forward

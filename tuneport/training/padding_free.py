@@ -1,4 +1,7 @@
-"""Whether a model trains on tokens alone or on padded batches: by what it is, and by what a self-test finds."""
+"""Whether a model trains on tokens alone, in parts of similar rows or on padded batches.
+
+That depends on what the model is, and on what a self-test finds.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from tuneport.modeling.likelihood import shifted, token_losses
 from tuneport.training.attention import EAGER, FLASH
 from tuneport.training.callbacks import precision_of
 from tuneport.training.packing import LENGTHS, Packing
+from tuneport.training.splitting import Splitting
 from tuneport.training.varlen import VARLEN, VARLEN_FA2
 
 log = logging.getLogger("tuneport.finetune")
@@ -23,26 +27,32 @@ LENGTHS_TESTED = (7, 12, 5)
 TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}  # relative to the largest number
 
 Batch = dict[str, t.Any]
+Measure = Callable[[Sequence[Batch], Batch], t.Any]
 
 
 @dc.dataclass(frozen=True)
 class _WithLengths:
-    """A collator with the rows' numbers of tokens in each of its batches."""
+    """A collator with the rows' lengths in each of its batches."""
 
     collate: Callable[[list[Batch]], Batch]
+    measure: Measure
 
     def __call__(self, rows: list[Batch]) -> Batch:
-        return self.collate(rows) | {LENGTHS: tuple(len(row["input_ids"]) for row in rows)}
+        batch = self.collate(rows)
+        return batch | {LENGTHS: self.measure(rows, batch)}
 
 
 @dc.dataclass(kw_only=True)
 class PaddingFree:
-    """A model's attention, and whether it computes with the tokens of a batch alone; ``refused`` says why not."""
+    """A model's attention, and how it does without padding, if it does.
+
+    ``refused`` says why it does not compute with the tokens of a batch alone, but in parts, or with all of its padding.
+    """
 
     attention: str
     why: str
     refused: str | None
-    packing: Packing | None = None
+    packing: Packing | Splitting | None = None
 
     @property
     def enabled(self) -> bool:
@@ -51,27 +61,41 @@ class PaddingFree:
     @property
     def gives_losses(self) -> bool:
         """Whether the model gives losses of labelled tokens in the place of logits, as `likelihood.token_losses`."""
-        return self.packing is not None and self.packing.gives_losses
+        return self.packing is not None and self.packing.enabled and self.packing.gives_losses
+
+    @property
+    def skips_unlabelled(self) -> bool:
+        """Whether a language model's head is given the tokens alone that have a label."""
+        return isinstance(self.packing, Packing) and self.packing.gives_losses
+
+    def places(self, padded: int, lengths: t.Any) -> int:
+        """How many tokens a batch is computed with, padding among them, of which there are ``padded`` as it comes."""
+        return padded if self.packing is None or not self.packing.enabled else self.packing.places(lengths)
 
     def collator(self, collate: Callable[[list[Batch]], Batch]) -> Callable[[list[Batch]], Batch]:
         """The collator whose batches the model takes."""
-        return collate if self.packing is None else _WithLengths(collate)
+        return collate if self.packing is None else _WithLengths(collate, self.packing.measure)
 
     def settle(self, trainer: Trainer, model: t.Any) -> None:
         """Test the model, pad where it has to be, and say in one line what holds. ``model`` is what is called."""
-        if self.packing is None:
-            log.info("attention: %s (%s); padded batches: %s", self.attention, self.why, self.refused)
+        packing, attention = self.packing, f"attention: {self.attention} ({self.why})"
+        if packing is None:
+            log.info("%s; padded batches: %s", attention, self.refused)
             return
-        self.refused = self_test(trainer, model, self.packing)
-        if self.refused is not None and self.packing.head is not None:  # its head may do more than is known here
-            self.packing.head, found = None, self.refused
-            self.refused = found if self_test(trainer, model, self.packing) else None
-        if self.refused is None:
-            log.info("attention: %s (%s); no padding: each row by itself", self.attention, self.why)
-            return
-        self.packing.enabled = False
-        inner_of(trainer).set_attn_implementation(self.attention)
-        log.warning("attention: %s (%s); padded batches: without padding, %s", self.attention, self.why, self.refused)
+        wrong = self_test(trainer, model, packing)
+        if wrong is not None and isinstance(packing, Packing) and packing.head is not None:
+            packing.head = None  # it may do more than is known here
+            wrong = wrong if self_test(trainer, model, packing) else None
+        if wrong is not None:
+            packing.enabled = False
+            if isinstance(packing, Packing):
+                inner_of(trainer).set_attn_implementation(self.attention)
+            log.warning("%s; padded batches: without padding, %s", attention, wrong)
+            self.refused = wrong
+        elif self.refused is not None:
+            log.info("%s; batches in parts of similar length: %s", attention, self.refused)
+        else:
+            log.info("%s; no padding: each row by itself", attention)
 
 
 class SettleAtStart(TrainerCallback):
@@ -86,10 +110,19 @@ class SettleAtStart(TrainerCallback):
         self.choice.settle(self.trainer, self.trainer.model_wrapped)
 
 
-def prepare(model: t.Any, attention: tuple[str, str], *, wanted: bool, pad_to: int | None, devices: int) -> PaddingFree:
+def prepare(
+    model: t.Any,
+    attention: tuple[str, str],
+    *,
+    wanted: bool,
+    pad_to: int | None,
+    devices: int = 1,
+    sharded: bool = False,
+) -> PaddingFree:
     """Let a model, with its adapters if any, compute without padding where nothing that is known stands against it.
 
     ``attention`` is what was chosen for the model and why, ``devices`` how many it is spread over in this process.
+    ``sharded``: its weights are spread over processes, which then have to call each layer as often as the others.
     """
     chosen, why = attention
     model = plain(model)
@@ -98,13 +131,17 @@ def prepare(model: t.Any, attention: tuple[str, str], *, wanted: bool, pad_to: i
         "pad_to_max_length=true": pad_to is not None,
         "one process has several GPUs": devices > 1,
     }
-    refused = next((reason for reason, applies in asked.items() if applies), None) or obstacle(model, chosen)
+    refused = next((reason for reason, applies in asked.items() if applies), None)
     if refused is not None:
         return PaddingFree(attention=chosen, why=why, refused=refused)
-    packing = Packing(model)
-    model.set_attn_implementation(VARLEN_FA2 if chosen == FLASH else VARLEN)
+    refused = obstacle(model, chosen)
+    if refused is not None and sharded:
+        return PaddingFree(attention=chosen, why=why, refused=f"{refused}, and its weights are spread over processes")
+    packing = Packing(model) if refused is None else Splitting(model)
+    if refused is None:
+        model.set_attn_implementation(VARLEN_FA2 if chosen == FLASH else VARLEN)
     packing.enabled = True
-    return PaddingFree(attention=chosen, why=why, refused=None, packing=packing)
+    return PaddingFree(attention=chosen, why=why, refused=refused, packing=packing)
 
 
 def obstacle(model: t.Any, attention: str) -> str | None:
@@ -133,25 +170,24 @@ def inner_of(trainer: Trainer) -> t.Any:
     return plain(trainer.accelerator.unwrap_model(trainer.model))
 
 
-def self_test(trainer: Trainer, model: t.Any, packing: Packing) -> str | None:
+def self_test(trainer: Trainer, model: t.Any, packing: Packing | Splitting) -> str | None:
     """What is wrong where a model that is trained without padding does not compute what it does with padding.
 
     ``model`` is called, the same on all ranks. Its outputs for rows of several lengths must be those of a padded batch,
     and another row in the middle must move none of those beside it. Random numbers are drawn as if nothing were tested.
     """
-    batch = _batch(inner_of(trainer), trainer.args.device)
+    batch = _batch(inner_of(trainer), trainer.args.device, packing)
     other = batch | {"input_ids": batch["input_ids"].clone()}
     middle = slice(0, LENGTHS_TESTED[1])
     other["input_ids"][1, middle] = other["input_ids"][1, middle].flip(0).roll(1)
     with _evaluating(model), torch.no_grad(), trainer.accelerator.autocast():
         try:
             packing.enabled = False
-            wanted = _outputs(model, batch, packing.head is not None, losses=False)
+            wanted = _outputs(model, batch, packing)
             packing.enabled = True
-            found, moved = (
-                _outputs(model, given | {LENGTHS: LENGTHS_TESTED}, packing.head is not None, losses=True)
-                for given in (batch, other)
-            )
+            lengths = {LENGTHS: packing.measure([{"input_ids": range(length)} for length in LENGTHS_TESTED], batch)}
+            with packing.tested():
+                found, moved = (_outputs(model, given | lengths, packing) for given in (batch, other))
         except Exception as e:  # whatever a model's own code makes of it
             return f"it cannot be computed ({type(e).__name__}: {e})".splitlines()[0]
     if [part.shape for part in found] != [part.shape for part in wanted]:
@@ -165,29 +201,33 @@ def self_test(trainer: Trainer, model: t.Any, packing: Packing) -> str | None:
     return None
 
 
-def _batch(model: t.Any, device: torch.device) -> Batch:
-    """Rows of tokens drawn at random, none of them padding."""
+def _batch(model: t.Any, device: torch.device, packing: Packing | Splitting) -> Batch:
+    """Rows of tokens drawn at random, none of them padding; with labels for a model that gives losses."""
     generator = torch.Generator().manual_seed(0)
     config = model.config
     text: t.Any = config.get_text_config()
-    fill = getattr(text, "pad_token_id", None) or 0
-    size = (len(LENGTHS_TESTED), max(LENGTHS_TESTED))
-    ids = torch.randint(0, text.vocab_size - 1, size, generator=generator)
-    ids += ids >= fill
-    mask = torch.arange(size[1]) < torch.tensor(LENGTHS_TESTED)[:, None]
+    fill, end = getattr(text, "pad_token_id", None) or 0, getattr(text, "eos_token_id", None)
+    size, lengths = (len(LENGTHS_TESTED), max(LENGTHS_TESTED)), torch.tensor(LENGTHS_TESTED)
+    known = [i for i in range(text.vocab_size) if i not in (fill, end)] or [fill]
+    ids = torch.tensor(known)[torch.randint(0, len(known), size, generator=generator)]
+    if config.is_encoder_decoder and isinstance(end, int):  # where its heads look
+        ids[torch.arange(size[0]), lengths - 1] = end
+    mask = torch.arange(size[1]) < lengths[:, None]
     batch = {"input_ids": ids.where(mask, torch.tensor(fill)), "attention_mask": mask.long()}
     types = getattr(text, "type_vocab_size", 0) or 0
     if types > 1 and "token_type_ids" in inspect.signature(model.forward).parameters:
         batch["token_type_ids"] = torch.randint(0, types, size, generator=generator).where(mask, torch.tensor(0))
+    if packing.gives_losses:
+        batch["labels"] = ids.where(mask, torch.tensor(-100))
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def _outputs(model: t.Any, batch: Batch, writes: bool, *, losses: bool) -> Sequence[torch.Tensor]:
+def _outputs(model: t.Any, batch: Batch, packing: Packing | Splitting) -> Sequence[torch.Tensor]:
     """By row: what the model puts out for its tokens or for all of it; of one that writes, the losses of its tokens."""
-    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    output = model(**batch, labels=labels) if writes else model(**batch)
-    if writes:
-        found = output["logits"] if losses else token_losses(*shifted(output["logits"], labels))
+    output = model(**batch)
+    if packing.gives_losses:
+        pair = (output["logits"], batch["labels"])
+        found = output["logits"] if packing.enabled else token_losses(*(shifted(*pair) if packing.shifted else pair))
         return [row[: length - 1, 0] for row, length in zip(found.float(), LENGTHS_TESTED, strict=True)]
     names = ("logits", "start_logits", "end_logits")
     parts = [output[name].float() for name in names if name in output]

@@ -43,10 +43,10 @@ class BatchParams(Params):
     per_device_train_batch_size: int = param("Rows per device and forward pass in training.", default=1, ge=1)
     padding_free: bool = param(
         "Compute with the tokens of a batch alone, not with what fills rows up to one length, and give a language "
-        "model's head the labelled tokens only: the same losses and gradients, faster and in less memory. Batches are "
-        "padded all the same with pad_to_max_length, with attention=eager, and for models that cannot do without; the "
-        "log says so.",
-        default=False,
+        "model's head the labelled tokens only: the same losses and gradients, faster and in less memory. Where a "
+        "model's attention takes rows of one length, as an encoder–decoder's, a batch is computed in parts of rows of "
+        "similar length. Not with pad_to_max_length. The log says what holds.",
+        default=True,
     )
     group_by_length: bool = param(
         "Put rows of similar length in a batch: less padding, so faster where lengths differ and batches are padded.",

@@ -83,7 +83,12 @@ def train(
         quantization.freeze(plain)
     model = _adapted(plain, base, output, options, arguments) if options.apply_lora else plain
     unpadded = padding_free.prepare(
-        model, chosen, wanted=options.padding_free, pad_to=prepared.info.pad_to, devices=arguments.n_gpu
+        model,
+        chosen,
+        wanted=options.padding_free,
+        pad_to=prepared.info.pad_to,
+        devices=arguments.n_gpu,
+        sharded=bool(options.fsdp) or deepspeed.stage(options) == 3,
     )
     tokenizer = TokenizerFiles(base, prepared.info.max_seq_length, task.chat_template(prepared.info.meta))
     arguments.metric_for_best_model = metric_for_best_model
