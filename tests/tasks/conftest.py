@@ -88,6 +88,7 @@ def tiny(kind: str, vocabulary: int) -> Any:
         return tf.LlamaForCausalLM(tf.LlamaConfig(**ids, **size, max_position_embeddings=64))
     if kind == "gpt2":
         gpt2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+        gpt2 |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
         return tf.GPT2LMHeadModel(tf.GPT2Config(**{**ids, "pad_token_id": None}, **gpt2))
     sides = ("encoder", "decoder")
     size = {"d_model": 32, "max_position_embeddings": 64, "dropout": 0.0, "init_std": 0.1}

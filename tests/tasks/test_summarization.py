@@ -19,7 +19,7 @@ from tuneport.errors import UserError
 from tuneport.stage import execute
 
 TASK = "summarization"
-TRAINING = {"num_train_epochs": 14, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
+TRAINING = {"num_train_epochs": 14, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "seed": 1}
 ROUGE = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
 
 
