@@ -1,10 +1,12 @@
 """Training speed and memory beside plain peers: `python benchmarks/training_speed.py [--rounds N] [--only CASE …]`.
 
 Each case is trained on the same rows in the same order by `tuneport` (the stage finetune as it is), by a plain
-transformers Trainer that pads to the longest row of a batch (`plain`), by one that pads to the maximum where the case
-says so (`maximum`), and by a bare PyTorch loop over the same parts as tuneport, which is the limit (`bare`). Each is a
-process of its own; they take turns of a few steps, so that what else the machine does hits all alike. A round of turns
-gives a ratio each; their median and spread are printed. Useful tokens are those of the rows, without padding.
+transformers Trainer that pads to the longest row of a batch (`plain`), by one whose batches are of rows of similar
+length (`grouped`), by one that pads to the maximum where the case says so (`maximum`), and by a bare PyTorch loop over
+the same parts as tuneport, which is the limit (`bare`). Each is a process of its own; they take turns of a few steps,
+so that what else the machine does hits all alike. A round of turns gives a ratio of useful tokens a second, those of
+the rows without padding; the ratios' median and spread are printed. As batches of similar length make turns of few and
+of many tokens, those of `grouped` are in random order, and its ratio is that of all its turns.
 """
 
 import argparse
@@ -43,7 +45,17 @@ class Case:
 
     @property
     def contestants(self) -> list[str]:
-        return ["tuneport", "plain", *(["maximum"] if self.padded_to_maximum else []), "bare"]
+        return ["tuneport", "plain", "grouped", *(["maximum"] if self.padded_to_maximum else []), "bare"]
+
+    def grouped(self, lengths: list[int]) -> list[int]:
+        """The numbers of the rows in batches of similar length, as transformers groups them."""
+        from torch import Generator
+        from transformers.trainer_pt_utils import get_length_grouped_indices
+
+        found = get_length_grouped_indices(lengths, self.batch, generator=Generator().manual_seed(0))
+        batches = [found[start : start + self.batch] for start in range(0, len(found), self.batch)]
+        random.Random(0).shuffle(batches)
+        return [row for batch in batches for row in batch]
 
 
 CASES = {
@@ -70,18 +82,24 @@ CASES = {
         goals={"plain": 4.0, "maximum": 10.0},
     ),
     "ner-120": Case(task="token_classification", medians=(120,), batch=16, goals={"plain": 3.0}),
+    "encoder-decoder": Case(task="translation", medians=(120,), batch=16, goals={"plain": 1.8}),
 }
 
 # A third of SmolLM2-135M's width at its depth, with its size of heads and its share of weights in the vocabulary.
 DECODER = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 30, "num_attention_heads": 3}
 DECODER |= {"num_key_value_heads": 1, "vocab_size": 16384, "max_position_embeddings": 2048, "tie_word_embeddings": True}
-ENCODER = {
-    "hidden_size": 384,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 12,
-}  # MiniLM-L6
+# MiniLM-L6.
+ENCODER = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
+# T5-small at half its width, with half its vocabulary.
+ENCODER_DECODER = {"d_model": 256, "d_ff": 1024, "d_kv": 32, "num_layers": 6, "num_heads": 8, "vocab_size": 16384}
+ENCODER_DECODER |= {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
 ENCODER |= {"vocab_size": 30522, "max_position_embeddings": 512, "pad_token_id": 0}
+SIZES = {
+    "text_generation": DECODER,
+    "translation": ENCODER_DECODER,
+    "text_classification": ENCODER,
+    "token_classification": ENCODER,
+}
 
 
 def main() -> None:
@@ -146,18 +164,25 @@ def measure(case: Case, root: Path, options: argparse.Namespace) -> dict[str, An
         process.kill()
         process.join()
     per_turn = case.batch * options.steps
-    tokens = [sum(lengths[i * per_turn : (i + 1) * per_turn]) for i in range(1, options.rounds + 1)]
-    return {"seconds": turns, "tokens": tokens, "peak_gb": memory}
+
+    def tokens(lengths: list[int]) -> list[int]:
+        return [sum(lengths[i * per_turn : (i + 1) * per_turn]) for i in range(1, options.rounds + 1)]
+
+    grouped = tokens([lengths[row] for row in case.grouped(lengths)])
+    counted = {who: grouped if who == "grouped" else tokens(lengths) for who in turns}
+    return {"seconds": turns, "tokens": counted, "peak_gb": memory}
 
 
 def report(name: str, case: Case, measured: dict[str, Any]) -> bool:
     """Print a case's figures; return whether its goals are met."""
     turns, tokens, memory = measured["seconds"], measured["tokens"], measured["peak_gb"]
-    for who, seconds in turns.items():
-        rates = [count / took for count, took in zip(tokens, seconds, strict=True)]
-        print(f"{name:<20} {who:<9} {statistics.median(rates):>7,.0f} useful tokens/s, peak {memory[who]:.2f} GB")
-    ratios = {who: [other / own for other, own in zip(turns[who], turns["tuneport"], strict=True)] for who in turns}
+    rates = {who: [c / took for c, took in zip(tokens[who], turns[who], strict=True)] for who in turns}
+    for who, found in rates.items():
+        print(f"{name:<20} {who:<9} {statistics.median(found):>7,.0f} useful tokens/s, peak {memory[who]:.2f} GB")
+    ratios = {who: [own / other for other, own in zip(rates[who], rates["tuneport"], strict=True)] for who in turns}
     figures = {who: statistics.median(found) for who, found in ratios.items() if who != "tuneport"}
+    whole = {who: sum(tokens[who]) / sum(turns[who]) for who in turns}
+    figures["grouped"] = whole["tuneport"] / whole["grouped"]
     figures["memory"] = memory["tuneport"] / memory["plain"]
     met = True
     for what, figure in figures.items():
@@ -222,7 +247,6 @@ def with_tuneport(case: Case, root: Path, turns: Turns, who: str) -> None:
         preprocess_output=root,
         per_device_train_batch_size=case.batch,
         learning_rate=LEARNING_RATE,
-        padding_free=True,
         seed=0,
     )
     (root / "out").mkdir()
@@ -245,6 +269,8 @@ def with_trainer(case: Case, root: Path, turns: Turns, who: str) -> None:
     transformers.set_seed(0)
     halves = 2 if who == "maximum" else 1  # a batch of that would take 12 GB, and its padding is the same
     model, collate, rows = parts(case, root, case.longest if who == "maximum" else None)
+    if who == "grouped":
+        rows = rows.select(case.grouped(rows["length"][:]))
     arguments = transformers.TrainingArguments(
         output_dir=str(root / who),
         per_device_train_batch_size=case.batch // halves,
@@ -272,7 +298,7 @@ def with_bare_loop(case: Case, root: Path, turns: Turns, who: str) -> None:
 
     transformers.set_seed(0)
     model, collate, rows = parts(case, root, None)
-    unpadded = padding_free.prepare(model, ("sdpa", ""), wanted=True, pad_to=None, devices=1)
+    unpadded = padding_free.prepare(model, ("sdpa", ""), wanted=True, pad_to=None)
     collate = unpadded.collator(collate)
     batches = torch.utils.data.DataLoader(rows, case.batch, collate_fn=collate)
     decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -328,7 +354,7 @@ def write_data(case: Case, root: Path, steps: int) -> list[int]:
     import pyarrow as pa
 
     rng = random.Random(0)
-    vocabulary = (DECODER if case.task == "text_generation" else ENCODER)["vocab_size"]
+    vocabulary = SIZES[case.task]["vocab_size"]
 
     def row(number: int) -> dict[str, Any]:
         median = case.medians[number % len(case.medians)]
@@ -338,9 +364,13 @@ def write_data(case: Case, root: Path, steps: int) -> list[int]:
         if case.task == "text_generation":  # 60 % of a row is its prompt
             asked = round(0.6 * length)
             labels = [-100] * asked + ids[asked:]
+        elif case.task == "translation":  # with a target of about its length
+            target = min(max(round(length * rng.gauss(1, 0.2)), 5), case.longest)
+            labels = [rng.randrange(5, vocabulary) for _ in range(target)]
         elif case.task == "token_classification":
             labels = [i % LABELS for i in ids]
-        return {"row_id": f"rows:{number}", "input_ids": ids, "labels": labels, "length": length}
+        useful = length + (len(labels) if case.task == "translation" else 0)
+        return {"row_id": f"rows:{number}", "input_ids": ids, "labels": labels, "length": useful}
 
     training = [row(number) for number in range(case.batch * steps)]
     rng.shuffle(training)
@@ -352,7 +382,7 @@ def write_data(case: Case, root: Path, steps: int) -> list[int]:
         with pa.OSFile(str(root / "encoded" / f"{split}.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as out:
             out.write_table(pa.Table.from_pylist(rows, schema))
     meta: dict[str, Any] = {"labels": [str(i) for i in range(LABELS)], "multi_label": False, "iob": False}
-    meta["prompting"] = {"encoder_decoder": False}
+    meta["prompting"] = {"encoder_decoder": case.task == "translation"}
     splits = {"train": {"rows": len(training)}, "validation": {"rows": 1}}
     info = {"task_name": case.task, "columns": {}, "meta": meta, "max_seq_length": case.longest, "pad_to": None}
     (root / "dataset.json").write_text(json.dumps(info | {"splits": splits}))
@@ -367,6 +397,8 @@ def write_model(case: Case, root: Path) -> None:
     transformers.set_seed(0)
     if case.task == "text_generation":
         model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**DECODER))
+    elif case.task == "translation":
+        model = transformers.T5ForConditionalGeneration(transformers.T5Config(**ENCODER_DECODER))
     else:
         labels = {"id2label": {i: str(i) for i in range(LABELS)}, "label2id": {str(i): i for i in range(LABELS)}}
         kind = "Sequence" if case.task == "text_classification" else "Token"
