@@ -179,7 +179,7 @@ def half_tuned(writer: Callable[[str], Path], rows: Any, write_jsonl: Any, tmp_p
     """A Llama that has learnt little, so that it is unsure of what to write and when to end."""
     folder, model = tmp_path_factory.mktemp("settings"), writer("llama")
     prepared = prepare(model, write_jsonl(folder / "rows.jsonl", rows), folder / "data")
-    tuned = tune(model, prepared, folder / "tuned", max_steps=40)
+    tuned = tune(model, prepared, folder / "tuned", max_steps=40, seed=0)
     return str(tuned), tasks.load(TASK).settings(prepared.info.meta, None)
 
 
