@@ -135,6 +135,10 @@ def test_rows_without_a_label_are_parts_that_weigh_nothing() -> None:
         found, gradients = computed(model, {**batch, "lengths": choice.packing.measure(rows, batch)})
     assert found["loss"].item() == pytest.approx(wanted["loss"].item(), abs=1e-5)
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+    batch["labels"][:] = -100
+    with choice.packing.tested(), torch.no_grad():
+        none = model(**batch, lengths=choice.packing.measure(rows, batch))["loss"]
+    assert torch.isnan(none) and torch.isnan(model(**batch)["loss"])
 
 
 def cost(chosen: list[list[int]], sizes: list[tuple[int, int, int]], of_part: int) -> int:

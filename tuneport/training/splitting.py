@@ -120,7 +120,7 @@ class Splitting:
         shares = [sum(sizes[row][2] for row in part) for part in chosen]
         if outputs[0].get("loss") is not None:
             weighed = [output["loss"] * share for output, share in zip(outputs, shares, strict=True) if share]
-            found["loss"] = t.cast(torch.Tensor, sum(weighed)) / max(sum(shares), 1)
+            found["loss"] = sum(weighed) / sum(shares) if weighed else outputs[0]["loss"]
         for name in ("logits", "start_logits", "end_logits"):
             if outputs[0].get(name) is not None:
                 found[name] = _together([output[name] for output in outputs]).index_select(0, back)
