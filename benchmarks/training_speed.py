@@ -90,8 +90,8 @@ DECODER = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 30
 DECODER |= {"num_key_value_heads": 1, "vocab_size": 16384, "max_position_embeddings": 2048, "tie_word_embeddings": True}
 # MiniLM-L6.
 ENCODER = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
-# T5-small at half its width, with half its vocabulary.
-ENCODER_DECODER = {"d_model": 256, "d_ff": 1024, "d_kv": 32, "num_layers": 6, "num_heads": 8, "vocab_size": 16384}
+# The T5 of examples/translation.
+ENCODER_DECODER = {"d_model": 192, "d_ff": 768, "d_kv": 48, "num_layers": 3, "num_heads": 4, "vocab_size": 8000}
 ENCODER_DECODER |= {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
 ENCODER |= {"vocab_size": 30522, "max_position_embeddings": 512, "pad_token_id": 0}
 SIZES = {
