@@ -79,8 +79,13 @@ def run(prepare: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPat
     def stages(name: str, folder: Path) -> dict[str, Any]:
         inputs = prepare(name, folder / "data")
         tuned, exported, report = folder / "tuned", folder / "exported", folder / "report"
-        training = {"max_steps": 60, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 16}
-        training |= {"learning_rate": 1e-2, "save_total_limit": 1}
+        # enough for a model that writes to answer one thing to this, another to that, whatever its seed
+        training = {
+            "max_steps": 300 if name in MODELS else 60,
+            "per_device_train_batch_size": 8,
+            "per_device_eval_batch_size": 16,
+        }
+        training |= {"learning_rate": 5e-3, "save_total_limit": 1}
         execute(steps.load("finetune", name)(**inputs, **training, pytorch_model_folder=tuned))
         trained = {"preprocess_output": folder / "data", "pytorch_model_folder": tuned}
         export, evaluation = steps.load("model_export", name), steps.load("model_evaluation", name)
