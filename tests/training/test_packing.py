@@ -71,6 +71,11 @@ def made(family: str, head: str) -> Any:
         if head != "QuestionAnswering"
         else getattr(transformers, f"{config}Config")(**SIZES | {"pad_token_id": 0} | extra)
     )
+    return steady(model, head)
+
+
+def steady(model: Any, head: str) -> Any:
+    """A model without dropout, of weights so large that errors in attention show."""
     if head == "QuestionAnswering":
         model.register_forward_hook(leave_out_padding, with_kwargs=True)
     for module in model.modules():

@@ -8,9 +8,8 @@ import pytest
 import torch
 import transformers
 
-from tests.training.test_packing import SIZES, batch_for, computed, prepared, trainer_of
+from tests.training.test_packing import SIZES, batch_for, computed, prepared, steady, trainer_of
 from tuneport.modeling.likelihood import shifted, token_losses
-from tuneport.tasks.question_answering import leave_out_padding
 from tuneport.training import padding_free
 from tuneport.training.splitting import Splitting, parts
 
@@ -45,15 +44,7 @@ def made(kind: str) -> Any:
     name, values = MODELS[kind]
     torch.manual_seed(0)
     model = getattr(transformers, kind)(getattr(transformers, name)(**values))
-    if "QuestionAnswering" in kind:
-        model.register_forward_hook(leave_out_padding, with_kwargs=True)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3 if parameter.dim() > 1 else 1)
-    return model
+    return steady(model, head_of(kind))
 
 
 def head_of(kind: str) -> str:
