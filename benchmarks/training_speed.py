@@ -241,7 +241,7 @@ def with_tuneport(case: Case, root: Path, turns: Turns, who: str) -> None:
     from tuneport.training.order import Order
     from tuneport.training.trainer import train
 
-    Order.__iter__ = lambda self: iter(range(self.rows))  # type: ignore[method-assign]  # the rows as they stand
+    Order.__iter__ = lambda self: iter(range(self.size))  # type: ignore[method-assign]  # the rows as they stand
     stage: Any = steps.load("finetune", case.task)(
         model_selector_output=root / "model",
         preprocess_output=root,

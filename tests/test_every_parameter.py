@@ -75,6 +75,7 @@ FINETUNE: Table = {
     "max_grad_norm": ({"optim": "adafactor"}, 1.0, 0.01),
     "per_device_train_batch_size": ({}, 8, 4),
     "group_by_length": ({}, False, True),
+    "packing": ({}, False, True),
     "gradient_accumulation_steps": ({}, 1, 2),
     "per_device_eval_batch_size": ({}, 64, 2),
     "precision": ({}, "32", "bf16"),

@@ -25,7 +25,7 @@ from tuneport.tracking import Run
 from tuneport.training.callbacks import peak_memory
 from tuneport.training.checkpoint_files import CheckpointFolder
 from tuneport.training.observation import CONTENTS, Counts, Step, _of_any_rank, first_problem, summed, with_contents
-from tuneport.training.order import Order
+from tuneport.training.order import Order, shuffled
 from tuneport.training.trainer import train
 
 TASK = "text_classification"
@@ -68,7 +68,7 @@ def train_on(model: Path, prepared: Path, output: Path, *callbacks: TrainerCallb
 def batches(prepared: Path, size: int) -> list[list[int]]:
     """The lengths of the training rows, in the batches of the first epoch."""
     lengths = Prepared(prepared).encoded("train").column("length").to_pylist()
-    order = list(Order(len(lengths), SEED, None, size))
+    order = list(Order(len(lengths), SEED, shuffled(len(lengths))))
     return [[lengths[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
 
 
@@ -176,7 +176,7 @@ def planted(
     model = folder / "model"
     execute(steps.load("model_import")(pytorch_model_path=CustomModel(source), model_selector_output=Model(model)))
     rows = [dict(row) for row in questions[:60]]
-    rows[[*Order(len(rows), SEED, None, 4)][4 * (AT_STEP - 1) + 1]]["text"] += f" {PLANTED}"
+    rows[[*Order(len(rows), SEED, shuffled(len(rows)))][4 * (AT_STEP - 1) + 1]]["text"] += f" {PLANTED}"
     prepared = folder / "prepared"
     stage = steps.load("preprocess", TASK)(
         model_selector_output=model,
@@ -206,7 +206,7 @@ def test_a_loss_that_is_no_number_stops_with_its_rows_and_keeps_the_last_good_ch
     }
     kept = tmp_path / ".out.partial" / "checkpoints"
     row_ids = Prepared(prepared).encoded("train").column("row_id").to_pylist()
-    order = [*Order(60, SEED, None, 4)]
+    order = [*Order(60, SEED, shuffled(60))]
     bad = [row_ids[i] for i in order[4 * (AT_STEP - 1) :][:2]]  # the second of them is the planted one
     for resume in ("false", "true"):
         stage = steps.load("finetune", TASK)(

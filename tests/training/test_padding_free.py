@@ -188,3 +188,23 @@ def test_an_encoder_decoder_learns_the_same_in_parts(
     assert said.count(spread if values == "ZeRO-3" else IN_PARTS) == 1
     assert {"eval_perplexity", "eval_token_accuracy"} <= {name for _, name in trace(output)}
     assert_same(output, padded_pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["writes", "summarizes"])
+def test_packs_teach_what_their_rows_teach(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """All packs in one step are all rows in one step, and two processes share packs as they share rows."""
+    data = request.getfixturevalue(kind)
+    padded, _ = trained(
+        data, tmp_path / "padded", padding_free="false", per_device_train_batch_size="96", learning_rate="1e-3"
+    )
+    packed, said = trained(
+        data, tmp_path / "packed", packing="true", per_device_train_batch_size="500", learning_rate="1e-3"
+    )
+    assert "packing: " in said and "packs of at most 128 tokens, of 96 rows" in said
+    assert_same(packed, padded)
+    one, two = (
+        trained(data, tmp_path / name, packing="true", max_steps="4", per_device_train_batch_size=size, **values)[0]
+        for name, size, values in (("one", "6", {}), ("two", "3", TWO))
+    )
+    assert_same(two, one)

@@ -21,7 +21,8 @@ from tuneport.stage import Preempted
 from tuneport.training.checkpoint_files import RUN_STATE, TRAINER_STATE, Checkpoint, CheckpointFolder
 from tuneport.training.loss import LossByItem
 from tuneport.training.observation import ObservedTrainer
-from tuneport.training.order import Order
+from tuneport.training.order import Draw, Order, balanced, packed, shuffled, similar
+from tuneport.training.packs import Packs, token_counts
 from tuneport.training.saving import HostCopy, Writer
 
 
@@ -69,10 +70,25 @@ class BestModelTrainer(ObservedTrainer, LossByItem):
 
     def _get_train_sampler(self, train_dataset: t.Any = None) -> t.Any:
         rows: t.Any = train_dataset if train_dataset is not None else self.train_dataset
-        args = self.args
-        lengths = list(rows["length"]) if args.train_sampling_strategy == "group_by_length" else None
-        self.order = Order(len(rows), args.seed, lengths, rows_per_step(args))
+        self.order = Order(len(rows), self.args.seed, self._draw(rows))
         return self.order
+
+    def _draw(self, rows: t.Any) -> Draw:
+        if isinstance(rows, Packs):
+            return packed(rows)
+        args, step, size = self.args, rows_per_step(self.args), self.args.train_batch_size
+        grouped = args.train_sampling_strategy == "group_by_length"
+        draw = similar(list(rows["length"]), step) if grouped else shuffled(len(rows))
+        unpadded = self.padding_free
+        if args.world_size == 1 or unpadded is None:
+            return draw
+        tokens = token_counts(rows, targets=self.has_targets).tolist()
+
+        def balanced_draw(generator: torch.Generator) -> t.Sequence[int]:
+            found = draw(generator)  # where batches are padded, the longest row alone says what one takes
+            return balanced(found, tokens, batch=size, batches=step // size) if unpadded.enabled else found
+
+        return balanced_draw
 
     def _run_epoch(self, *args: t.Any, **kwargs: t.Any) -> None:
         if self.order is not None:
@@ -85,6 +101,8 @@ class BestModelTrainer(ObservedTrainer, LossByItem):
     def log(self, logs: dict[str, float], *args: t.Any, **kwargs: t.Any) -> None:
         if "train_loss" in logs:  # of the whole training, not only since the resume
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+            if isinstance(items := self.train_dataset, Packs):
+                logs["train_samples_per_second"] *= len(items.rows) / len(items)
         super().log(logs, *args, **kwargs)
 
     # -- evaluation ---------------------------------------------------------------------------------------------------

@@ -130,6 +130,22 @@ CONFLICTS: tuple[Conflict, ...] = (
         mended={"optim": "adamw_torch"},
     ),
     Conflict(
+        names=("packing", "padding_free"),
+        conflicts=lambda o, _: o.packing and not o.padding_free,
+        why="packs are for batches without padding: with it, one long row would make all of its batch as wide",
+        remedy="Set padding_free=true, or packing=false",
+        example={"packing": True, "padding_free": False},
+        mended={"padding_free": True},
+    ),
+    Conflict(
+        names=("packing", "group_by_length"),
+        conflicts=lambda o, _: o.packing and o.group_by_length,
+        why="both say which rows make a batch",
+        remedy="Choose one: without padding, similar lengths gain nothing",
+        example={"packing": True, "group_by_length": True},
+        mended={"group_by_length": False},
+    ),
+    Conflict(
         names=("lr_scheduler_type", "warmup_steps"),
         conflicts=lambda o, _: o.lr_scheduler_type == "constant" and o.warmup_steps > 0,
         why="this schedule has no warm-up",

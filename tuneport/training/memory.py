@@ -8,14 +8,17 @@ import logging
 import typing as t
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset as ArrowDataset
 from transformers import Trainer
 
 from tuneport.errors import UserError
+from tuneport.training.packs import Packs, token_counts
 
 log = logging.getLogger("tuneport.finetune")
+LONGEST = 1024  # rows to choose a batch to try from
 
 
 @contextlib.contextmanager
@@ -54,10 +57,10 @@ def fit_batch_size(trainer: Trainer) -> None:
     if arguments.activation_checkpointing:
         model: t.Any = trainer.model
         model.activation_checkpointing_enable(arguments.activation_checkpointing_kwargs)
-    rows = longest_first(t.cast(ArrowDataset, trainer.train_dataset))
+    rows = longest_first(t.cast(t.Any, trainer.train_dataset))
     effective = wanted * accumulated
     for size in candidates(wanted, effective):
-        batch = [rows[i % len(rows)] for i in range(size)]
+        batch = [row for i in range(size) for row in rows[i % len(rows)]]
         if _all_ranks(_fits(lambda batch=batch: _pass(trainer, batch)), trainer):  # type: ignore[misc]
             break
         log.info("auto_find_batch_size: batches of %d do not fit into memory", size)
@@ -87,15 +90,13 @@ def candidates(wanted: int, effective: int) -> list[int]:
     return found
 
 
-def longest_first(rows: ArrowDataset) -> list[dict[str, t.Any]]:
-    """At most 1,024 of the rows, those with the most tokens and labels first."""
-    lists = [name for name, feature in rows.features.items() if hasattr(feature, "feature")]
-    lengths = [0] * len(rows)
-    for name in lists:
-        for i, length in enumerate(rows.data.column(name).combine_chunks().value_lengths().to_pylist()):
-            lengths[i] += length
-    order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)[:1024]
-    return [rows[i] for i in order]
+def longest_first(rows: ArrowDataset | Packs) -> list[list[dict[str, t.Any]]]:
+    """At most 1,024 of the rows, or of the packs their rows, those with the most tokens and labels first."""
+    if isinstance(rows, Packs):
+        packs = sorted(rows.made(np.arange(len(rows.rows))), key=lambda pack: int(rows.tokens[[*pack]].sum()))
+        return [rows[pack] for pack in packs[: -LONGEST - 1 : -1]]
+    lengths = token_counts(rows, targets=True)
+    return [[rows[int(i)]] for i in np.argsort(-lengths, kind="stable")[:LONGEST]]
 
 
 def _fits(attempt: Callable[[], None]) -> bool:

@@ -114,9 +114,14 @@ class ObservedTrainer(Trainer):
         self.unchecked: list[Step] = []
         self.last: Step | None = None  # whose weights were not looked at
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether labels that are token ids are a sequence of their own."""
+        return bool(t.cast(t.Any, self.model).config.is_encoder_decoder)
+
     def get_train_dataloader(self) -> t.Any:
-        plain, config = self.data_collator, t.cast(t.Any, self.model).config
-        self.data_collator = with_contents(plain, bool(config.is_encoder_decoder))
+        plain = self.data_collator
+        self.data_collator = with_contents(plain, self.has_targets)
         try:
             return super().get_train_dataloader()
         finally:

@@ -2,34 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import heapq
+import typing as t
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+if t.TYPE_CHECKING:
+    from tuneport.training.packs import Packs
 
-class Order(Sampler[int]):
-    """Row numbers, shuffled anew each epoch; with ``lengths``, rows of similar length stand together.
+Draw = Callable[[torch.Generator], Sequence[t.Any]]
 
-    A resume finds its place in an epoch by counting row numbers; no row is read again. The generators that training
+
+class Order(Sampler[t.Any]):
+    """The numbers of ``size`` items, rows or packs of rows, as ``draw`` gives them for each epoch.
+
+    A resume finds its place in an epoch by counting items; no row is read again. The generators that training
     draws from play no part, as their states are not those of the epoch's start.
     """
 
-    def __init__(self, rows: int, seed: int, lengths: list[int] | None, rows_per_step: int) -> None:
-        self.rows = rows
-        self.seed = seed
-        self.lengths = lengths
-        self.rows_per_step = rows_per_step
+    def __init__(self, size: int, seed: int, draw: Draw) -> None:
+        self.size, self.seed, self.draw = size, seed, draw
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.rows
+        return self.size
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        if self.lengths is not None:
-            group: Any = get_length_grouped_indices
-            return iter(group(self.lengths, self.rows_per_step, generator=generator))
-        return iter(torch.randperm(self.rows, generator=generator).tolist())
+    def __iter__(self) -> Iterator[t.Any]:
+        return iter(self.draw(torch.Generator().manual_seed(self.seed + self.epoch)))
+
+
+def shuffled(rows: int) -> Draw:
+    """Row numbers at random."""
+    return lambda generator: torch.randperm(rows, generator=generator).tolist()
+
+
+def similar(lengths: list[int], rows_per_step: int) -> Draw:
+    """Row numbers at random, but so that those of a step are of similar length."""
+    group: t.Any = get_length_grouped_indices
+    return lambda generator: group(lengths, rows_per_step, generator=generator)
+
+
+def packed(packs: Packs) -> Draw:
+    """Packs at random, made anew each time of what rows fit together."""
+
+    def draw(generator: torch.Generator) -> list[tuple[int, ...]]:
+        made = packs.made(torch.randperm(len(packs.rows), generator=generator).numpy().astype(np.int64))
+        return [made[number] for number in torch.randperm(len(made), generator=generator).tolist()]
+
+    return draw
+
+
+def balanced(rows: Sequence[int], lengths: Sequence[int], *, batch: int, batches: int) -> list[int]:
+    """The rows of each step, which are ``batches`` of ``batch`` rows, so that its batches have about as many tokens.
+
+    The longest row comes first, each goes to the batch with the fewest tokens that is not full. Which rows make a step
+    stays as it is; the last step, where it is short of rows, stays as it is altogether.
+    """
+    step, found = batch * batches, list(rows)
+    for start in range(0, len(found) - step + 1, step):
+        waiting: list[tuple[int, int]] = [(0, number) for number in range(batches)]  # already a heap
+        dealt: list[list[int]] = [[] for _ in waiting]
+        for row in sorted(found[start : start + step], key=lengths.__getitem__, reverse=True):
+            tokens, number = heapq.heappop(waiting)
+            dealt[number].append(row)
+            if len(dealt[number]) < batch:
+                heapq.heappush(waiting, (tokens + lengths[row], number))
+        found[start : start + step] = [row for own in dealt for row in own]
+    return found

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tuneport.errors import UserError
 from tuneport.modeling.likelihood import shifted, token_losses
 from tuneport.training.attention import EAGER, FLASH
 from tuneport.training.callbacks import precision_of
@@ -53,6 +54,7 @@ class PaddingFree:
     why: str
     refused: str | None
     packing: Packing | Splitting | None = None
+    needed: bool = False  # for batches of many rows, of whatever lengths
 
     @property
     def enabled(self) -> bool:
@@ -77,9 +79,13 @@ class PaddingFree:
         return collate if self.packing is None else _WithLengths(collate, self.packing.measure)
 
     def settle(self, trainer: Trainer, model: t.Any) -> None:
-        """Test the model, pad where it has to be, and say in one line what holds. ``model`` is what is called."""
+        """Test the model, pad where it has to be, and say in one line what holds. ``model`` is what is called.
+
+        Raises `UserError` where it has to be padded and must not.
+        """
         packing, attention = self.packing, f"attention: {self.attention} ({self.why})"
         if packing is None:
+            self._refuse(str(self.refused))
             log.info("%s; padded batches: %s", attention, self.refused)
             return
         wrong = self_test(trainer, model, packing)
@@ -87,6 +93,7 @@ class PaddingFree:
             packing.head = None  # it may do more than is known here
             wrong = wrong if self_test(trainer, model, packing) else None
         if wrong is not None:
+            self._refuse(f"without padding, {wrong}")
             packing.enabled = False
             if isinstance(packing, Packing):
                 inner_of(trainer).set_attn_implementation(self.attention)
@@ -96,6 +103,13 @@ class PaddingFree:
             log.info("%s; batches in parts of similar length: %s", attention, self.refused)
         else:
             log.info("%s; no padding: each row by itself", attention)
+
+    def _refuse(self, reason: str) -> None:
+        if self.needed:
+            raise UserError(
+                f"packing=true: batches of this training have to be padded ({reason}), and a pack's short rows would "
+                "be padded to its longest. Set packing=false."
+            )
 
 
 class SettleAtStart(TrainerCallback):
@@ -115,6 +129,7 @@ def prepare(
     attention: tuple[str, str],
     *,
     wanted: bool,
+    needed: bool = False,
     pad_to: int | None,
     devices: int = 1,
     sharded: bool = False,
@@ -122,7 +137,8 @@ def prepare(
     """Let a model, with its adapters if any, compute without padding where nothing that is known stands against it.
 
     ``attention`` is what was chosen for the model and why, ``devices`` how many it is spread over in this process.
-    ``sharded``: its weights are spread over processes, which then have to call each layer as often as the others.
+    ``needed``: a training that has to pad is refused when it is settled. ``sharded``: its weights are spread over
+    processes, which then have to call each layer as often as the others.
     """
     chosen, why = attention
     model = plain(model)
@@ -133,15 +149,16 @@ def prepare(
     }
     refused = next((reason for reason, applies in asked.items() if applies), None)
     if refused is not None:
-        return PaddingFree(attention=chosen, why=why, refused=refused)
+        return PaddingFree(attention=chosen, why=why, refused=refused, needed=needed)
     refused = obstacle(model, chosen)
     if refused is not None and sharded:
-        return PaddingFree(attention=chosen, why=why, refused=f"{refused}, and its weights are spread over processes")
+        refused = f"{refused}, and its weights are spread over processes"
+        return PaddingFree(attention=chosen, why=why, refused=refused, needed=needed)
     packing = Packing(model) if refused is None else Splitting(model)
     if refused is None:
         model.set_attn_implementation(VARLEN_FA2 if chosen == FLASH else VARLEN)
     packing.enabled = True
-    return PaddingFree(attention=chosen, why=why, refused=refused, packing=packing)
+    return PaddingFree(attention=chosen, why=why, refused=refused, packing=packing, needed=needed)
 
 
 def obstacle(model: t.Any, attention: str) -> str | None:

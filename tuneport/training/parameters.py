@@ -40,7 +40,9 @@ class OptimizerParams(Params):
 class BatchParams(Params):
     """Batches and precision."""
 
-    per_device_train_batch_size: int = param("Rows per device and forward pass in training.", default=1, ge=1)
+    per_device_train_batch_size: int = param(
+        "Rows per device and forward pass in training; with packing, packs of rows.", default=1, ge=1
+    )
     padding_free: bool = param(
         "Compute with the tokens of a batch alone, not with what fills rows up to one length, and give a language "
         "model's head the labelled tokens only: the same losses and gradients, faster and in less memory. Where a "
@@ -50,6 +52,12 @@ class BatchParams(Params):
     )
     group_by_length: bool = param(
         "Put rows of similar length in a batch: less padding, so faster where lengths differ and batches are padded.",
+        default=False,
+    )
+    packing: bool = param(
+        "Make batches by tokens: rows are put together, best-fit decreasing, into packs of at most max_seq_length "
+        "tokens, targets included, and per_device_train_batch_size counts packs. Rows do not see each other and every "
+        "label weighs alike, but a step learns from more rows, so an epoch has fewer steps.",
         default=False,
     )
     gradient_accumulation_steps: int = param("Forward passes per optimizer step.", default=1, ge=1)

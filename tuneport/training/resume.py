@@ -123,7 +123,8 @@ def _check_same_training(
         if name not in MAY_CHANGE and parameters.get(name, ports[name].default) != value
     ]
     if saved["rows_per_step"] != rows_per_step:
-        differing.append(f"{saved['rows_per_step']} rows an optimizer step (now {rows_per_step})")
+        items = "packs" if own.parameters.get("packing") else "rows"
+        differing.append(f"{saved['rows_per_step']} {items} an optimizer step (now {rows_per_step})")
     if processes is not None and saved["world_size"] != processes:
         differing.append(
             f"{saved['world_size']} processes, each of which wrote a part of the optimizer's states (now {processes})"

@@ -25,6 +25,7 @@ from tuneport.training.checkpoint_files import Checkpoint, CheckpointFolder
 from tuneport.training.checkpoints import BestModelTrainer, make_paths_relative, rows_per_step
 from tuneport.training.machine import here
 from tuneport.training.memory import explained, fit_batch_size
+from tuneport.training.packs import Packs
 from tuneport.training.padding_free import PaddingFree
 from tuneport.training.parameters import TrainingParams
 from tuneport.training.preemption import preemptible
@@ -86,6 +87,7 @@ def train(
         model,
         chosen,
         wanted=options.padding_free,
+        needed=options.packing,
         pad_to=prepared.info.pad_to,
         devices=arguments.n_gpu,
         sharded=bool(options.fsdp) or deepspeed.stage(options) == 3,
@@ -104,7 +106,7 @@ def train(
     trainer = BestModelTrainer(
         model=model,
         args=arguments,
-        train_dataset=ArrowDataset.from_file(str(prepared.encoded_file("train"))),
+        train_dataset=_training_rows(prepared, options, model),
         eval_dataset=ArrowDataset.from_file(str(prepared.encoded_file("validation"))),
         data_collator=unpadded.collator(task.collator(plain, prepared.info.meta, prepared.info.pad_to)),
         compute_metrics=task.compute_metrics(prepared.info.meta),
@@ -128,7 +130,7 @@ def train(
             config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
             size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
             deepspeed.set_batches(config, size, accumulation, world_size)
-    log.info("%s", _plan(prepared, model, arguments))
+    log.info("%s", _plan(prepared, model, arguments, options.packing))
     with preemptible(trainer), explained(arguments.per_device_train_batch_size):
         trainer.train_from(checkpoint)
     if trainer.state.best_model_checkpoint is None:
@@ -144,6 +146,15 @@ def train(
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     return _result(trainer)
+
+
+def _training_rows(prepared: Prepared, options: TrainingParams, model: t.Any) -> t.Any:
+    rows = ArrowDataset.from_file(str(prepared.encoded_file("train")))
+    if not options.packing:
+        return rows
+    packs = Packs(rows, prepared.info.max_seq_length, targets=bool(model.config.is_encoder_decoder))
+    log.info("packing: %d packs of at most %d tokens, of %d rows", len(packs), packs.capacity, len(rows))
+    return packs
 
 
 def _reduce(task: Task, meta: t.Any, unpadded: PaddingFree, logits: t.Any, labels: t.Any) -> t.Any:
@@ -311,13 +322,13 @@ def _early_stopping(options: TrainingParams) -> list[TrainerCallback]:
     return [EarlyStopping(options.early_stopping_patience, options.early_stopping_threshold)]
 
 
-def _plan(prepared: Prepared, model: torch.nn.Module, arguments: TrainingArguments) -> str:
+def _plan(prepared: Prepared, model: torch.nn.Module, arguments: TrainingArguments, packing: bool) -> str:
     rows, weights = prepared.info.splits, sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     share = f" ({trained / 1e6:.3g} M trained, {trained / weights:.2%})" if trained < weights else ""
     return (
         f"{rows['train']} training rows, {rows['validation']} validation rows, {weights / 1e6:.1f} M weights{share}, "
-        f"batches of {rows_per_step(arguments)}, on {_devices(arguments)}, "
+        f"batches of {rows_per_step(arguments)}{' packs' if packing else ''}, on {_devices(arguments)}, "
         f"precision {precision_of(arguments)}"
     )
 

@@ -1,0 +1,157 @@
+"""Packs hold every row once within their tokens, in few packs; the rows of a step are dealt out evenly."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+import steps
+from tuneport import tasks
+from tuneport.data.prepared import Prepared
+from tuneport.errors import UserError
+from tuneport.stage import execute
+from tuneport.tracking import Run
+from tuneport.training import memory, order
+from tuneport.training.packs import Packs, best_fit_decreasing, token_counts
+from tuneport.training.trainer import train
+
+
+def log_normal(rows: int, longest: int) -> Any:
+    drawn = np.random.default_rng(0).lognormal(4, 1, rows).astype(np.int64)
+    return np.clip(drawn, 1, longest)
+
+
+def dataset(lengths: Any, targets: Any = None) -> Dataset:
+    columns: dict[str, Any] = {"input_ids": [[1] * int(length) for length in lengths]}
+    columns["labels"] = [0] * len(lengths) if targets is None else [[1] * int(length) for length in targets]
+    return Dataset.from_dict(columns)
+
+
+@pytest.mark.parametrize("capacity", [128, 512, 5000])
+def test_packs_hold_every_row_once_and_little_room(capacity: int) -> None:
+    lengths = log_normal(3000, 128)
+    packs = best_fit_decreasing(lengths, capacity)
+    assert sorted(row for pack in packs for row in pack) == list(range(3000))
+    assert all(lengths[pack].sum() <= capacity for pack in packs)
+    assert len(packs) <= -(-lengths.sum() // capacity) * 1.02 + 1
+
+
+def test_each_row_goes_where_the_least_room_is_left_that_suffices() -> None:
+    packs = best_fit_decreasing(np.array([2, 7, 3, 6, 10, 1]), 10)
+    assert sorted(map(sorted, packs)) == [[0, 3, 5], [1, 2], [4]]  # 6+2+1, 7+3, 10
+
+
+def test_a_row_of_more_tokens_than_a_pack_stands_alone() -> None:
+    packs = best_fit_decreasing(np.array([12, 3, 4, 30]), 10)
+    assert sorted(map(sorted, packs)) == [[0], [1, 2], [3]]
+
+
+def test_targets_count_where_they_are_tokens_of_their_own() -> None:
+    rows = dataset([3, 5], targets=[2, 9])
+    assert token_counts(rows, targets=True).tolist() == [5, 14]
+    assert token_counts(rows, targets=False).tolist() == [3, 5]
+    assert token_counts(dataset([3, 5]), targets=True).tolist() == [3, 5]
+
+
+def test_an_epoch_has_other_packs_of_as_large_a_number_and_every_row_once() -> None:
+    packs = Packs(dataset(log_normal(500, 64)), 64, targets=False)
+    drawn = order.Order(len(packs), 0, order.packed(packs))
+    first = list(drawn)
+    assert first == list(drawn)
+    drawn.epoch = 1
+    second = list(drawn)
+    assert {frozenset(pack) for pack in first} != {frozenset(pack) for pack in second}
+    for found in (first, second):
+        assert len(found) == len(packs) == len(drawn)
+        assert sorted(row for pack in found for row in pack) == list(range(500))
+    lengths = [len(row["input_ids"]) for row in packs.__getitems__(first[:3])]
+    assert lengths == [packs.tokens[row] for pack in first[:3] for row in pack]
+
+
+def test_rows_of_a_step_are_dealt_out_to_batches_of_about_as_many_tokens() -> None:
+    lengths = log_normal(8 * 4 * 20 + 5, 512).tolist()
+    drawn = order.shuffled(len(lengths))(torch.Generator().manual_seed(0))
+    dealt = order.balanced(drawn, lengths, batch=8, batches=4)
+    most, most_at_random = [], []
+    for start in range(0, 8 * 4 * 20, 32):
+        assert sorted(dealt[start : start + 32]) == sorted(drawn[start : start + 32])
+        for found, into in ((dealt, most), (drawn, most_at_random)):
+            tokens = [sum(lengths[row] for row in found[start + 8 * i : start + 8 * (i + 1)]) for i in range(4)]
+            into.append(max(tokens) / (sum(tokens) / 4))
+    assert dealt[8 * 4 * 20 :] == drawn[8 * 4 * 20 :]
+    assert np.mean(most) < 1.05
+    assert np.mean(most_at_random) > 1.3
+
+
+def test_the_heaviest_packs_are_tried_for_memory() -> None:
+    rng = random.Random(0)
+    packs = Packs(dataset([rng.randrange(1, 60) for _ in range(300)]), 64, targets=False)
+    tokens = [sum(len(row["input_ids"]) for row in pack) for pack in memory.longest_first(packs)]
+    assert tokens == sorted(tokens, reverse=True)
+    assert tokens[0] == 64 and len(tokens) == len(packs)
+
+
+def finetune(model: Path, rows: Path, output: Path, **values: Any) -> Any:
+    stage = steps.load("finetune", "text_classification")(model_selector_output=model, preprocess_output=rows, **values)
+    return train(
+        tasks.load("text_classification"),
+        model,
+        Prepared(rows),
+        stage,
+        metric_for_best_model="loss",
+        output=output,
+        run=Run(),
+    )
+
+
+def test_a_batch_of_all_packs_is_the_batch_of_all_rows(still: Any, tmp_path: Path) -> None:
+    shared = {"learning_rate": 1e-2, "num_train_epochs": 3}
+    packed = finetune(still.model, still.rows, tmp_path / "a", packing=True, per_device_train_batch_size=1000, **shared)
+    padded = finetune(still.model, still.rows, tmp_path / "b", per_device_train_batch_size=96, **shared)
+    assert packed.steps == padded.steps == 3
+    assert packed.best_metric == pytest.approx(padded.best_metric, rel=1e-5)
+
+
+def test_steps_are_as_many_as_the_packs_and_rows_are_counted(
+    still: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "tuneport"):
+        result = finetune(still.model, still.rows, tmp_path / "out", packing=True, num_train_epochs=2)
+    (said,) = (record.message for record in caplog.records if record.message.startswith("packing: "))
+    packs, capacity, rows = (int(word) for word in said.split() if word.isdigit())
+    assert (result.steps, rows, capacity) == (2 * packs, 96, Prepared(still.rows).info.max_seq_length)
+    assert result.samples_per_second * result.runtime_seconds == pytest.approx(2 * 96, rel=0.01)
+
+
+def test_a_resume_within_an_epoch_goes_on_with_the_packs_that_are_left(still: Any, tmp_path: Path) -> None:
+    shared = {"packing": True, "lr_scheduler_type": "constant", "learning_rate": 1e-3}
+    shared |= {"evaluation_strategy": "steps", "eval_steps": 2}
+    finetune(still.model, still.rows, tmp_path / "whole", max_steps=8, **shared)
+    finetune(still.model, still.rows, tmp_path / "begun", max_steps=4, **shared)
+    begun = str(tmp_path / "begun")
+    result = finetune(
+        still.model, still.rows, tmp_path / "resumed", max_steps=8, resume_from_checkpoint=begun, **shared
+    )
+    assert result.epochs < 1
+    whole, resumed = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed"))
+    assert whole == resumed
+
+
+def test_packs_that_would_be_padded_are_refused(
+    imported_model: Path, questions: Any, write_jsonl: Any, tmp_path: Path
+) -> None:
+    stage = steps.load("preprocess", "text_classification")(
+        model_selector_output=imported_model,
+        train_file_path=write_jsonl(tmp_path / "rows.jsonl", questions),
+        sentence1_key="text",
+        label_key="label",
+        pad_to_max_length=True,
+        preprocess_output=tmp_path / "rows",
+    )
+    execute(stage)
+    with pytest.raises(UserError, match=r"^packing=true: .*pad_to_max_length=true.*Set packing=false"):
+        finetune(imported_model, tmp_path / "rows", tmp_path / "out", packing=True)
