@@ -20,10 +20,14 @@ from tuneport.stage import execute
 TEXTS = [
     f"Line {i} of film {i % 7}: {'really ' * (i % 40)}“is it”?\n{'né ' * (i % 3)}{'<s>' * (i % 2)}" for i in range(200)
 ]
+CHAT = "{% for m in messages %}{{ m.role + ': ' + m.content + '</s>' }}{% endfor %}"
+CHAT += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 TASKS: dict[str, dict[str, Any]] = {
     "text_generation": {"text_key": "text"},
     "summarization": {"document_key": "text", "summary_key": "title"},
     "text_classification": {"sentence1_key": "text", "label_key": "label"},
+    "token_classification": {"token_key": "words", "tag_key": "tags"},
+    "chat_completion": {"messages_key": "messages", "chat_template": CHAT},
 }
 
 
@@ -41,6 +45,18 @@ def tokenizer() -> Tokenizer:
     return found
 
 
+def made_row(text: str, label: str) -> dict[str, Any]:
+    words, turns = text.split(), [("user", text[:60]), ("assistant", text[60:] or "“Yes”")]
+    return {
+        "text": text,
+        "title": text[:12],
+        "label": label,
+        "words": words,
+        "tags": ["B-X" if word.isdigit() else "O" for word in words],
+        "messages": [{"role": role, "content": content} for role, content in turns],
+    }
+
+
 @pytest.fixture
 def preprocess(tokenizer: Tokenizer, tmp_path: Path) -> Callable[..., Prepared]:
     """Run the stage in this process on the texts, with a model whose tokenizer cuts as named."""
@@ -49,12 +65,12 @@ def preprocess(tokenizer: Tokenizer, tmp_path: Path) -> Callable[..., Prepared]:
         model = tmp_path / f"model-{out}"
         model.mkdir()
         tokenizer.save(str(model / "tokenizer.json"))
-        kind = "roberta" if task_name == "text_classification" else "gpt2"
+        kind = "roberta" if task_name.endswith("classification") else "gpt2"
         (model / "config.json").write_text(json.dumps({"model_type": kind, "n_positions": 64}))
         named = {"truncation_side": side, "eos_token": "</s>"}
         (model / "tokenizer_config.json").write_text(json.dumps(named))
         write_manifest(Model(model), "model_import", "0", {}, {})
-        rows = [{"text": text, "title": text[:12], "label": str(i % 2)} for i, text in enumerate(TEXTS)]
+        rows = [made_row(text, str(i % 2)) for i, text in enumerate(TEXTS)]
         data = tmp_path / "rows.jsonl"
         data.write_text("\n".join(map(json.dumps, rows)))
         step = steps.load("preprocess", task_name)

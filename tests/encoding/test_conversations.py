@@ -1,19 +1,15 @@
 """Conversations are rendered as transformers renders them, with labels on what the assistant says alone."""
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from tuneport.encoding.conversations import (
-    ChatTemplate,
-    ConversationEncoder,
-    Turns,
-    end_of_turn,
-    special_tokens,
-    turns_of,
-)
+from tuneport.encoding.conversation_encoder import ConversationEncoder
+from tuneport.encoding.conversations import ChatTemplate, Turns, end_of_turn, special_tokens, turns_of
+from tuneport.encoding.located import library_located
 from tuneport.encoding.prompts import IGNORED
 
 TOKENS = {"bos_token": "<s>", "eos_token": "<|im_end|>"}
@@ -84,8 +80,25 @@ def learnt(tokenizer: Tokenizer, row: Any) -> list[str]:
     return [tokenizer.decode(run, skip_special_tokens=False) for run in runs if run]
 
 
-def encoder(tokenizer: Tokenizer, template: str, *, max_tokens: int = 1000, last: bool = False) -> ConversationEncoder:
-    return ConversationEncoder(tokenizer, ChatTemplate(template, TOKENS), max_tokens=max_tokens, last=last)
+class Encoded(NamedTuple):
+    input_ids: list[int]
+    labels: list[int]
+    truncated: bool
+    trainable: bool
+
+
+def encoder(
+    tokenizer: Tokenizer, template: str, *, max_tokens: int = 1000, last: bool = False
+) -> Callable[..., Encoded]:
+    encode = ConversationEncoder(
+        tokenizer, library_located(tokenizer), ChatTemplate(template, TOKENS), max_tokens=max_tokens, last=last
+    )
+
+    def encoded(turns: Any, tools: Any = None) -> Encoded:
+        columns = encode([encode.spans(turns, tools)]).columns()
+        return Encoded(*(columns[name].tolist()[0] for name in Encoded._fields))
+
+    return encoded
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED, UNMARKED])

@@ -5,14 +5,16 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from tuneport.encoding import fast_tokenizer
 from tuneport.encoding.fast_tokenizer import FastTokenizer, Unfit, is_byte_level_bpe
+from tuneport.encoding.located import library_located
 
 ROOT = Path(__file__).parents[2]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -159,6 +161,41 @@ def test_any_text_has_the_ids_of_the_tokenizers_library(family: str) -> None:
     wanted = [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     assert fast(texts).column().to_pylist() == wanted
     assert len({i for ids in wanted for i in ids}) > 700
+
+
+def drawn_spans(text: str, rng: random.Random) -> list[tuple[int, int]]:
+    """Up to four stretches of a text, some of them one after the other, that do not overlap."""
+    places = sorted(rng.sample(range(len(text) + 1), min(8, len(text) + 1) // 2 * 2))
+    return [*zip(places[::2], places[1::2], strict=True)]
+
+
+@pytest.mark.parametrize("trims", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_are_found_in_stretches_of_text_as_the_library_finds_them(
+    family: str, trims: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = FAMILIES[family]()
+    if family != "RoBERTa":
+        tokenizer.post_processor = processors.ByteLevel(add_prefix_space=True, trim_offsets=trims)
+    fast = FastTokenizer(tokenizer)
+    tokenizer.no_truncation()
+    rng = random.Random(0)
+    texts = list(random_texts(1500))
+    spans = [drawn_spans(text, rng) for text in texts]
+    by_library: list[str] = []
+    wanted_ids, wanted = library_located(tokenizer)(texts, spans)
+
+    def counted(others: Sequence[str], theirs: Any) -> Any:
+        by_library.extend(text for text in others if text)
+        return library_located(tokenizer)(others, theirs)
+
+    monkeypatch.setattr(fast, "_library_located", counted)
+    ids, found = fast.located(texts, spans)
+    assert ids.column().to_pylist() == wanted_ids.column().to_pylist()
+    assert found.column().to_pylist() == wanted.column().to_pylist()
+    assert 0.2 < found.values.mean() < 0.8
+    most = {"RoBERTa": 1.0, "lower case": 1.0, "Qwen": 0.4}.get(family, 0.2 if trims else 0.1)
+    assert len(by_library) <= most * len(texts)
 
 
 def test_a_text_with_a_byte_that_the_vocabulary_lacks_is_encoded_by_the_library() -> None:

@@ -1,13 +1,13 @@
 """Prompts and completions become ids that fit, with labels on the completion alone."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.completions import CompletionEncoder
-from tuneport.encoding.prompts import IGNORED, Encoded, PromptEncoder, joined, specials
+from tuneport.encoding.prompts import IGNORED, PromptEncoder, joined, specials
 from tuneport.encoding.token_ids import library_ids
 from tuneport.errors import UserError
 
@@ -38,6 +38,12 @@ def base(tokenizer: Tokenizer, **config: Any) -> BaseModel:
         chat_template=None,
         max_seq_length=64,
     )
+
+
+class Encoded(NamedTuple):
+    input_ids: list[int]
+    labels: list[int]
+    truncated: bool
 
 
 def decoder_settings(template: str = "{text}", cut: str = "end", **changes: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if t.TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Token ids and labels of many rows; see `tuneport.encoding.prompts.Encoded`."""
+    """Token ids and labels of many rows; of an encoder–decoder's, the labels are the target's ids."""
 
     input_ids: TokenIds
     labels: TokenIds

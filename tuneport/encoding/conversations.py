@@ -1,11 +1,9 @@
-"""Conversations as the turns that chat templates render, and as token ids with labels on the assistant's turns."""
+"""Conversations as the turns that chat templates render."""
 
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Mapping, Sequence
-
-from tuneport.encoding.prompts import IGNORED, Encoded
+from collections.abc import Mapping
 
 if t.TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -199,79 +197,13 @@ def end_of_turn(template: ChatTemplate, tokenizer: Tokenizer) -> int | None:
     text = template([*question, {"role": "assistant", "content": "Answer"}])
     answer = text[len(asked) :] if text.startswith(asked) else text
     after = answer.rpartition("Answer")[2]
-    found = [(after.find(token), i) for token, i in _special(tokenizer).items() if token in after]
+    found = [(after.find(token), i) for token, i in special_ids(tokenizer).items() if token in after]
     return min(found)[1] if found else None
 
 
-def _special(tokenizer: Tokenizer) -> dict[str, int]:
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """The special tokens of a tokenizer, as they are written, with their ids."""
     return {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-
-
-class ConversationEncoder:
-    """Conversations as token ids, with labels on what the assistant says: each of its turns, or the ``last`` one.
-
-    A turn of ``weight`` 0 has no labels, nor has white space after the special token that ends a turn.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, *, max_tokens: int, last: bool) -> None:
-        tokenizer.no_truncation()
-        self.tokenizer, self.template, self.max_tokens, self.last = tokenizer, template, max_tokens, last
-        self.special = tuple(_special(tokenizer))
-
-    def __call__(self, turns: Sequence[Mapping[str, t.Any]], tools: t.Any = None) -> Encoded:
-        """Encode a conversation; what is too long is cut at its end.
-
-        Raises ValueError (problem, what was found).
-        """
-        text, spans = self.spans(turns, tools)
-        encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        ids = encoding.ids[: self.max_tokens]
-        labels = [
-            i if any(a < end and b > start for start, end in spans) else IGNORED
-            for i, (a, b) in zip(ids, encoding.offsets[: self.max_tokens], strict=True)
-        ]
-        return Encoded(ids, [IGNORED, *labels[1:]], len(encoding.ids) > self.max_tokens)
-
-    def spans(self, turns: Sequence[Mapping[str, t.Any]], tools: t.Any) -> tuple[str, list[tuple[int, int]]]:
-        """Return the text up to the last answer to learn, and where in it those answers stand."""
-        answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
-        learnt = [i for i in (answers[-1:] if self.last else answers) if turns[i].get("weight", 1)]
-        turns = turns[: learnt[-1] + 1]
-        answers = [i for i in answers if i < len(turns)]
-        if self.template.marks_answers:
-            text, spans = self.template.answers(turns, tools)
-            if len(spans) != len(answers):
-                raise ValueError(
-                    "turns for which the chat template marks another number of {% generation %} parts",
-                    f"{len(spans)} parts, {len(answers)} assistant turns",
-                )
-            spans = [span for i, span in zip(answers, spans, strict=True) if i in learnt]
-        else:
-            text = self.template(turns, tools)
-            spans = [self._span(turns, i, text, tools) for i in learnt]
-        return text, [(start, self._end(text[start:end]) + start) for start, end in spans]
-
-    def _span(self, turns: Sequence[Mapping[str, t.Any]], i: int, text: str, tools: t.Any) -> tuple[int, int]:
-        """An answer stands between what is rendered to ask for it, and what is rendered with it."""
-        asked = self.template(turns[:i], tools, add_generation_prompt=True)
-        answered = text if i == len(turns) - 1 else self.template(turns[: i + 1], tools)
-        if not answered.startswith(asked):
-            raise ValueError(
-                "turns that the chat template writes otherwise than it asks for them, so that the answer's begin is "
-                "not known; wanted a template that marks answers with {% generation %}",
-                f"turn {i + 1}",
-            )
-        if not text.startswith(answered):
-            raise ValueError(
-                "earlier turns that the chat template changes when later ones follow, so that they are never asked for "
-                "as they stand; wanted loss_on=last, or a template that marks answers with {% generation %}",
-                f"turn {i + 1}",
-            )
-        return len(asked), len(answered)
-
-    def _end(self, answer: str) -> int:
-        kept = answer.rstrip()
-        return len(kept) if kept.endswith(self.special) else len(answer)
 
 
 def turns_of(values: Mapping[str, t.Any], shape: str, key: str) -> t.Any:

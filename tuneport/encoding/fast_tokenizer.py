@@ -6,11 +6,14 @@ import json
 import random
 import typing as t
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
-from tuneport.encoding.token_ids import ToIds, TokenIds, library_ids
+from tuneport.encoding.located import Locate, Spans, library_located, within
+from tuneport.encoding.token_ids import Counts, ToIds, TokenIds, concatenate, library_ids
 
 if t.TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -59,6 +62,7 @@ RANGES = (
     (0x3000, 0xD7FF),
     (0xE000, 0x1FFFF),
 )
+SPACE = "Ġ"  # as vocabularies of bytes write it
 SHOWN = 40  # characters of a text that a message shows
 
 
@@ -88,6 +92,47 @@ class FastTokenizer:
     def __call__(self, texts: Sequence[str]) -> TokenIds:
         return self._by_core(texts) or self._by_library(texts)
 
+    def located(self, texts: Sequence[str], spans: Sequence[Spans]) -> tuple[TokenIds, TokenIds]:
+        """As `library_located`: where tokens stand follows from how many bytes each stands for."""
+        ids = self._by_core(texts)
+        if ids is None:
+            return self._library_located(texts, spans)
+        encoded = [text.encode() for text in texts]
+        sizes = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        widths = self._bytes.widths[ids.values]
+        whole = np.bincount(ids.rows, widths, len(texts)) == sizes
+        whole &= [self._is_as_written(text) for text in texts]
+        if not whole.all():  # something was changed before it became tokens
+            others, theirs = self._library_located(_where(~whole, texts, ""), _where(~whole, spans, ()))
+            ids, own = self.located(_where(whole, texts, ""), _where(whole, spans, ()))
+            return concatenate(ids, others), concatenate(own, theirs)
+        ends = widths.cumsum() - (sizes.cumsum() - sizes)[ids.rows]
+        starts = ends - widths
+        if self._trims:
+            starts = np.minimum(starts + self._bytes.leading[ids.values], ends)
+            ends = np.maximum(ends - self._bytes.trailing[ids.values], starts)
+        return ids, within(ids, starts, ends, [_in_bytes(*pair) for pair in zip(texts, spans, strict=True)], sizes)
+
+    def _is_as_written(self, text: str) -> bool:
+        """Whether the tokens are of the text as it is, and where they stand does not depend on its first place."""
+        normalizer: t.Any = self.tokenizer.normalizer
+        return not (self._trims and text[:1] == " ") and (normalizer is None or normalizer.normalize_str(text) == text)
+
+    @cached_property
+    def _trims(self) -> bool:
+        """Whether tokens are said to stand where they do without the space around them."""
+        return '"trim_offsets":true' in json.dumps(json.loads(self.tokenizer.to_str())["post_processor"]).replace(
+            " ", ""
+        )
+
+    @cached_property
+    def _bytes(self) -> Bytes:
+        return Bytes.of(self.tokenizer)
+
+    @cached_property
+    def _library_located(self) -> Locate:
+        return library_located(self._whole)
+
     def _by_core(self, texts: Sequence[str]) -> TokenIds | None:
         """None where a text has a byte that the vocabulary lacks, which the tokenizers library leaves out."""
         try:
@@ -99,9 +144,44 @@ class FastTokenizer:
 
     @cached_property
     def _by_library(self) -> ToIds:
+        return library_ids(self._whole)
+
+    @cached_property
+    def _whole(self) -> Tokenizer:
+        """The library's, which does not cut."""
         whole = type(self.tokenizer).from_str(self.tokenizer.to_str())
         whole.no_truncation()
-        return library_ids(whole)
+        return whole
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """By token id, how many bytes of a text a token stands for, and how many spaces are its first and last ones."""
+
+    widths: Counts
+    leading: Counts
+    trailing: Counts
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Bytes:
+        added = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items()}
+        vocabulary = {i: token for token, i in tokenizer.get_vocab().items()} | added
+        found = cls(*(np.zeros(max(vocabulary) + 1, np.int64) for _ in range(3)))
+        for i, token in vocabulary.items():  # of a vocabulary of bytes, each character is one
+            found.widths[i] = len(token.encode()) if i in added else len(token)
+            found.leading[i] = len(token) - len(token.lstrip(SPACE))
+            found.trailing[i] = len(token) - len(token.rstrip(SPACE))
+        return found
+
+
+def _where(wanted: npt.NDArray[np.bool_], values: Sequence[t.Any], other: t.Any) -> list[t.Any]:
+    return [value if chosen else other for value, chosen in zip(values, wanted.tolist(), strict=True)]
+
+
+def _in_bytes(text: str, spans: Spans) -> Spans:
+    if text.isascii():
+        return spans
+    return [(len(text[:start].encode()), len(text[:end].encode())) for start, end in spans]
 
 
 def _core(description: str) -> t.Any:

@@ -162,17 +162,3 @@ def joined(prompt: str, completion: str) -> str:
     """A completion as it follows a prompt: after a space, unless white space stands at the seam already."""
     seam = prompt[-1:].isspace() or completion[:1].isspace() or not prompt
     return completion if seam else " " + completion
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids and labels of one row; of an encoder–decoder's, the labels are the target's ids."""
-
-    input_ids: list[int]
-    labels: list[int]
-    truncated: bool
-
-    @property
-    def trainable(self) -> bool:
-        """Whether a token has a label."""
-        return any(label != IGNORED for label in self.labels)

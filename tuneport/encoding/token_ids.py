@@ -65,6 +65,18 @@ class TokenIds:
             chosen = self.places < np.repeat(kept, self.lengths)
         return TokenIds(self.values[chosen], kept)
 
+    def take(self, texts: Counts) -> TokenIds:
+        """The ids of these texts, each as often as it is asked for."""
+        lengths = self.lengths[texts]
+        found = TokenIds(np.empty(int(lengths.sum()), np.int32), lengths)
+        found.values[:] = self.values[np.repeat(self.starts[texts], lengths) + found.places]
+        return found
+
+    def joined(self, counts: Counts) -> TokenIds:
+        """Texts that follow each other as one: ``counts`` says how many make each."""
+        ends = np.append(0, self.lengths.cumsum())[np.append(0, counts.cumsum())]
+        return TokenIds(self.values, ends[1:] - ends[:-1])
+
     def column(self) -> pa.ListArray:
         """As an Arrow column of lists."""
         import pyarrow as pa

@@ -10,22 +10,25 @@ from pathlib import Path
 from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.conversations import (
     ChatTemplate,
-    ConversationEncoder,
     Turns,
     end_of_turn,
     special_tokens,
     turns_of,
 )
-from tuneport.encoding.prompts import Encoded, vocabulary_size
+from tuneport.encoding.prompts import vocabulary_size
 from tuneport.errors import UserError
 from tuneport.modeling.generator import Generator
 from tuneport.step import Params, param
-from tuneport.tasks import Columns, Drop, Encoder, Meta, Refuse, Row
+from tuneport.tasks import Drop, Encoder, Meta, Refuse, Row
 from tuneport.tasks._language_modeling import LanguageModelingTask
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
     from tokenizers import Tokenizer
+
+    from tuneport.encoding.conversation_encoder import ConversationEncoder
+    from tuneport.encoding.fast_tokenizer import FastTokenizer
+    from tuneport.encoding.located import Locate, Spans
 
 COLUMNS = {  # of each chat_format, besides messages
     "sharegpt": ("conversations",),
@@ -170,22 +173,23 @@ class ChatCompletion(LanguageModelingTask):
         }
 
     def encoder(self, tokenizer: Tokenizer, meta: Meta, options: ChatCompletionColumns) -> Encoder:
-        settings = meta["prompting"]
+        from tuneport.encoding.located import library_located
+
+        return self._encoder(tokenizer, library_located(tokenizer), meta["prompting"], options)
+
+    def fast_encoder(self, tokenizer: FastTokenizer, meta: Meta, options: ChatCompletionColumns) -> Encoder:
+        return self._encoder(tokenizer.tokenizer, tokenizer.located, meta["prompting"], options)
+
+    def _encoder(
+        self, tokenizer: Tokenizer, located: Locate, settings: Meta, options: ChatCompletionColumns
+    ) -> Encoder:
+        from tuneport.encoding.conversation_encoder import ConversationEncoder
+
         template = ChatTemplate(settings["chat_template"], settings["tokens"])
-        to_ids = ConversationEncoder(
-            tokenizer, template, max_tokens=settings["max_tokens"], last=options.loss_on == "last"
+        encode = ConversationEncoder(
+            tokenizer, located, template, max_tokens=settings["max_tokens"], last=options.loss_on == "last"
         )
-
-        def encode(rows: Sequence[Row]) -> Columns:
-            found = _encoded(to_ids, rows)
-            return {
-                "input_ids": [row.input_ids for row in found],
-                "labels": [row.labels for row in found],
-                "truncated": [row.truncated for row in found],
-                "trainable": [row.trainable for row in found],
-            }
-
-        return encode
+        return lambda rows: encode(_spans(encode, rows)).columns()
 
     def chat_template(self, meta: Meta) -> str | None:
         return t.cast(str, meta["prompting"]["chat_template"])
@@ -261,12 +265,12 @@ def _template(given: str | None, base: BaseModel) -> str:
         ) from None
 
 
-def _encoded(to_ids: ConversationEncoder, rows: Sequence[Row]) -> list[Encoded]:
-    """Encode rows. Raises `UserError` that names those that cannot be."""
+def _spans(encoder: ConversationEncoder, rows: Sequence[Row]) -> list[tuple[str, Spans]]:
+    """The texts of rows, and what in them is learnt. Raises `UserError` that names those that have none."""
     found, wrong = [], dict[str, list[str]]()
     for row in rows:
         try:
-            found.append(to_ids(json.loads(row["messages"]), json.loads(row.get("tools") or "null")))
+            found.append(encoder.spans(json.loads(row["messages"]), json.loads(row.get("tools") or "null")))
         except ValueError as e:
             problem, detail = e.args
             wrong.setdefault(problem, []).append(f"{row['row_id']} ({detail})")

@@ -18,8 +18,10 @@ from tuneport.tasks import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswe
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Tokenizer
 
+    from tuneport.encoding.fast_tokenizer import FastTokenizer
+    from tuneport.encoding.token_ids import ToIds
     from tuneport.evaluation import Evaluation
 
 CONTINUED = -101  # and downwards: the label 0, 1, … of a word's further sub-words; learnt, but not scored
@@ -272,33 +274,38 @@ class TokenClassification(Task):
         return pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
 
     def encoder(self, tokenizer: Tokenizer, meta: Meta, options: TokenClassificationColumns) -> Encoder:
+        from tuneport.encoding.token_ids import library_ids
+
+        whole = type(tokenizer).from_str(tokenizer.to_str())
+        whole.no_truncation()
+        return self._encoder(tokenizer, library_ids(whole), meta, options)
+
+    def fast_encoder(self, tokenizer: FastTokenizer, meta: Meta, options: TokenClassificationColumns) -> Encoder:
+        return self._encoder(tokenizer.tokenizer, tokenizer, meta, options)
+
+    def _encoder(self, tokenizer: Tokenizer, to_ids: ToIds, meta: Meta, options: TokenClassificationColumns) -> Encoder:
+        import numpy as np
+
+        from tuneport.encoding.words import WordEncoder
+
+        encode = WordEncoder(tokenizer, to_ids)
         index = {tag: i for i, tag in enumerate(meta["labels"])}
+        continued = {
+            tag: CONTINUED - index[_continued(tag, index)] if options.label_all_tokens else IGNORED for tag in index
+        }
         prefix = " " if '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["pre_tokenizer"]) else ""
 
-        def label_ids(encoding: Encoding, tags: list[str]) -> list[int]:
-            found, previous = [], None
-            for word in encoding.word_ids:
-                if word is None or (word == previous and not options.label_all_tokens):
-                    found.append(IGNORED)
-                elif word == previous:
-                    found.append(CONTINUED - index[_continued(tags[word], index)])
-                else:
-                    found.append(index[tags[word]])
-                previous = word
-            return found
+        def encoded(rows: Sequence[Row]) -> Columns:
+            tags = [tag for row in rows for tag in row["tags"]]
+            found = encode(
+                [[prefix + word for word in row["tokens"]] for row in rows],
+                [index[tag] for tag in tags],
+                [continued[tag] for tag in tags],
+            )
+            trainable = np.bincount(found.labels.rows[found.labels.values >= 0], minlength=len(rows)) > 0
+            return found.columns() | {"trainable": trainable}
 
-        def encode(rows: Sequence[Row]) -> Columns:
-            words = [[prefix + word for word in row["tokens"]] for row in rows]
-            encodings = tokenizer.encode_batch(words, is_pretokenized=True)
-            labels = [label_ids(e, row["tags"]) for e, row in zip(encodings, rows, strict=True)]
-            return {
-                "input_ids": [e.ids for e in encodings],
-                "labels": labels,
-                "truncated": [bool(e.overflowing) for e in encodings],
-                "trainable": [max(ids, default=IGNORED) >= 0 for ids in labels],
-            }
-
-        return encode
+        return encoded
 
     def load_model(self, folder: Path, meta: Meta, **loading: t.Any) -> t.Any:
         from transformers import AutoModelForTokenClassification
