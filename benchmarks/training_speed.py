@@ -321,14 +321,14 @@ def with_bare_loop(case: Case, root: Path, turns: Turns, who: str) -> None:
 
 def parts(case: Case, root: Path, pad_to: int | None) -> tuple[Any, Any, Any]:
     """The model, the collator and the rows."""
-    from datasets import Dataset
+    from datasets import Dataset, concatenate_datasets
 
     from tuneport import tasks
     from tuneport.data.prepared import Prepared
 
     task, prepared = tasks.load(case.task), Prepared(root)
     model = task.load_model(root / "model", prepared.info.meta)
-    rows = Dataset.from_file(str(prepared.encoded_file("train")))
+    rows = concatenate_datasets([Dataset.from_file(str(file)) for file in prepared.encoded_files("train")])
     return model, task.collator(model, prepared.info.meta, pad_to), rows
 
 
@@ -352,6 +352,8 @@ def gate(turns: Turns) -> Any:
 def write_data(case: Case, root: Path, steps: int) -> list[int]:
     """Prepared rows of random tokens, as preprocess hands them on; returns the lengths of the training rows."""
     import pyarrow as pa
+
+    from tuneport.data.shards import ShardWriter
 
     rng = random.Random(0)
     vocabulary = SIZES[case.task]["vocab_size"]
@@ -377,10 +379,9 @@ def write_data(case: Case, root: Path, steps: int) -> list[int]:
     per_token = pa.list_(pa.int32())
     labels = pa.int64() if case.task == "text_classification" else per_token
     schema = pa.schema([("row_id", pa.string()), ("input_ids", per_token), ("labels", labels), ("length", pa.int32())])
-    (root / "encoded").mkdir()
     for split, rows in (("train", training), ("validation", training[:1])):
-        with pa.OSFile(str(root / "encoded" / f"{split}.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as out:
-            out.write_table(pa.Table.from_pylist(rows, schema))
+        with ShardWriter(root / "encoded", split, schema) as writer:
+            writer.write(pa.Table.from_pylist(rows, schema), len(rows))
     meta: dict[str, Any] = {"labels": [str(i) for i in range(LABELS)], "multi_label": False, "iob": False}
     meta["prompting"] = {"encoder_decoder": case.task == "translation"}
     splits = {"train": {"rows": len(training)}, "validation": {"rows": 1}}

@@ -204,7 +204,7 @@ def test_an_input_altered_by_one_byte_is_refused_by_name(
     imported_model: Path, prepared_questions: Path, tmp_path: Path
 ) -> None:
     altered = Path(shutil.copytree(prepared_questions, tmp_path / "altered"))
-    file = altered / "encoded" / "train.arrow"
+    file = altered / "encoded" / "train-00000.arrow"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -214,7 +214,7 @@ def test_an_input_altered_by_one_byte_is_refused_by_name(
         [*command, "--pytorch_model_folder", str(tmp_path / "out")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "train.arrow: was altered" in done.stderr and "Traceback" not in done.stderr
+    assert "train-00000.arrow: was altered" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -163,7 +163,7 @@ def test_a_given_split_is_used_whole_and_only_the_missing_one_is_taken_from_trai
 def test_the_batch_size_is_that_of_the_stored_batches(preprocess, train):
     prepared = preprocess(train_file_path=train, batch_size=20)
     for kind in ("encoded", "rows"):
-        sizes = [len(b) for b in pa.ipc.open_stream((prepared.path / kind / "train.arrow").read_bytes())]
+        sizes = [len(b) for b in pa.ipc.open_stream((prepared.path / kind / "train-00000.arrow").read_bytes())]
         assert sizes == [20, 20, 20, 20, 16]
 
 

@@ -29,6 +29,7 @@ from tuneport.data.near_copies import NearCopies, NearCopyIndex, sample_rows
 from tuneport.data.options import PrepareParams
 from tuneport.data.readers import RawRow, Source
 from tuneport.data.report import LISTED_ROWS, TokenLengths, copies_report, groups_report, near_copies_report
+from tuneport.data.shards import ShardWriter
 from tuneport.data.splits import SPLITS, Codes, assign_group_splits, assign_splits
 from tuneport.data.tokenizing import chat_template, load_tokenizer, longest_input, read_json, resolve_length
 from tuneport.encoding.base_model import BaseModel
@@ -547,7 +548,7 @@ class Untrainable:
 
 
 class SplitWriter:
-    """The two streams of one split, in batches of ``batch_size`` rows whatever comes in."""
+    """The encoded and the raw rows of one split, in batches of ``batch_size`` rows whatever comes in."""
 
     def __init__(
         self,
@@ -565,8 +566,7 @@ class SplitWriter:
         self.pending: tuple[list[pa.RecordBatch], list[pa.RecordBatch]] = ([], [])
         self.writers = []
         for kind, schema in (("encoded", encoded), ("rows", rows)):
-            (output / kind).mkdir(exist_ok=True)
-            self.writers.append(stack.enter_context(_stream_writer(output / kind / f"{split}.arrow", schema)))
+            self.writers.append(stack.enter_context(ShardWriter(output / kind, split, schema)))
 
     def write(self, encoded: pa.RecordBatch, rows: pa.RecordBatch, truncated: npt.NDArray[np.bool_]) -> None:
         if not len(rows):
@@ -583,9 +583,9 @@ class SplitWriter:
             if pending:
                 self._write(pending, writer, sum(map(len, pending)))
 
-    def _write(self, pending: list[pa.RecordBatch], writer: t.Any, rows: int) -> None:
+    def _write(self, pending: list[pa.RecordBatch], writer: ShardWriter, rows: int) -> None:
         table = pa.Table.from_batches(pending).combine_chunks()
-        writer.write_table(table.slice(0, rows), max_chunksize=self.batch_size)
+        writer.write(table.slice(0, rows), self.batch_size)
         pending[:] = table.slice(rows).to_batches()
 
 

@@ -47,17 +47,21 @@ class Prepared:
                 "Run preprocess for this task."
             )
 
-    def encoded_file(self, split: str) -> Path:
-        """The Arrow IPC stream of a split's tokens: row_id, the task's encoded columns, length."""
-        return self._file("encoded", split)
+    def encoded_files(self, split: str) -> list[Path]:
+        """The Arrow IPC streams of a split's tokens, in order: row_id, the task's encoded columns, length."""
+        return self._files("encoded", split)
 
     def encoded(self, split: str) -> pa.Table:
         """A split's tokens, memory mapped."""
-        return _read(self.encoded_file(split))
+        from tuneport.data import shards
+
+        return shards.read(self.encoded_files(split))
 
     def rows(self, split: str) -> list[dict[str, Any]]:
         """A split's raw rows: row_id and the task's fields."""
-        rows: list[dict[str, Any]] = _read(self._file("rows", split)).to_pylist()
+        from tuneport.data import shards
+
+        rows: list[dict[str, Any]] = shards.read(self._files("rows", split)).to_pylist()
         return rows
 
     def report(self) -> dict[str, Any]:
@@ -65,17 +69,10 @@ class Prepared:
         report: dict[str, Any] = json.loads((self.path / "data_report.json").read_text("utf-8"))
         return report
 
-    def _file(self, kind: str, split: str) -> Path:
-        path = self.path / kind / f"{split}.arrow"
-        if not path.is_file():
-            raise UserError(f"{path}: not found; this prepared dataset has no {split} split. Run preprocess again.")
-        return path
+    def _files(self, kind: str, split: str) -> list[Path]:
+        from tuneport.data import shards
 
-
-def _read(path: Path) -> pa.Table:
-    import os
-
-    import pyarrow as pa
-
-    with pa.memory_map(os.fsencode(path)) as source:
-        return pa.ipc.open_stream(source).read_all()
+        files = shards.shards(self.path / kind, split)
+        if not files:
+            raise UserError(f"{self.path}: this prepared dataset has no {split} split in {kind}. Run preprocess again.")
+        return files

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import transformers
 from datasets import Dataset as ArrowDataset
+from datasets import concatenate_datasets
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from tuneport.data.prepared import Prepared
@@ -107,7 +108,7 @@ def train(
         model=model,
         args=arguments,
         train_dataset=_training_rows(prepared, options, model),
-        eval_dataset=ArrowDataset.from_file(str(prepared.encoded_file("validation"))),
+        eval_dataset=_rows(prepared, "validation"),
         data_collator=unpadded.collator(task.collator(plain, prepared.info.meta, prepared.info.pad_to)),
         compute_metrics=task.compute_metrics(prepared.info.meta),
         preprocess_logits_for_metrics=partial(_reduce, task, prepared.info.meta, unpadded),
@@ -148,8 +149,12 @@ def train(
     return _result(trainer)
 
 
+def _rows(prepared: Prepared, split: str) -> ArrowDataset:
+    return concatenate_datasets([ArrowDataset.from_file(str(file)) for file in prepared.encoded_files(split)])
+
+
 def _training_rows(prepared: Prepared, options: TrainingParams, model: t.Any) -> t.Any:
-    rows = ArrowDataset.from_file(str(prepared.encoded_file("train")))
+    rows = _rows(prepared, "train")
     if not options.packing:
         return rows
     packs = Packs(rows, prepared.info.max_seq_length, targets=bool(model.config.is_encoder_decoder))
