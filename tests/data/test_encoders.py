@@ -22,6 +22,7 @@ TEXTS = [
 ]
 CHAT = "{% for m in messages %}{{ m.role + ': ' + m.content + '</s>' }}{% endfor %}"
 CHAT += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+PAIRS = {"sentence1_key": "text", "sentence2_key": "title", "label_key": "label"}
 TASKS: dict[str, dict[str, Any]] = {
     "text_generation": {"text_key": "text"},
     "summarization": {"document_key": "text", "summary_key": "title"},
@@ -50,6 +51,7 @@ def made_row(text: str, label: str) -> dict[str, Any]:
     return {
         "text": text,
         "title": text[:12],
+        "reversed": text[::-1],
         "label": label,
         "words": words,
         "tags": ["B-X" if word.isdigit() else "O" for word in words],
@@ -82,16 +84,19 @@ def preprocess(tokenizer: Tokenizer, tmp_path: Path) -> Callable[..., Prepared]:
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("task_name", TASKS)
+@pytest.mark.parametrize("kind", [*TASKS, "pairs", "long pairs"])
 def test_the_fast_encoder_writes_what_the_slow_one_writes(
-    task_name: str,
+    kind: str,
     side: str,
     preprocess: Callable[..., Prepared],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
+    task_name = kind if kind in TASKS else "text_classification"
     more = {"max_target_length": 16} if task_name == "summarization" else {}
+    if kind != task_name:
+        more = PAIRS | ({} if kind == "pairs" else {"sentence2_key": "reversed"})
     slow = preprocess(task_name, "slow", side, **more)
     assert "the fast tokenizer" not in caplog.text, "so few rows do not pay"
     monkeypatch.setattr(encoders, "WORTHWHILE", 0)

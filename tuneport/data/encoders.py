@@ -6,7 +6,6 @@ import logging
 import typing as t
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import pyarrow as pa
 
 from tuneport.encoding.fast_tokenizer import FastTokenizer, Unfit, is_byte_level_bpe
@@ -46,9 +45,9 @@ def choose_encoder(
 def _difference(encode: Encoder, fast: Encoder, rows: Sequence[Row]) -> str | None:
     """The name of a column in which two encoders differ."""
     wanted, found = encode(rows), fast(rows)
-    differing = (name for name in wanted if not _array(wanted[name]).equals(_array(found[name])))
+    differing = (name for name in wanted if _listed(wanted[name]) != _listed(found[name]))
     return next(differing, None)
 
 
-def _array(values: t.Any) -> pa.Array:
-    return values if isinstance(values, pa.Array) else pa.array(np.asarray(values) if len(values) else values)
+def _listed(column: t.Any) -> list[t.Any]:
+    return column.to_pylist() if isinstance(column, pa.Array) else [*column]

@@ -236,11 +236,11 @@ class TextClassification(Task):
 
         return encode
 
-    def fast_encoder(self, tokenizer: FastTokenizer, meta: Meta, options: TextClassificationColumns) -> Encoder | None:
+    def fast_encoder(self, tokenizer: FastTokenizer, meta: Meta, options: TextClassificationColumns) -> Encoder:
         from tuneport.encoding.token_ids import surround
 
         if options.sentence2_key is not None:
-            return None
+            return self._fast_pair_encoder(tokenizer, meta)
         prefix, suffix = around(tokenizer.tokenizer)
         room = tokenizer.max_length - len(prefix) - len(suffix)
 
@@ -252,6 +252,18 @@ class TextClassification(Task):
                 "labels": self._label_ids(rows, meta),
                 "truncated": ids.lengths > room,
             }
+
+        return encode
+
+    def _fast_pair_encoder(self, tokenizer: FastTokenizer, meta: Meta) -> Encoder:
+        from tuneport.encoding.pairs import PairEncoder
+
+        pairs = PairEncoder(tokenizer.tokenizer, tokenizer)
+
+        def encode(rows: Sequence[Row]) -> Columns:
+            ids, types, cut = pairs([row["sentence1"] for row in rows], [row["sentence2"] for row in rows])
+            columns = {"input_ids": ids.column(), "token_type_ids": types.column()}
+            return columns | {"labels": self._label_ids(rows, meta), "truncated": cut}
 
         return encode
 
