@@ -138,6 +138,28 @@ def test_training_and_evaluation_give_one_loss(run: SimpleNamespace) -> None:
         assert found[name] == pytest.approx(best[f"eval_{name}"], rel=1e-4), name
 
 
+def test_a_large_vocabulary_makes_batches_of_fewer_long_rows(
+    run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuneport.modeling import likelihood
+
+    task, meta = tasks.load(TASK), run.prepared.info.meta
+    model = task.load_model(run.tuned, meta).eval()
+    given = (model, task.collator(model, meta, None), run.prepared.encoded("validation"), 8)
+    wanted = likelihood.likelihoods(*given)
+    sizes: list[tuple[int, int]] = []
+    model.register_forward_pre_hook(
+        lambda _, args, inputs: sizes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    limit = 3 * max(given[2]["length"].to_pylist()) * model.config.vocab_size
+    monkeypatch.setattr(likelihood, "LOGITS", limit)
+    found = likelihood.likelihoods(*given)
+    assert sizes[0][0] == 3 and all(rows * width * model.config.vocab_size <= limit for rows, width in sizes)
+    assert [row.tokens for row in found] == [row.tokens for row in wanted]
+    for name in ("negative_log_likelihood", "tokens_right"):
+        assert [vars(row)[name] for row in found] == pytest.approx([vars(row)[name] for row in wanted], rel=1e-4)
+
+
 def test_so_many_rows_are_answered_and_shown(run: SimpleNamespace) -> None:
     lines = [json.loads(line) for line in (run.report / "predictions.jsonl").read_text().splitlines()]
     answered = [i for i, line in enumerate(lines) if "text" in line["tuned"]]

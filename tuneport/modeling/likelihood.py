@@ -15,6 +15,7 @@ if t.TYPE_CHECKING:
     import torch
 
 CHUNK_TOKENS = 1024  # whose logits are held in 32 bits at once
+LOGITS = 2**28  # of a batch; longer rows than that allows are in batches of fewer rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +76,12 @@ def likelihoods(
     import torch
 
     rows = encoded.to_pylist()
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["labels"]))
     found: dict[int, Likelihood] = {}
-    for start in range(0, len(order), batch_size):
-        picked = order[start : start + batch_size]
+    while order:
+        logits = len(rows[order[0]]["labels"]) * model.config.get_text_config().vocab_size  # of the longest row left
+        size = max(1, min(batch_size, LOGITS // max(logits, 1)))
+        picked, order = order[:size], order[size:]
         batch = {k: v.to(model.device) for k, v in collate([rows[i] for i in picked]).items()}
         with torch.inference_mode():
             output = model(**batch)
