@@ -121,9 +121,7 @@ class FastTokenizer:
     @cached_property
     def _trims(self) -> bool:
         """Whether tokens are said to stand where they do without the space around them."""
-        return '"trim_offsets":true' in json.dumps(json.loads(self.tokenizer.to_str())["post_processor"]).replace(
-            " ", ""
-        )
+        return '"trim_offsets": true' in json.dumps(json.loads(self.tokenizer.to_str())["post_processor"])
 
     @cached_property
     def _bytes(self) -> Bytes:
