@@ -82,6 +82,7 @@ FINETUNE: Table = {
     "seed": ({}, 42, 43),
     "evaluation_strategy": ({"eval_steps": 5}, "epoch", "steps"),
     "eval_steps": (STEPS, 8, 4),
+    "evaluation_steps_interval": ({}, 0.0, 0.5),
     "logging_strategy": ({}, "steps", "epoch"),
     "logging_steps": ({}, 10, 3),
     "save_total_limit": ({"num_train_epochs": 4}, -1, 1),

@@ -151,6 +151,22 @@ def test_the_last_step_is_evaluated_too(imported_model: Path, prepared_questions
     assert len(history(out, "eval_loss")) == 2
 
 
+def test_evaluations_may_lie_a_fraction_of_an_epoch_apart(
+    imported_model: Path, prepared_questions: Path, tmp_path: Path
+) -> None:
+    """Also with packs, of which an epoch has fewer than rows."""
+    values = {"evaluation_steps_interval": 0.25, "per_device_train_batch_size": 4, "num_train_epochs": 2}
+    out = finetune(imported_model, prepared_questions, tmp_path / "out", **values)
+    steps = -(-Prepared(prepared_questions).info.splits["train"] // 4)
+    apart = -(-steps // 4)
+    checkpoints = {int(c.name.partition("-")[2]) for c in (out / "checkpoints").glob("checkpoint-*")}
+    assert checkpoints == {*range(apart, 2 * steps + 1, apart), 2 * steps}
+    assert len(history(out, "eval_loss")) == len(checkpoints)
+    values = {"evaluation_steps_interval": 0.5, "packing": True, "per_device_train_batch_size": 1}
+    out = finetune(imported_model, prepared_questions, tmp_path / "packed", **values, num_train_epochs=1)
+    assert len(history(out, "eval_loss")) == 2
+
+
 def test_save_total_limit_keeps_the_best_checkpoint(
     imported_model: Path, prepared_questions: Path, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses as dc
+import math
 import typing as t
 from collections.abc import Callable, Mapping
 
@@ -88,7 +89,10 @@ def _idle(switch: str, on: str, names: tuple[str, ...], example: Mapping[str, t.
 
 
 def _evaluations(options: TrainingParams) -> int | None:
-    """How many evaluations a training makes, where the parameters alone say it."""
+    """How many evaluations a training makes, or could at most, where the parameters alone say it."""
+    if options.evaluation_steps_interval:
+        epochs = options.num_train_epochs if options.max_steps == -1 else None
+        return None if epochs is None else math.ceil(epochs / options.evaluation_steps_interval)
     if options.evaluation_strategy == "steps" and options.max_steps > 0:
         return -(-options.max_steps // options.eval_steps)
     if options.evaluation_strategy == "epoch" and options.max_steps == -1:
@@ -156,7 +160,7 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(
         names=(
             *("apply_early_stopping", "early_stopping_patience"),
-            *("evaluation_strategy", "eval_steps", "num_train_epochs", "max_steps"),
+            *("evaluation_strategy", "eval_steps", "evaluation_steps_interval", "num_train_epochs", "max_steps"),
         ),
         conflicts=_never_stops,
         why="there are too few evaluations to ever stop early: the first one always counts as an improvement",
@@ -164,6 +168,14 @@ CONFLICTS: tuple[Conflict, ...] = (
         "apply_early_stopping",
         example={"apply_early_stopping": True, "num_train_epochs": 1},
         mended={"num_train_epochs": 3},
+    ),
+    Conflict(
+        names=("evaluation_steps_interval", "eval_steps"),
+        conflicts=lambda o, _: o.evaluation_steps_interval > 0 and o.eval_steps != o.ports()["eval_steps"].default,
+        why="both say how far evaluations lie apart",
+        remedy="Choose one",
+        example={"evaluation_steps_interval": 0.5, "eval_steps": 100},
+        mended={"evaluation_steps_interval": 0},
     ),
     # -- adapters ---------------------------------------------------------------------------------------------------
     Conflict(

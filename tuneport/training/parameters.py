@@ -92,6 +92,13 @@ class CheckpointParams(Params):
         "When to evaluate and write a checkpoint: each epoch, or every eval_steps.", default="epoch"
     )
     eval_steps: int = param("Optimizer steps between evaluations where evaluation_strategy=steps.", default=500, ge=1)
+    evaluation_steps_interval: float = param(
+        "Fraction of an epoch between evaluations, instead of what evaluation_strategy and eval_steps say. 0: as they "
+        "say.",
+        default=0.0,
+        ge=0,
+        le=1,
+    )
     logging_strategy: Literal["epoch", "steps"] = param(
         "When to log the training loss: each epoch, or every logging_steps.", default="steps"
     )

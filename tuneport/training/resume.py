@@ -26,6 +26,7 @@ MAY_CHANGE = {
     "per_device_eval_batch_size",
     "evaluation_strategy",
     "eval_steps",
+    "evaluation_steps_interval",
     "logging_strategy",
     "logging_steps",
     "save_total_limit",

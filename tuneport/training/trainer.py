@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses as dc
 import json
 import logging
+import math
 import shutil
 import typing as t
 from functools import partial
@@ -131,6 +132,8 @@ def train(
             config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
             size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
             deepspeed.set_batches(config, size, accumulation, world_size)
+    if options.evaluation_steps_interval:
+        _evaluate_within_epochs(trainer, options.evaluation_steps_interval)
     log.info("%s", _plan(prepared, model, arguments, options.packing))
     with preemptible(trainer), explained(arguments.per_device_train_batch_size):
         trainer.train_from(checkpoint)
@@ -305,9 +308,9 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         fsdp=t.cast(t.Any, bool(options.fsdp)),
         fsdp_config=sharding.fsdp(options) if options.fsdp else None,
         seed=options.seed,
-        eval_strategy=options.evaluation_strategy,
+        eval_strategy="steps" if options.evaluation_steps_interval else options.evaluation_strategy,
         eval_steps=options.eval_steps,
-        save_strategy=options.evaluation_strategy,
+        save_strategy="steps" if options.evaluation_steps_interval else options.evaluation_strategy,
         save_steps=options.eval_steps,
         save_total_limit=None if options.save_total_limit == -1 else options.save_total_limit,
         load_best_model_at_end=True,
@@ -319,6 +322,14 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         logging_nan_inf_filter=False,  # it waits for the GPU at every batch; `ObservedTrainer` stops there instead
         disable_tqdm=True,
     )
+
+
+def _evaluate_within_epochs(trainer: BestModelTrainer, fraction: float) -> None:
+    """Evaluate, and write a checkpoint, each such fraction of an epoch, in whole steps."""
+    arguments = trainer.args
+    steps = math.ceil(len(t.cast(t.Any, trainer.train_dataset)) / rows_per_step(arguments))
+    arguments.eval_steps = arguments.save_steps = max(1, math.ceil(round(fraction * steps, 6)))
+    log.info("evaluation each %d of an epoch's %d steps", arguments.eval_steps, steps)
 
 
 def _early_stopping(options: TrainingParams) -> list[TrainerCallback]:
