@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tuneport.encoding.located import Locate, Spans, library_located, within
-from tuneport.encoding.token_ids import Counts, ToIds, TokenIds, concatenate, library_ids
+from tuneport.encoding.token_ids import Counts, ToIds, TokenIds, concatenate, library_ids, uncut
 
 if t.TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -147,9 +147,7 @@ class FastTokenizer:
     @cached_property
     def _whole(self) -> Tokenizer:
         """The library's, which does not cut."""
-        whole = type(self.tokenizer).from_str(self.tokenizer.to_str())
-        whole.no_truncation()
-        return whole
+        return uncut(self.tokenizer)
 
 
 @dataclass(frozen=True)

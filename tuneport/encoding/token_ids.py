@@ -109,6 +109,13 @@ def surround(prefix: Sequence[int], ids: TokenIds, suffix: Sequence[int]) -> Tok
 ToIds = Callable[[Sequence[str]], TokenIds]
 
 
+def uncut(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that does not cut."""
+    whole = type(tokenizer).from_str(tokenizer.to_str())
+    whole.no_truncation()
+    return whole
+
+
 def library_ids(tokenizer: Tokenizer) -> ToIds:
     """Texts to token ids without special tokens around them; the tokenizer must not cut."""
 

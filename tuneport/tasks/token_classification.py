@@ -274,18 +274,14 @@ class TokenClassification(Task):
         return pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
 
     def encoder(self, tokenizer: Tokenizer, meta: Meta, options: TokenClassificationColumns) -> Encoder:
-        from tuneport.encoding.token_ids import library_ids
+        from tuneport.encoding.token_ids import library_ids, uncut
 
-        whole = type(tokenizer).from_str(tokenizer.to_str())
-        whole.no_truncation()
-        return self._encoder(tokenizer, library_ids(whole), meta, options)
+        return self._encoder(tokenizer, library_ids(uncut(tokenizer)), meta, options)
 
     def fast_encoder(self, tokenizer: FastTokenizer, meta: Meta, options: TokenClassificationColumns) -> Encoder:
         return self._encoder(tokenizer.tokenizer, tokenizer, meta, options)
 
     def _encoder(self, tokenizer: Tokenizer, to_ids: ToIds, meta: Meta, options: TokenClassificationColumns) -> Encoder:
-        import numpy as np
-
         from tuneport.encoding.words import WordEncoder
 
         encode = WordEncoder(tokenizer, to_ids)
@@ -302,8 +298,7 @@ class TokenClassification(Task):
                 [index[tag] for tag in tags],
                 [continued[tag] for tag in tags],
             )
-            trainable = np.bincount(found.labels.rows[found.labels.values >= 0], minlength=len(rows)) > 0
-            return found.columns() | {"trainable": trainable}
+            return found.columns()
 
         return encoded
 
