@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import re
 import shutil
@@ -14,18 +13,20 @@ from typing import Any
 import yaml
 
 from tuneport.errors import UserError
+from tuneport.model_source.files import (
+    TOKENIZER_FILES,
+    TOKENIZER_SOURCES,
+    WEIGHT_FILES,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    find,
+    indexed_files,
+    read_config,
+)
 from tuneport.model_source.gguf import find_gguf
 
 log = logging.getLogger("tuneport.model_import")
 
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES, PICKLE_INDEX = "pytorch_model*.bin", "pytorch_model.bin.index.json"
-WEIGHT_FILES = (WEIGHTS, WEIGHTS_INDEX, "pytorch_model.bin", PICKLE_INDEX)
-TOKENIZER_SOURCES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
-    *("vocab.*", "merges.txt", "*.model", "*.tiktoken"),
-)
 DOCUMENTS = ("LICENSE*", "NOTICE*", "README.md")
 CANONICAL = ("config.json", "generation_config.json", *TOKENIZER_FILES, *DOCUMENTS)
 # Where MLflow's transformers flavours keep model, tokenizer and config, and our own models-from-code layout.
@@ -82,33 +83,6 @@ def check_mlflow_model(path: Path) -> dict[str, Any]:
     return content
 
 
-def find(folders: list[Path], *patterns: str) -> Path | None:
-    """The first file in the folders that matches a pattern."""
-    return next((f for folder in folders for p in patterns for f in sorted(folder.glob(p)) if f.is_file()), None)
-
-
-def read_config(folders: list[Path]) -> dict[str, Any]:
-    """The model's config.
-
-    Raises `UserError` where there is none or it does not name a model type.
-    """
-    where = folders[0]
-    file = find(folders, "config.json")
-    if file is None:
-        if find(folders, "adapter_config.json"):
-            raise UserError(
-                f"{where}: holds a LoRA adapter without its base model. Merge it into the base model first."
-            )
-        raise UserError(f"{where}: has no config.json; wanted a Hugging Face model folder.")
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except (ValueError, UnicodeDecodeError) as e:
-        raise UserError(f"{file}: is not JSON ({e}). Download the model again.") from None
-    if not isinstance(config, dict) or not config.get("model_type"):
-        raise UserError(f"{file}: names no model_type; wanted the config of a Hugging Face model.")
-    return config
-
-
 def check_contents(folders: list[Path]) -> None:
     """Raise `UserError` where config, weights or tokenizer are missing: what can be seen without reading weights."""
     read_config(folders)
@@ -134,7 +108,7 @@ def import_model(path: Path, destination: Path, gguf_file: str | None = None) ->
     files and for a pickle that holds anything but tensors; nothing in it is run.
     """
     if gguf := _gguf(path, gguf_file):
-        from tuneport.training.conversion import convert_gguf
+        from tuneport.model_source.conversion import convert_gguf
 
         _copy(_documents(gguf.parent), destination)
         convert_gguf(gguf, destination)
@@ -159,12 +133,12 @@ def _import_folders(folders: list[Path], destination: Path) -> None:
     _refuse_remote_code(folders)
     _copy(_canonical_files(folders), destination)
     if not any(destination.glob("*.safetensors")):
-        from tuneport.training.conversion import convert_pickles
+        from tuneport.model_source.conversion import convert_pickles
 
         convert_pickles(folders, destination)
     check_safetensors(destination, folders[0])
     if not (destination / "tokenizer.json").is_file():
-        from tuneport.training.conversion import convert_tokenizer
+        from tuneport.model_source.conversion import convert_tokenizer
 
         convert_tokenizer(destination)
 
@@ -198,20 +172,6 @@ def _safetensors(folders: list[Path]) -> list[Path]:
             f"{index.parent}: lacks the shard(s) {', '.join(missing)} that {index.name} lists. Download them."
         )
     return [index, *(index.parent / name for name in named)]
-
-
-def indexed_files(index: Path) -> list[str]:
-    """The shards that an index of weights lists.
-
-    Raises `UserError` where the index is damaged.
-    """
-    try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        if any(Path(name).name != name for name in names):
-            raise ValueError("a shard stands in another folder")
-    except (ValueError, KeyError, AttributeError, TypeError) as e:
-        raise UserError(f"{index}: is damaged ({e}). Download the model again.") from None
-    return names
 
 
 def check_safetensors(folder: Path, named: Path) -> None:

@@ -1,0 +1,59 @@
+"""The files that a model's folder consists of, by name, and how to find and read them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tuneport.errors import UserError
+
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES, PICKLE_INDEX = "pytorch_model*.bin", "pytorch_model.bin.index.json"
+WEIGHT_FILES = (WEIGHTS, WEIGHTS_INDEX, "pytorch_model.bin", PICKLE_INDEX)
+TOKENIZER_SOURCES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
+    *("vocab.*", "merges.txt", "*.model", "*.tiktoken"),
+)
+
+
+def find(folders: list[Path], *patterns: str) -> Path | None:
+    """The first file in the folders that matches a pattern."""
+    return next((f for folder in folders for p in patterns for f in sorted(folder.glob(p)) if f.is_file()), None)
+
+
+def read_config(folders: list[Path]) -> dict[str, Any]:
+    """The model's config.
+
+    Raises `UserError` where there is none or it does not name a model type.
+    """
+    where = folders[0]
+    file = find(folders, "config.json")
+    if file is None:
+        if find(folders, "adapter_config.json"):
+            raise UserError(
+                f"{where}: holds a LoRA adapter without its base model. Merge it into the base model first."
+            )
+        raise UserError(f"{where}: has no config.json; wanted a Hugging Face model folder.")
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except (ValueError, UnicodeDecodeError) as e:
+        raise UserError(f"{file}: is not JSON ({e}). Download the model again.") from None
+    if not isinstance(config, dict) or not config.get("model_type"):
+        raise UserError(f"{file}: names no model_type; wanted the config of a Hugging Face model.")
+    return config
+
+
+def indexed_files(index: Path) -> list[str]:
+    """The shards that an index of weights lists.
+
+    Raises `UserError` where the index is damaged.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise ValueError("a shard stands in another folder")
+    except (ValueError, KeyError, AttributeError, TypeError) as e:
+        raise UserError(f"{index}: is damaged ({e}). Download the model again.") from None
+    return names
