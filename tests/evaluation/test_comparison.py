@@ -2,8 +2,9 @@
 
 import pytest
 
-from tuneport.evaluation import Evaluation, bootstrap
 from tuneport.evaluation.comparison import Comparison
+from tuneport.metrics import bootstrap
+from tuneport.metrics.evaluation import Evaluation
 
 
 def found(right: int, of: int = 200) -> Evaluation:

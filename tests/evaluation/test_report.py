@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tuneport.evaluation import figures, report
-from tuneport.evaluation.classification import evaluate
 from tuneport.evaluation.comparison import Comparison
+from tuneport.metrics.classification import evaluate
 from tuneport.tasks import ShownAnswer
 from tuneport.tasks.text_classification import _joined
 

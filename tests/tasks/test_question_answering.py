@@ -24,7 +24,7 @@ from tuneport.artifacts import CustomModel, Model
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.evaluation.prediction import has_head
-from tuneport.evaluation.question_answering import baselines, evaluate, row_scores
+from tuneport.metrics.spans import baselines, evaluate, row_scores
 from tuneport.stage import execute
 from tuneport.tasks.question_answering import QuestionWindows
 

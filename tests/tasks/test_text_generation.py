@@ -125,7 +125,7 @@ def test_the_frequencies_are_those_of_the_training_completions(run: SimpleNamesp
 
 
 def test_training_and_evaluation_give_one_loss(run: SimpleNamespace) -> None:
-    from tuneport.evaluation.language_modeling import evaluate
+    from tuneport.metrics.perplexity import evaluate
     from tuneport.modeling.likelihood import likelihoods
 
     log = json.loads((run.tuned / "trainer_state.json").read_text())

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from tuneport.evaluation import Evaluation, bootstrap
+from tuneport.metrics import bootstrap
+from tuneport.metrics.evaluation import Evaluation
 
 TUNED = "tuned model"
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 
-from tuneport.evaluation import Evaluation
+from tuneport.metrics.evaluation import Evaluation
 
 if t.TYPE_CHECKING:
     from matplotlib.axes import Axes

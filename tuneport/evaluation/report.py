@@ -11,8 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from tuneport.artifacts import Artifact, digest, read_manifest
-from tuneport.evaluation import Evaluation, figures
+from tuneport.evaluation import figures
 from tuneport.evaluation.comparison import Comparison
+from tuneport.metrics.evaluation import Evaluation
 from tuneport.step import show
 from tuneport.tasks import Row, ShownAnswer, Task
 

@@ -20,7 +20,7 @@ if t.TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from tuneport.encoding.fast_tokenizer import FastTokenizer
-    from tuneport.evaluation import Evaluation
+    from tuneport.metrics.evaluation import Evaluation
 
 S = t.TypeVar("S", bound=Step)
 Row = dict[str, t.Any]

@@ -14,7 +14,7 @@ from tuneport.tasks import Meta, Row, ShownAnswer, Split
 from tuneport.tasks._generation import DEFAULT_NEW_TOKENS, GenerationTask
 
 if t.TYPE_CHECKING:
-    from tuneport.evaluation import Evaluation
+    from tuneport.metrics.evaluation import Evaluation
 
 
 class LanguageModelingMetric(Params):
@@ -102,7 +102,7 @@ class LanguageModelingTask(GenerationTask):
         return {i: self.asked(rows[i]) for i in sorted(picked)}
 
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
-        from tuneport.evaluation.language_modeling import evaluate
+        from tuneport.metrics.perplexity import evaluate
 
         return evaluate(answers, seed)
 
@@ -111,7 +111,7 @@ class LanguageModelingTask(GenerationTask):
     ) -> dict[str, list[Row]]:
         if not options.trivial_baselines:
             return {}
-        from tuneport.evaluation.language_modeling import baselines
+        from tuneport.metrics.perplexity import baselines
 
         return baselines(train.encoded, test.encoded, meta["vocabulary"])
 

@@ -17,7 +17,7 @@ if t.TYPE_CHECKING:
     import pyarrow as pa
     from tokenizers import Tokenizer
 
-    from tuneport.evaluation import Evaluation
+    from tuneport.metrics.evaluation import Evaluation
 
 ANSWERABLE, UNANSWERABLE = "answerable", "unanswerable"
 PROBE = "ann met bob in paris"
@@ -361,7 +361,7 @@ class QuestionAnswering(Task):
         return True
 
     def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
-        from tuneport.evaluation.question_answering import row_scores
+        from tuneport.metrics.spans import row_scores
 
         found = row_scores([row["answer_texts"] for row in rows], [answer["answer"] for answer in answers])
         return {name: float(values.mean()) for name, values in found.items()}
@@ -378,7 +378,7 @@ class QuestionAnswering(Task):
         return inputs, pa.schema([*answer, ("n_best", pa.list_(pa.struct(answer)))])
 
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
-        from tuneport.evaluation.question_answering import evaluate
+        from tuneport.metrics.spans import evaluate
 
         return evaluate([row["answer_texts"] for row in rows], answers, seed)
 
@@ -387,7 +387,7 @@ class QuestionAnswering(Task):
     ) -> dict[str, list[Row]]:
         if not options.trivial_baselines:
             return {}
-        from tuneport.evaluation.question_answering import baselines
+        from tuneport.metrics.spans import baselines
 
         return baselines([row["context"] for row in test.rows], meta["unanswerable"])
 

@@ -14,7 +14,7 @@ from tuneport.tasks import Meta, Row, Split
 from tuneport.tasks._text_pairs import T5_TYPES, TextPairTask, check_template, language_tokens, prompting
 
 if t.TYPE_CHECKING:
-    from tuneport.evaluation import Evaluation
+    from tuneport.metrics.evaluation import Evaluation
 
 
 class SummarizationColumns(Params):
@@ -121,12 +121,12 @@ class Summarization(TextPairTask):
         return metric_for_best_model.startswith("rouge")
 
     def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
-        from tuneport.evaluation.generation import rouge
+        from tuneport.metrics.texts import rouge
 
         return rouge([row["summary"] for row in rows], [answer["summary"] for answer in answers])
 
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
-        from tuneport.evaluation.generation import evaluate_summaries
+        from tuneport.metrics.texts import evaluate_summaries
 
         return evaluate_summaries([row["summary"] for row in rows], answers, seed)
 

@@ -20,7 +20,7 @@ if t.TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from tuneport.encoding.fast_tokenizer import FastTokenizer
-    from tuneport.evaluation import Evaluation
+    from tuneport.metrics.evaluation import Evaluation
 
 
 class TextClassificationColumns(Params):
@@ -286,7 +286,7 @@ class TextClassification(Task):
         return logits[0] if isinstance(logits, tuple) else logits  # encoder–decoders return the encoder's states, too
 
     def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
-        from tuneport.evaluation.classification import scores
+        from tuneport.metrics.classification import scores
 
         def compute(prediction: t.Any) -> dict[str, float]:
             logits, truth = prediction.predictions, prediction.label_ids
@@ -306,7 +306,7 @@ class TextClassification(Task):
         return inputs, pa.schema([("label", label), ("score", score), ("scores", pa.map_(pa.string(), pa.float64()))])
 
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
-        from tuneport.evaluation.classification import evaluate
+        from tuneport.metrics.classification import evaluate
 
         return evaluate([row["label"] for row in rows], answers, meta["labels"], meta["multi_label"], seed)
 
@@ -315,7 +315,7 @@ class TextClassification(Task):
     ) -> dict[str, list[Row]]:
         if not options.trivial_baselines:
             return {}
-        from tuneport.evaluation.classification import baselines
+        from tuneport.metrics.classification import baselines
 
         return baselines(
             [self.identity(row).replace("\0", " \n ") for row in train.rows],

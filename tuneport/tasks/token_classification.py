@@ -22,7 +22,7 @@ if t.TYPE_CHECKING:
 
     from tuneport.encoding.fast_tokenizer import FastTokenizer
     from tuneport.encoding.token_ids import ToIds
-    from tuneport.evaluation import Evaluation
+    from tuneport.metrics.evaluation import Evaluation
 
 CONTINUED = -101  # and downwards: the label 0, 1, … of a word's further sub-words; learnt, but not scored
 WORD_SEPARATOR = "\x1f"
@@ -316,7 +316,7 @@ class TokenClassification(Task):
         return logits.argmax(-1)
 
     def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
-        from tuneport.evaluation.token_classification import scores
+        from tuneport.metrics.tagging import scores
 
         tags = meta["labels"]
 
@@ -341,7 +341,7 @@ class TokenClassification(Task):
         return pa.schema([("tokens", words)]), pa.schema(answers)
 
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
-        from tuneport.evaluation.token_classification import evaluate
+        from tuneport.metrics.tagging import evaluate
 
         return evaluate([row["tags"] for row in rows], answers, meta["labels"], meta["iob"], seed)
 
@@ -350,7 +350,7 @@ class TokenClassification(Task):
     ) -> dict[str, list[Row]]:
         if not options.trivial_baselines:
             return {}
-        from tuneport.evaluation.token_classification import baselines
+        from tuneport.metrics.tagging import baselines
 
         return baselines(train.rows, test.rows)
 

@@ -14,7 +14,7 @@ from tuneport.tasks import Meta, Row, Split
 from tuneport.tasks._text_pairs import T5_TYPES, TextPairTask, check_template, language_tokens, prompting
 
 if t.TYPE_CHECKING:
-    from tuneport.evaluation import Evaluation
+    from tuneport.metrics.evaluation import Evaluation
 
 T5_NAMES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}  # those that T5 was trained to translate
 
@@ -123,18 +123,18 @@ class Translation(TextPairTask):
         return metric_for_best_model in ("bleu", "chrf")
 
     def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
-        from tuneport.evaluation.generation import bleu_and_chrf
+        from tuneport.metrics.texts import bleu_and_chrf
 
         texts = [answer["translation"] for answer in answers]
         return bleu_and_chrf([row["target"] for row in rows], texts, meta["target_code"])[0]
 
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
-        from tuneport.evaluation.generation import evaluate_translations
+        from tuneport.metrics.texts import evaluate_translations
 
         return evaluate_translations([row["target"] for row in rows], answers, meta["target_code"], seed)
 
     def row_score(self, row: Row, answer: Row) -> str:
-        from tuneport.evaluation.generation import chrf_rows
+        from tuneport.metrics.texts import chrf_rows
 
         return f"{chrf_rows([row['target']], [answer['translation']])[0]:.1f}"
 

@@ -5,7 +5,7 @@ import pytest
 from seqeval import metrics as seqeval
 from sklearn import metrics as sklearn
 
-from tuneport.evaluation.token_classification import _features, _statistics, baselines, evaluate, scores
+from tuneport.metrics.tagging import _features, _statistics, baselines, evaluate, scores
 
 IOB = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 PLAIN = ["ADJ", "NOUN", "VERB"]

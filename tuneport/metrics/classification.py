@@ -6,7 +6,8 @@ import typing as t
 import warnings
 from collections.abc import Callable, Sequence
 
-from tuneport.evaluation import Evaluation, bootstrap
+from tuneport.metrics import bootstrap
+from tuneport.metrics.evaluation import Evaluation
 
 if t.TYPE_CHECKING:
     import numpy as np

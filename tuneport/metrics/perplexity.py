@@ -6,7 +6,8 @@ import typing as t
 from collections.abc import Sequence
 
 from tuneport.encoding.prompts import IGNORED
-from tuneport.evaluation import Evaluation, bootstrap
+from tuneport.metrics import bootstrap
+from tuneport.metrics.evaluation import Evaluation
 from tuneport.modeling.likelihood import perplexity, total
 
 if t.TYPE_CHECKING:

@@ -7,9 +7,10 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from tuneport.evaluation import Evaluation, bootstrap
-from tuneport.evaluation.classification import scores as word_scores
-from tuneport.evaluation.classification import statistics_of_sums
+from tuneport.metrics import bootstrap
+from tuneport.metrics.classification import scores as word_scores
+from tuneport.metrics.classification import statistics_of_sums
+from tuneport.metrics.evaluation import Evaluation
 
 if t.TYPE_CHECKING:
     import numpy as np

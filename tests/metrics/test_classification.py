@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from tuneport.evaluation import bootstrap
-from tuneport.evaluation.classification import (
-    _patterns,
-    baselines,
-    evaluate,
-    scores,
-    statistics_of_sums,
-)
+from tuneport.metrics import bootstrap
+from tuneport.metrics.classification import _patterns, baselines, evaluate, scores, statistics_of_sums
 
 LABELS = ["desc", "hum", "loc"]
 
@@ -188,7 +182,7 @@ def test_a_text_of_punctuation_alone_is_no_obstacle_to_the_baselines():
 
 
 def test_a_baseline_fitted_on_a_part_of_the_rows_says_so(monkeypatch):
-    from tuneport.evaluation import classification
+    from tuneport.metrics import classification
 
     monkeypatch.setattr(classification, "BASELINE_ROWS", 4)
     found = baselines([x for x, _ in TRAIN], [y for _, y in TRAIN], ["where now"], LABELS, False)

@@ -7,7 +7,8 @@ import typing as t
 import unicodedata
 from collections.abc import Sequence
 
-from tuneport.evaluation import Evaluation, bootstrap
+from tuneport.metrics import bootstrap
+from tuneport.metrics.evaluation import Evaluation
 from tuneport.modeling.likelihood import total
 
 Answer = dict[str, t.Any]

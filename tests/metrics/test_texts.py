@@ -6,14 +6,7 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from tuneport.evaluation.generation import (
-    Words,
-    bleu_and_chrf,
-    chrf_rows,
-    evaluate_summaries,
-    evaluate_translations,
-    rouge,
-)
+from tuneport.metrics.texts import Words, bleu_and_chrf, chrf_rows, evaluate_summaries, evaluate_translations, rouge
 
 TRUTH = ["the cat sat on the mat, again", "A dog's life!\nThe end", "3.5 points_up"]
 SAID = ["the cat sat on a mat", "dog life\nthe very end", ""]

@@ -1,0 +1,1 @@
+"""How an answer is scored: one module = one kind of answer; `evaluation/` compares and reports."""
