@@ -9,8 +9,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tuneport.encoding.completions import CompletionEncoder
-from tuneport.encoding.prompts import IGNORED, PromptEncoder, joined
+from tuneport.encoding.prompts import joined
 from tuneport.encoding.token_ids import library_ids
+from tuneport.labels import IGNORED
+from tuneport.serving.prompt_encoder import PromptEncoder
 
 ALPHABET = "abc é日\n "
 

@@ -8,9 +8,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tuneport.encoding.conversation_encoder import ConversationEncoder
-from tuneport.encoding.conversations import ChatTemplate, Turns, end_of_turn, special_tokens, turns_of
+from tuneport.encoding.conversations import end_of_turn, special_tokens, turns_of
 from tuneport.encoding.located import library_located
-from tuneport.encoding.prompts import IGNORED
+from tuneport.labels import IGNORED
+from tuneport.serving.chat_template import ChatTemplate, Turns
 
 TOKENS = {"bos_token": "<s>", "eos_token": "<|im_end|>"}
 # As SmolLM2 has it.

@@ -7,9 +7,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.completions import CompletionEncoder
-from tuneport.encoding.prompts import IGNORED, PromptEncoder, joined, specials
+from tuneport.encoding.prompts import joined, specials
 from tuneport.encoding.token_ids import library_ids
 from tuneport.errors import UserError
+from tuneport.labels import IGNORED
+from tuneport.serving.prompt_encoder import PromptEncoder
 
 
 def byte_tokenizer(prefix: str = "", suffix: str = "") -> Tokenizer:

@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from tuneport.encoding.fast_tokenizer import FastTokenizer
-from tuneport.encoding.prompts import IGNORED
 from tuneport.encoding.token_ids import library_ids
 from tuneport.encoding.words import WordEncoder
+from tuneport.labels import IGNORED
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 WORDS = (

@@ -25,8 +25,8 @@ from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.evaluation.prediction import has_head
 from tuneport.metrics.spans import baselines, evaluate, row_scores
+from tuneport.serving.question_answerer import QuestionWindows
 from tuneport.stage import execute
-from tuneport.tasks.question_answering import QuestionWindows
 
 TASK = "question_answering"
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]

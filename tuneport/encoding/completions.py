@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tuneport.encoding.prompts import IGNORED, PromptEncoder, joined
+from tuneport.encoding.prompts import joined
 from tuneport.encoding.token_ids import Counts, ToIds, TokenIds, concatenate
+from tuneport.labels import IGNORED
+from tuneport.serving.prompt_encoder import PromptEncoder
 
 if t.TYPE_CHECKING:
     from tokenizers import Tokenizer

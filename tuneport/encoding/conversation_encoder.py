@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tuneport.encoding.completions import EncodedRows
-from tuneport.encoding.conversations import ChatTemplate, special_ids
+from tuneport.encoding.conversations import special_ids
 from tuneport.encoding.located import Locate, Spans
-from tuneport.encoding.prompts import IGNORED
 from tuneport.encoding.token_ids import TokenIds
+from tuneport.labels import IGNORED
+from tuneport.serving.chat_template import ChatTemplate
 
 if t.TYPE_CHECKING:
     from tokenizers import Tokenizer

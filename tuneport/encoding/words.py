@@ -9,8 +9,9 @@ from itertools import chain
 import numpy as np
 
 from tuneport.encoding.completions import EncodedRows
-from tuneport.encoding.prompts import IGNORED, around
+from tuneport.encoding.prompts import around
 from tuneport.encoding.token_ids import ToIds, TokenIds, surround
+from tuneport.labels import IGNORED
 
 if t.TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tuneport.artifacts import INCOMPLETE, MANIFEST
-from tuneport.export.served import Served
+from tuneport.serving.served import Served
 from tuneport.tasks import Meta, Row, Task
 from tuneport.tracking import TRACKING_FILE, quieten
 

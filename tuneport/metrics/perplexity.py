@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing as t
 from collections.abc import Sequence
 
-from tuneport.encoding.prompts import IGNORED
+from tuneport.labels import IGNORED
 from tuneport.metrics import bootstrap
 from tuneport.metrics.evaluation import Evaluation
 from tuneport.modeling.likelihood import perplexity, total

@@ -7,7 +7,7 @@ import typing as t
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tuneport.encoding.prompts import IGNORED
+from tuneport.labels import IGNORED
 
 if t.TYPE_CHECKING:
     import numpy as np

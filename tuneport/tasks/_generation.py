@@ -7,11 +7,12 @@ from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
-from tuneport.encoding.prompts import IGNORED, PromptEncoder
+from tuneport.labels import IGNORED
 from tuneport.modeling.batches import collator
-from tuneport.modeling.generator import Generator
 from tuneport.modeling.likelihood import shifted, summary, token_losses
 from tuneport.parameters import GenerationParams
+from tuneport.serving.generator import Generator
+from tuneport.serving.prompt_encoder import PromptEncoder
 from tuneport.tasks import Encoder, Meta, Row, Task
 
 if t.TYPE_CHECKING:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.languages import Languages, language_specials, languages
-from tuneport.encoding.prompts import PLACEHOLDER, PromptEncoder, specials
+from tuneport.encoding.prompts import PLACEHOLDER, specials
 from tuneport.errors import UserError
-from tuneport.modeling.completer import Completer
-from tuneport.modeling.generator import Generator
+from tuneport.serving.completer import Completer
+from tuneport.serving.generator import Generator
+from tuneport.serving.prompt_encoder import PromptEncoder
 from tuneport.tasks import Drop, Encoder, Meta, Row, ShownAnswer
 from tuneport.tasks._generation import CompletionTask
 

@@ -8,16 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tuneport.encoding.base_model import BaseModel
-from tuneport.encoding.conversations import (
-    ChatTemplate,
-    Turns,
-    end_of_turn,
-    special_tokens,
-    turns_of,
-)
+from tuneport.encoding.conversations import end_of_turn, special_tokens, turns_of
 from tuneport.encoding.prompts import vocabulary_size
 from tuneport.errors import UserError
-from tuneport.modeling.generator import Generator
+from tuneport.serving.chat_completer import ChatCompleter
+from tuneport.serving.chat_template import ChatTemplate, Turns
+from tuneport.serving.generator import Generator
 from tuneport.step import Params, param
 from tuneport.tasks import Drop, Encoder, Meta, Refuse, Row
 from tuneport.tasks._language_modeling import LanguageModelingTask
@@ -60,48 +56,6 @@ class ChatCompletionColumns(Params):
     loss_on: t.Literal["assistant", "last"] = param(
         "What is learnt of a conversation: each turn of the assistant, or the last one.", default="assistant"
     )
-
-
-class ChatCompleter:
-    """Answers conversations with the assistant's next turn; of those too long for the model, the oldest turns go."""
-
-    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None:
-        self.generator = Generator(folder, settings, model)
-        self.template = ChatTemplate(settings["chat_template"], settings["tokens"])
-        self.turns = Turns()
-        self.settings = settings
-        self.batch_size = batch_size
-
-    def __call__(
-        self, rows: t.Sequence[dict[str, t.Any]], batch_size: int | None = None, **params: t.Any
-    ) -> list[dict[str, t.Any]]:
-        params = {**self.settings["params"], **params}
-        longest, new = self.settings["longest"], params["max_new_tokens"]
-        if longest is not None and new >= longest:
-            raise ValueError(f"params: max_new_tokens={new} leaves no room for a prompt; wanted a number < {longest}")
-        room = 10**9 if longest is None else longest - new
-        prompts = []
-        for number, row in enumerate(rows, 1):
-            try:
-                prompts.append(self._prompt(row, room))
-            except ValueError as e:
-                raise ValueError(f"row {number}: " + ": ".join(str(part) for part in e.args if part)) from None
-        texts = self.generator(prompts, batch_size or self.batch_size, params)
-        return [{"role": "assistant", "content": text} for text in texts]
-
-    def _prompt(self, row: dict[str, t.Any], room: int) -> list[int]:
-        turns = self.turns(row["messages"])
-        if turns[-1]["role"] == "assistant":
-            raise ValueError("a conversation that ends with the assistant's turn; wanted another one's last")
-        tools = row.get("tools")
-        tools = None if isinstance(tools, float) else self.turns.parsed(tools, "a list of tools")  # pandas' NaN: none
-        while True:
-            text = self.template(turns, tools or None, add_generation_prompt=True)
-            ids: list[int] = self.generator.tokenizer.encode(text, add_special_tokens=False).ids
-            asked = [i for i, turn in enumerate(turns) if turn["role"] == "user"]
-            if len(ids) <= room or len(asked) < 2:
-                return ids[-room:]
-            turns = [turn for turn in turns[: asked[1]] if turn["role"] == "system"] + turns[asked[1] :]
 
 
 class ChatCompletion(LanguageModelingTask):

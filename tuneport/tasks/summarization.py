@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
-from tuneport.modeling.completer import Completer
 from tuneport.parameters import GenerationParams
+from tuneport.serving.summarizer import Summarizer
 from tuneport.step import Params, param
 from tuneport.tasks import Meta, Row, Split
 from tuneport.tasks._text_pairs import T5_TYPES, TextPairTask, check_template, language_tokens, prompting
@@ -53,19 +53,6 @@ class SummarizationEvaluation(GenerationParams):
     trivial_baselines: bool = param(
         "Also score the first words of each document, as many as the median summary in training has.", default=True
     )
-
-
-class Summarizer:
-    """Answers rows with a summary of their ``document``; ``params`` are those of the settings, for one call."""
-
-    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None:
-        self.complete = Completer(folder, settings, model, batch_size)
-
-    def __call__(
-        self, rows: t.Sequence[dict[str, t.Any]], batch_size: int | None = None, **params: t.Any
-    ) -> list[dict[str, t.Any]]:
-        texts = self.complete([row["document"] for row in rows], batch_size, params)
-        return [{"summary": text} for text in texts]
 
 
 class Summarization(TextPairTask):

@@ -6,8 +6,8 @@ import typing as t
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tuneport.encoding.base_model import BaseModel
-from tuneport.encoding.prompts import PLACEHOLDER, PromptEncoder, joined, vocabulary_size
-from tuneport.modeling.generator import Generator
+from tuneport.encoding.prompts import PLACEHOLDER, joined, vocabulary_size
+from tuneport.serving.text_generator import TextGenerator
 from tuneport.step import Params, param
 from tuneport.tasks import Columns, Drop, Encoder, Meta, Refuse, Row
 from tuneport.tasks._generation import CompletionTask
@@ -29,30 +29,6 @@ class TextGenerationColumns(Params):
     ground_truth_key: str | None = param(
         "Column that holds what follows the prompt; the loss is on it alone. Unset: on all of the text.", default=None
     )
-
-
-class TextGenerator:
-    """Answers rows with the text that follows ``text``; of a prompt too long for the model, the start is cut."""
-
-    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None:
-        self.generator = Generator(folder, settings, model)
-        self.prompts = PromptEncoder(self.generator.tokenizer, settings)
-        self.settings = settings
-        self.batch_size = batch_size
-
-    def __call__(
-        self, rows: t.Sequence[dict[str, t.Any]], batch_size: int | None = None, **params: t.Any
-    ) -> list[dict[str, t.Any]]:
-        params = {**self.settings["params"], **params}
-        longest, new = self.settings["longest"], params["max_new_tokens"]
-        if longest is not None and new >= longest:
-            raise ValueError(f"params: max_new_tokens={new} leaves no room for a prompt; wanted a number < {longest}")
-        room = 10**9 if longest is None else longest - new
-        prompts = [ids for ids, _ in self.prompts([row["text"] for row in rows], [room] * len(rows))]
-        for number, ids in enumerate(prompts, 1):
-            if not ids:
-                raise ValueError(f"row {number}: is an empty text; wanted one to go on from")
-        return [{"text": text} for text in self.generator(prompts, batch_size or self.batch_size, params)]
 
 
 class TextGeneration(CompletionTask, LanguageModelingTask):

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
-from tuneport.modeling.completer import Completer
 from tuneport.parameters import GenerationParams
+from tuneport.serving.translator import Translator
 from tuneport.step import Params, param
 from tuneport.tasks import Meta, Row, Split
 from tuneport.tasks._text_pairs import T5_TYPES, TextPairTask, check_template, language_tokens, prompting
@@ -57,19 +57,6 @@ class TranslationEvaluation(GenerationParams):
     """Translation evaluation."""
 
     trivial_baselines: bool = param("Also score the source text as its own translation.", default=True)
-
-
-class Translator:
-    """Answers rows with a translation of their ``source``; ``params`` are those of the settings, for one call."""
-
-    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None:
-        self.complete = Completer(folder, settings, model, batch_size)
-
-    def __call__(
-        self, rows: t.Sequence[dict[str, t.Any]], batch_size: int | None = None, **params: t.Any
-    ) -> list[dict[str, t.Any]]:
-        texts = self.complete([row["source"] for row in rows], batch_size, params)
-        return [{"translation": text} for text in texts]
 
 
 class Translation(TextPairTask):

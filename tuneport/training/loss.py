@@ -7,6 +7,8 @@ import typing as t
 import torch
 from transformers import Trainer
 
+from tuneport.labels import IGNORED
+
 
 class LossByItem(Trainer):
     """A Trainer whose steps weigh every labelled token (where rows have one label: every row) alike.
@@ -30,7 +32,7 @@ class LossByItem(Trainer):
         labels = batch.get("labels")
         if labels is None:  # a span's start and end
             return torch.tensor(len(next(iter(batch.values()))))
-        return (labels[..., 1:] if self._loss_shifts_labels else labels).ne(-100).sum()
+        return (labels[..., 1:] if self._loss_shifts_labels else labels).ne(IGNORED).sum()
 
     def compute_loss(
         self, model: t.Any, inputs: t.Any, return_outputs: bool = False, num_items_in_batch: t.Any = None

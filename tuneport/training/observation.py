@@ -17,6 +17,7 @@ from torch import distributed
 from transformers import Trainer
 
 from tuneport.errors import UserError
+from tuneport.labels import IGNORED
 from tuneport.training.packing import LENGTHS
 
 if t.TYPE_CHECKING:
@@ -87,7 +88,7 @@ class _WithContents:
     def __call__(self, rows: list[Batch]) -> Batch:
         batch = self.collate(rows)
         lengths, labels = [len(row["input_ids"]) for row in rows], batch.get("labels")
-        labelled = 0 if labels is None or labels.dim() < 2 else int(labels[:, 1:].ne(-100).sum())
+        labelled = 0 if labels is None or labels.dim() < 2 else int(labels[:, 1:].ne(IGNORED).sum())
         if not self.own_targets or labels is None or labels.dim() < 2 or labels.is_floating_point():
             labels = None  # no tokens of their own
         contents = Contents(

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from transformers.modeling_outputs import CausalLMOutput
 
-from tuneport.encoding.prompts import IGNORED
+from tuneport.labels import IGNORED
 from tuneport.training import labelled_loss
 from tuneport.training.varlen import bounds
 

@@ -16,6 +16,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tuneport.errors import UserError
+from tuneport.labels import IGNORED
 from tuneport.modeling.likelihood import shifted, token_losses
 from tuneport.training.attention import EAGER, FLASH
 from tuneport.training.callbacks import precision_of
@@ -235,7 +236,7 @@ def _batch(model: t.Any, device: torch.device, packing: Packing | Splitting) -> 
     if types > 1 and "token_type_ids" in inspect.signature(model.forward).parameters:
         batch["token_type_ids"] = torch.randint(0, types, size, generator=generator).where(mask, torch.tensor(0))
     if packing.gives_losses:
-        batch["labels"] = ids.where(mask, torch.tensor(-100))
+        batch["labels"] = ids.where(mask, torch.tensor(IGNORED))
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers.utils.generic import ModelOutput
 
-from tuneport.encoding.prompts import IGNORED
+from tuneport.labels import IGNORED
 from tuneport.modeling.likelihood import shifted, token_losses
 
 Batch = dict[str, t.Any]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typing as t
 
-from tuneport.encoding.prompts import PromptEncoder
-from tuneport.modeling.generator import Generator
+from tuneport.serving.generator import Generator
+from tuneport.serving.prompt_encoder import PromptEncoder
 
 
 class Completer:
