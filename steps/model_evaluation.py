@@ -16,6 +16,7 @@ from tuneport.parameters import COMPUTE, INSTANCE_TYPE, EvaluationBatchParams, S
 from tuneport.stage import parameters, save_json
 from tuneport.step import Step, View, consumes, produces, resource
 from tuneport.tasks import TaskParams
+from tuneport.tasks.task import Row, Split
 
 if TYPE_CHECKING:
     from tuneport.data.prepared import Prepared
@@ -49,7 +50,7 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
 
         prepared = Prepared(self.preprocess_output.path)
         self._check_inputs(prepared)
-        test = tasks.Split(prepared.rows("test"), prepared.encoded("test"))
+        test = Split(prepared.rows("test"), prepared.encoded("test"))
         tuned, base = (
             self._answers(folder.path, prepared, test, name)
             for folder, name in ((self.pytorch_model_folder, "tuned model"), (self.model_selector_output, "base model"))
@@ -79,7 +80,7 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
                 f"{', '.join(wanted)}. Pass the model that was tuned on this prepared dataset."
             )
 
-    def _answers(self, folder: Path, prepared: "Prepared", test: tasks.Split, name: str) -> list[tasks.Row]:
+    def _answers(self, folder: Path, prepared: "Prepared", test: Split, name: str) -> list[Row]:
         """Both models read texts through the tuned model's tokenizer, which knows the length trained with."""
         from tuneport.evaluation.prediction import predict
 
@@ -98,14 +99,12 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
             name=name,
         )
 
-    def _compare(
-        self, prepared: "Prepared", test: tasks.Split, tuned: list[tasks.Row], base: list[tasks.Row]
-    ) -> "Comparison":
+    def _compare(self, prepared: "Prepared", test: Split, tuned: list[Row], base: list[Row]) -> "Comparison":
         from tuneport.evaluation.comparison import Comparison
         from tuneport.evaluation.prediction import has_head
 
         task, meta, rows = tasks.load(self.task_name), prepared.info.meta, test.rows
-        train = tasks.Split(prepared.rows("train"), prepared.encoded("train"))
+        train = Split(prepared.rows("train"), prepared.encoded("train"))
         trivial = task.baselines(train, test, meta, self)
         return Comparison(
             tuned=task.evaluate(rows, tuned, meta, self.seed),
@@ -118,9 +117,9 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
     def _report(
         self,
         prepared: "Prepared",
-        rows: Sequence[tasks.Row],
-        tuned: list[tasks.Row],
-        base: list[tasks.Row],
+        rows: Sequence[Row],
+        tuned: list[Row],
+        base: list[Row],
         comparison: "Comparison",
     ) -> str:
         from tuneport.evaluation import report
@@ -164,7 +163,7 @@ def _tracked_metrics(comparison: "Comparison") -> dict[str, float]:
 
 
 def _write_predictions(
-    path: Path, rows: Sequence[tasks.Row], tuned: list[tasks.Row], base: list[tasks.Row], correct: Sequence[bool] | None
+    path: Path, rows: Sequence[Row], tuned: list[Row], base: list[Row], correct: Sequence[bool] | None
 ) -> None:
     """One line a test row: its id and fields, the tuned model's whole answer, the gist of the base model's."""
     with path.open("w", encoding="utf-8") as f:

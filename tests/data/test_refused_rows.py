@@ -11,7 +11,7 @@ from tuneport.data import prepare
 from tuneport.data.near_copies import NearCopyIndex
 from tuneport.data.readers import find
 from tuneport.errors import UserError
-from tuneport.tasks import Refuse, Row
+from tuneport.tasks.task import Refuse, Row
 from tuneport.tasks.text_classification import TextClassification
 
 

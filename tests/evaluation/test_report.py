@@ -12,7 +12,7 @@ import pytest
 from tuneport.evaluation import figures, report
 from tuneport.evaluation.comparison import Comparison
 from tuneport.metrics.classification import evaluate
-from tuneport.tasks import ShownAnswer
+from tuneport.tasks.task import ShownAnswer
 from tuneport.tasks.text_classification import _joined
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}

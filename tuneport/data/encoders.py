@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 
 from tuneport.encoding.fast_tokenizer import FastTokenizer, Unfit, is_byte_level_bpe
-from tuneport.tasks import Encoder, Meta, Row, Task
+from tuneport.tasks.task import Encoder, Meta, Row, Task
 
 log = logging.getLogger("tuneport.preprocess")
 

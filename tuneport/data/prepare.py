@@ -35,7 +35,7 @@ from tuneport.data.tokenizing import chat_template, load_tokenizer, longest_inpu
 from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
 from tuneport.stage import save_json
-from tuneport.tasks import Drop, Encoder, Meta, Refuse, Row, Task
+from tuneport.tasks.task import Drop, Encoder, Meta, Refuse, Row, Task
 
 log = logging.getLogger("tuneport.preprocess")
 

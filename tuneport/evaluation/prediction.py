@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tuneport.modeling.adapters import is_adapter, load_merged
 from tuneport.modeling.likelihood import likelihoods
-from tuneport.tasks import Meta, Row, Split, Task
+from tuneport.tasks.task import Meta, Row, Split, Task
 
 log = logging.getLogger("tuneport.model_evaluation")
 BLOCK_ROWS = 2048  # between two progress lines

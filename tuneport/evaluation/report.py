@@ -15,7 +15,7 @@ from tuneport.evaluation import figures
 from tuneport.evaluation.comparison import Comparison
 from tuneport.metrics.evaluation import Evaluation
 from tuneport.step import show
-from tuneport.tasks import Row, ShownAnswer, Task
+from tuneport.tasks.task import Row, ShownAnswer, Task
 
 SHOWN_ANSWERS = 20
 TEXT_LENGTH = 600  # characters of a row's text that are shown

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tuneport.artifacts import INCOMPLETE, MANIFEST
 from tuneport.serving.served import Served
-from tuneport.tasks import Meta, Row, Task
+from tuneport.tasks.task import Meta, Row, Task
 from tuneport.tracking import TRACKING_FILE, quieten
 
 if t.TYPE_CHECKING:

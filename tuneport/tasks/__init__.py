@@ -1,222 +1,23 @@
-"""One module = one task, found by file name: its columns, encoding, model, metrics and predictor."""
+"""One module = one task, found by file name; `task` says what a task is, `_` modules are what several share."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 import typing as t
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError, did_you_mean
 from tuneport.step import Params, Step, param
-
-if t.TYPE_CHECKING:
-    import pyarrow as pa
-    from tokenizers import Tokenizer
-
-    from tuneport.encoding.fast_tokenizer import FastTokenizer
-    from tuneport.metrics.evaluation import Evaluation
+from tuneport.tasks.task import Task
 
 S = t.TypeVar("S", bound=Step)
-Row = dict[str, t.Any]
-Columns = dict[str, t.Any]  # name -> list, numpy array or Arrow array
-Encoder = Callable[[Sequence[Row]], Columns]
-Meta = dict[str, t.Any]  # what a task learns from the data and later stages need, e.g. {"labels": [...]}; JSON only
-
-
-class Drop(Exception):
-    """This row cannot be used; the message is the reason, counted and exported by preprocess."""
-
-
-class Refuse(Exception):
-    """This row is wrong, and with it the data: preprocess names all such rows of the source, then refuses.
-
-    ``problem`` is the same for all rows of one kind and says what was wanted; ``found`` is what this row holds.
-    """
-
-    def __init__(self, problem: str, found: str = "") -> None:
-        super().__init__(problem, found)
-        self.problem, self.found = problem, found
-
-
-@dataclass(frozen=True)
-class Split:
-    """The rows of a split and, in the same order unless a row has several encodings, their encoded columns."""
-
-    rows: Sequence[Row]
-    encoded: pa.Table
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShownAnswer:
-    """A row and what models answer to it, as a person reads them in the report."""
-
-    texts: tuple[str, ...]
-    truth: str
-    predicted: str
-    score: str  # of what is predicted
-    base: str
-
-
-class Predictor(t.Protocol):
-    """Answers rows with a model. A task's predictor is self-contained: it imports all it needs inside its methods,
-    so that its source (and that of the task's ``served_with``), without tuneport, serves the model: see
-    `tuneport.export`. ``settings`` are those of `Task.settings`; a call takes their ``params`` by name, too."""
-
-    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None: ...
-
-    def __call__(self, rows: Sequence[Row], batch_size: int | None = None) -> list[Row]:
-        """Return one JSON-able answer per row, in the order of the rows; rows hold the task's field names.
-
-        Raises ValueError for a row that cannot be answered.
-        """
-
-
-class Task(ABC):
-    """All that the product knows of one task; ``options`` is the step, seen through the task's own parameters."""
-
-    name: t.ClassVar[str]
-    params: t.ClassVar[Mapping[str, type[Params]]]  # by stage name: the parameters this task adds to that stage
-    metrics: t.ClassVar[Mapping[str, bool]]  # training metric -> greater is better
-    architectures: t.ClassVar[tuple[str, ...]]  # names of the transformers auto classes that load its models
-    predictor: t.ClassVar[type[Predictor]]
-    served_with: t.ClassVar[tuple[type, ...]] = ()  # self-contained classes that the predictor's source needs
-    label_names: t.ClassVar[Sequence[str]] = ("labels",)  # what of the collator's batches a model's loss is made from
-    likelihood: t.ClassVar[bool] = False  # whether models are also scored by how likely the encoded labels are to them
-
-    # -- preprocess: imports no torch ---------------------------------------------------------------------------
-    @abstractmethod
-    def columns(self, options: t.Any) -> dict[str, str]:
-        """The user's column for each field of the task, ``{"sentence1": "text", ...}``; all must be in the data."""
-
-    def hint(self, columns: Sequence[str], options: t.Any) -> str:
-        """What to add, from a space on, to the message that not all of `columns` are among those of the data."""
-        return ""
-
-    @abstractmethod
-    def row_schema(self, options: t.Any) -> pa.Schema:
-        """Types of the fields that `reader` returns."""
-
-    @abstractmethod
-    def reader(self, options: t.Any) -> Callable[[Mapping[str, t.Any], str], Row]:
-        """Return a function (raw row, where) -> fields for one source; ``where`` is e.g. ``train.csv row 17``.
-
-        The function raises `Drop` for a row to leave out, `Refuse` for one that a person has to mend, and `UserError`
-        where no further row can be read either.
-        """
-
-    @abstractmethod
-    def identity(self, row: Row) -> str:
-        """The part of a row that makes it a copy of another: all inputs, no labels."""
-
-    @abstractmethod
-    def labels(self, row: Row) -> list[str]:
-        """A row's labels, for histograms and stratified splits; empty where the task has none."""
-
-    @abstractmethod
-    def describe(self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: t.Any) -> Meta:
-        """Learn the `Meta` from label histograms by split and from the base model.
-
-        Raises `UserError` where the task cannot be learnt from this data, or with this model.
-        """
-
-    @abstractmethod
-    def encoded_schema(self, meta: Meta, options: t.Any) -> pa.Schema:
-        """Types of the columns that `encoder` returns."""
-
-    @abstractmethod
-    def encoder(self, tokenizer: Tokenizer, meta: Meta, options: t.Any) -> Encoder:
-        """Return a function rows -> columns: those of `encoded_schema` plus ``truncated`` (bool per encoded row).
-
-        Two more columns are optional: ``trainable`` (bool: whether the encoded row has a label to learn from, True
-        where there is no such column; False refuses the data) and ``row`` (int: which of the rows the encoded one is
-        made from, where that is not one each). The tokenizer comes with truncation enabled at the right length.
-        """
-
-    def fast_encoder(self, tokenizer: FastTokenizer, meta: Meta, options: t.Any) -> Encoder | None:
-        """What `encoder` returns, by a tokenizer that finds nothing but token ids, fast; None: more is needed."""
-        return None
-
-    # -- finetune and evaluation: torch, imported inside ----------------------------------------------------------
-    @abstractmethod
-    def load_model(self, folder: Path, meta: Meta, **loading: t.Any) -> t.Any:
-        """Load the model with this task's head; a head that the folder lacks is initialised from torch's seed.
-
-        ``loading`` is what from_pretrained takes besides.
-        """
-
-    def chat_template(self, meta: Meta) -> str | None:
-        """The template that the tuned model comes with; None: the base model's own, if it has one."""
-        return None
-
-    @abstractmethod
-    def collator(self, model: t.Any, meta: Meta, pad_to: int | None) -> Callable[[list[Row]], dict[str, t.Any]]:
-        """Return a function encoded rows -> batch of tensors, padded to the longest row or to ``pad_to`` tokens."""
-
-    @abstractmethod
-    def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
-        """Return the function that transformers' Trainer calls with predictions and label ids."""
-
-    def reduce(self, logits: t.Any, labels: t.Any, meta: Meta) -> t.Any:
-        """What `compute_metrics` needs of a batch's logits: what is returned is kept for the whole split."""
-        return logits
-
-    def needs_answers(self, metric_for_best_model: str) -> bool:
-        """Whether the predictor answers the validation rows at each evaluation, to add `score` to the metrics."""
-        return False
-
-    def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
-        """Metrics of the predictor's answers, by the names that `evaluate` gives them."""
-        return {}
-
-    def settings(self, meta: Meta, options: t.Any) -> Row:
-        """What the predictor is made with besides the model: JSON-able, by ``options`` or, for None, their defaults.
-
-        ``params`` are those settings that a request to the served model may change: name -> value.
-        """
-        return {}
-
-    @abstractmethod
-    def serving_schema(self, fields: Iterable[str], meta: Meta) -> tuple[pa.Schema, pa.Schema]:
-        """Types of the fields that the predictor reads, of those the data has, and types of its answers.
-
-        A field that a client may send in several types is a union of them, one of any type JSON; one that it may leave
-        out has the metadata ``{"optional": "true"}``.
-        """
-
-    def questions(self, rows: Sequence[Row], options: t.Any) -> dict[int, Row]:
-        """What the predictor is asked in the evaluation, by the row's place; the answers to other rows are empty."""
-        return dict(enumerate(rows))
-
-    @abstractmethod
-    def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
-        """Score a predictor's answers against the rows they answer."""
-
-    @abstractmethod
-    def short(self, answer: Row) -> Row:
-        """The part of an answer that is kept of the base model, beside the tuned model's whole one."""
-
-    @abstractmethod
-    def shown(self, row: Row, answer: Row, base: Row) -> ShownAnswer | None:
-        """A row, the tuned model's answer and the base model's, as the report shows them; None: not to be shown."""
-
-    def example(self, row: Row) -> Row:
-        """A row as a client of the served model would send it."""
-        return row
-
-    def baselines(self, train: Split, test: Split, meta: Meta, options: t.Any) -> dict[str, list[Row]]:
-        """Answers of trivial predictors fitted on the same split, by name; none where the task has no such thing."""
-        return {}
 
 
 def names() -> list[str]:
     """The tasks, found by file name."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    modules = (m.name for m in pkgutil.iter_modules(__path__))
+    return sorted(name for name in modules if name != "task" and not name.startswith("_"))
 
 
 @cache

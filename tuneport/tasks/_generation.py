@@ -13,7 +13,7 @@ from tuneport.modeling.likelihood import shifted, summary, token_losses
 from tuneport.parameters import GenerationParams
 from tuneport.serving.generator import Generator
 from tuneport.serving.prompt_encoder import PromptEncoder
-from tuneport.tasks import Encoder, Meta, Row, Task
+from tuneport.tasks.task import Encoder, Meta, Row, Task
 
 if t.TYPE_CHECKING:
     import pyarrow as pa

@@ -10,8 +10,8 @@ from tuneport.encoding.prompts import Specials, specials
 from tuneport.errors import UserError
 from tuneport.parameters import GenerationParams
 from tuneport.step import Params, param
-from tuneport.tasks import Meta, Row, ShownAnswer, Split
 from tuneport.tasks._generation import DEFAULT_NEW_TOKENS, GenerationTask
+from tuneport.tasks.task import Meta, Row, ShownAnswer, Split
 
 if t.TYPE_CHECKING:
     from tuneport.metrics.evaluation import Evaluation

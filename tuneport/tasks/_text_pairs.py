@@ -12,8 +12,8 @@ from tuneport.errors import UserError
 from tuneport.serving.completer import Completer
 from tuneport.serving.generator import Generator
 from tuneport.serving.prompt_encoder import PromptEncoder
-from tuneport.tasks import Drop, Encoder, Meta, Row, ShownAnswer
 from tuneport.tasks._generation import CompletionTask
+from tuneport.tasks.task import Drop, Encoder, Meta, Row, ShownAnswer
 
 if t.TYPE_CHECKING:
     import pyarrow as pa

@@ -15,8 +15,8 @@ from tuneport.serving.chat_completer import ChatCompleter
 from tuneport.serving.chat_template import ChatTemplate, Turns
 from tuneport.serving.generator import Generator
 from tuneport.step import Params, param
-from tuneport.tasks import Drop, Encoder, Meta, Refuse, Row
 from tuneport.tasks._language_modeling import LanguageModelingTask
+from tuneport.tasks.task import Drop, Encoder, Meta, Refuse, Row
 
 if t.TYPE_CHECKING:
     import pyarrow as pa

@@ -12,7 +12,7 @@ from tuneport.errors import UserError
 from tuneport.modeling.batches import collator
 from tuneport.serving.question_answerer import QuestionAnswerer, QuestionWindows
 from tuneport.step import Params, param
-from tuneport.tasks import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswer, Split, Task
+from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswer, Split, Task
 
 if t.TYPE_CHECKING:
     import pyarrow as pa

@@ -10,8 +10,8 @@ from tuneport.errors import UserError
 from tuneport.parameters import GenerationParams
 from tuneport.serving.summarizer import Summarizer
 from tuneport.step import Params, param
-from tuneport.tasks import Meta, Row, Split
 from tuneport.tasks._text_pairs import T5_TYPES, TextPairTask, check_template, language_tokens, prompting
+from tuneport.tasks.task import Meta, Row, Split
 
 if t.TYPE_CHECKING:
     from tuneport.metrics.evaluation import Evaluation

@@ -9,9 +9,9 @@ from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.prompts import PLACEHOLDER, joined, vocabulary_size
 from tuneport.serving.text_generator import TextGenerator
 from tuneport.step import Params, param
-from tuneport.tasks import Columns, Drop, Encoder, Meta, Refuse, Row
 from tuneport.tasks._generation import CompletionTask
 from tuneport.tasks._language_modeling import LanguageModelingTask
+from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row
 
 if t.TYPE_CHECKING:
     import pyarrow as pa

@@ -15,7 +15,7 @@ from tuneport.modeling.batches import collator
 from tuneport.modeling.heads import load_with_labels
 from tuneport.serving.token_classifier import TokenClassifier
 from tuneport.step import Params, param
-from tuneport.tasks import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswer, Split, Task
+from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswer, Split, Task
 
 if t.TYPE_CHECKING:
     import pyarrow as pa

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
-from tuneport.tasks import Task
+from tuneport.tasks.task import Task
 from tuneport.tracking import Run
 from tuneport.training import attention, conflicts, deepspeed, padding_free, quantization, resume, sharding
 from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress, precision_of
