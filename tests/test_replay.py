@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tuneport.artifacts import CustomModel, File
-from tuneport.targets._inputs import save
+from tuneport.runner.saved_inputs import save
 from tuneport.targets.docker.settings import Images
 
 TOY = Path(__file__).parent / "targets" / "toy"

@@ -19,11 +19,12 @@ import click
 import tuneport
 from tuneport.errors import EXIT_PREEMPTED, UserError, did_you_mean
 from tuneport.launchers import torchrun
+from tuneport.runner import bind
 from tuneport.step import REQUIRED, Context, Port, Step, show
 
 if t.TYPE_CHECKING:
     from tuneport.graph import Pipeline
-    from tuneport.targets import Request
+    from tuneport.runner.request import Request
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # Ctrl-C
@@ -183,16 +184,16 @@ def _run_stage(argv: list[str], names: Sequence[str], load: Callable[..., type[S
         argv = _without(argv, f"--{name}")
 
     def run(given: Mapping[str, t.Any]) -> int:
+        from tuneport.runner import saved_inputs
         from tuneport.stage import arguments, execute
         from tuneport.step import parse_values
-        from tuneport.targets import _inputs
 
         stage = step(**parse_values(step.ports(), given, step.name()))
         stage.context = context_from_environment()
         if (processes := stage.processes()) is not None and not stage.context.is_rank:
             return _launch(stage, processes, arguments(step, given))
-        if stage.context.rank == 0 and (path := os.environ.get(_inputs.VARIABLE)):
-            _inputs.save(Path(path), stage)
+        if stage.context.rank == 0 and (path := os.environ.get(saved_inputs.VARIABLE)):
+            saved_inputs.save(Path(path), stage)
         execute(stage)
         return 0
 
@@ -392,7 +393,7 @@ def _request(
     output_dir: Path | None = None,
     start_from: str | None = None,
 ) -> Request:
-    from tuneport.targets import Request
+    from tuneport.runner.request import Request
 
     return Request(
         output_dir=Path.cwd() / (output_dir or Path("runs", pipeline.name)),
@@ -472,7 +473,7 @@ def _validate_command(load: Callable[[str | None], Pipeline]) -> click.Command:
         if chosen.remote:
             chosen.compile(pipeline, values, request)
         else:
-            targets.check(targets.instantiate(pipeline, values, request.output_dir))
+            bind.check(bind.instantiate(pipeline, values, request.output_dir))
         click.echo(f"valid: {pipeline.name} ({' → '.join(node.name for node in pipeline.active(values))})")
         return 0
 

@@ -11,8 +11,8 @@ from tuneport.artifacts import Artifact
 from tuneport.config import from_overrides
 from tuneport.errors import UserError
 from tuneport.graph import Node, Pipeline, Ref
+from tuneport.runner.saved_inputs import MASK, file_of
 from tuneport.step import Port, Step, parse_values
-from tuneport.targets._inputs import MASK, file_of
 
 Values = dict[str, t.Any]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import pipelines
-from tuneport import targets
 from tuneport.config import from_file
+from tuneport.runner import bind
 from tuneport.stage import execute
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -32,8 +32,8 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rows_are_made_ready_for_training(config: str, fetched: Path, tmp_path: Path) -> None:
     file = fetched / config
     pipeline = pipelines.load(file.parent.name)
-    steps = targets.instantiate(pipeline, pipeline.resolve(from_file(pipeline, file)), tmp_path)
-    targets.check(steps)
+    steps = bind.instantiate(pipeline, pipeline.resolve(from_file(pipeline, file)), tmp_path)
+    bind.check(steps)
     for name in ("model_import", "preprocess"):
         execute(steps[name])
     assert (tmp_path / "preprocess" / "preprocess_output" / "manifest.json").is_file()

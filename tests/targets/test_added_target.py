@@ -20,7 +20,7 @@ import shlex
 from pydantic import BaseModel
 
 from tuneport.targets import Target
-from tuneport.targets._run import compile_plan
+from tuneport.runner.run import compile_plan
 
 
 class Settings(BaseModel):

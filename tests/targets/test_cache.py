@@ -10,7 +10,7 @@ import pytest
 
 import tuneport
 from tuneport.artifacts import CustomMLflowModel, CustomModel, Dataset, File, write_manifest
-from tuneport.targets._cache import Digests, Record, record, remember, stale
+from tuneport.runner.cache import Digests, Record, record, remember, stale
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_users_folder_counts_by_its_bytes_even_if_it_holds_a_manifest(tmp_path
 def test_the_code_that_counts_is_the_code_that_a_stage_runs(tmp_path: Path, file: str, counts: bool) -> None:
     copy = tmp_path / "tuneport"
     shutil.copytree(Path(tuneport.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    script = "from tuneport.targets._cache import code_digest; print(code_digest('tuneport'))"
+    script = "from tuneport.runner.cache import code_digest; print(code_digest('tuneport'))"
 
     def digest() -> str:
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

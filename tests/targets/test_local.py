@@ -19,8 +19,9 @@ import pytest
 from tuneport.artifacts import Dataset, Report
 from tuneport.errors import UserError
 from tuneport.graph import Pipeline
-from tuneport.targets import Request, load, names
-from tuneport.targets._run import Plan, Stage, default_tracking_uri
+from tuneport.runner.request import Request
+from tuneport.runner.run import Plan, Stage, default_tracking_uri
+from tuneport.targets import load, names
 
 
 class Toy:

@@ -6,8 +6,9 @@ import typing as t
 from collections.abc import Mapping
 
 from tuneport.graph import Pipeline
-from tuneport.targets import Request, Target
-from tuneport.targets._run import Executor, Plan, compile_plan, run_plan, shell_lines
+from tuneport.runner.request import Request
+from tuneport.runner.run import Executor, Plan, compile_plan, run_plan, shell_lines
+from tuneport.targets.target import Target
 
 
 class Local(Target):

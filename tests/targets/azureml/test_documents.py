@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 import pipelines
-from tuneport.targets import Request, load
+from tuneport.runner.request import Request
+from tuneport.targets import load
 from tuneport.targets.azureml.documents import Document
 
 SETTINGS = {"image_base": "registry/base:1", "image_trainer": "azureml:trainer:1"}

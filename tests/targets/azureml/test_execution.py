@@ -15,7 +15,8 @@ import yaml
 
 from tuneport.cli import context_from_environment
 from tuneport.graph import Pipeline
-from tuneport.targets import Request, load
+from tuneport.runner.request import Request
+from tuneport.targets import load
 
 IMAGES = {"image_base": "registry/base:1", "image_trainer": "registry/trainer:1"}
 ODD = 'it\'s \\ a "label" `whoami` $HOME; ${HOME} # ünï'

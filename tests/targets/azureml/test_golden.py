@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 import pipelines
-from tuneport.targets import Request, load
+from tuneport.runner.request import Request
+from tuneport.targets import load
 from tuneport.targets.azureml.documents import DOCKERFILES, Document
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "azureml"

@@ -11,7 +11,8 @@ import yaml
 import pipelines
 import tuneport
 from tuneport.errors import UserError
-from tuneport.targets import Request, load
+from tuneport.runner.request import Request
+from tuneport.targets import load
 from tuneport.targets.azureml import SOURCES, write
 from tuneport.targets.azureml.documents import DOCKERFILES, Document
 

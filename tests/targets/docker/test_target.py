@@ -12,7 +12,8 @@ import pytest
 import pipelines
 from tuneport.artifacts import CustomModel, File, MLTable
 from tuneport.errors import UserError
-from tuneport.targets import Request, load, settings
+from tuneport.runner.request import Request
+from tuneport.targets import load, settings
 from tuneport.targets.docker import ContainerPlan
 from tuneport.targets.docker.container import Mount, hub_cache, local_store, merged, read_only
 

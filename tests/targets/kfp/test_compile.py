@@ -12,7 +12,8 @@ import yaml
 
 import pipelines
 from tuneport.errors import UserError
-from tuneport.targets import Request, load
+from tuneport.runner.request import Request
+from tuneport.targets import load
 
 DIGEST = "@sha256:" + 64 * "0"
 IMAGES = {"base": f"registry.example/base{DIGEST}", "trainer": f"registry.example/trainer{DIGEST}"}

@@ -14,7 +14,8 @@ import yaml
 
 import pipelines
 from tuneport import tasks
-from tuneport.targets import Request, load
+from tuneport.runner.request import Request
+from tuneport.targets import load
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "kfp"
 DIGEST = "sha256:" + 64 * "0"

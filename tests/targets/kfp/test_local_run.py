@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import pipelines
-from tuneport.targets import Request, load
+from tuneport.runner.request import Request
+from tuneport.targets import load
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow

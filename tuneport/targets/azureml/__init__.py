@@ -11,11 +11,13 @@ from pathlib import Path
 import tuneport
 from tuneport.errors import UserError
 from tuneport.graph import Pipeline
-from tuneport.targets import Request, Target, instantiate
+from tuneport.runner.bind import instantiate
+from tuneport.runner.request import Request
 from tuneport.targets import settings as read_settings
 from tuneport.targets.azureml.checks import check
 from tuneport.targets.azureml.documents import CONTEXT, DOCKERFILES, Document, Folded, Spec, files
 from tuneport.targets.azureml.settings import AzureMLSettings
+from tuneport.targets.target import Target
 
 HEADER = "# Written by tuneport; send it with: az ml job create -f job.yaml\n"
 # What the images are built of, beside their Dockerfiles.

@@ -12,8 +12,8 @@ from pathlib import Path
 import tuneport
 from tuneport.artifacts import Artifact, CustomMLflowModel, CustomModel, File, MLflowModel, MLTable
 from tuneport.graph import Node, Pipeline, Ref
+from tuneport.runner import saved_inputs
 from tuneport.step import REQUIRED, Port, Resource, Step, show
-from tuneport.targets import _inputs
 from tuneport.targets.azureml.settings import AzureMLSettings, StageSettings
 
 SCHEMAS = "https://azuremlschemas.azureedge.net/latest"
@@ -249,7 +249,7 @@ def _resources(step: type[Step], value: t.Callable[[Port], t.Any]) -> Spec:
 
 def _variables(node: Node) -> dict[str, str]:
     """Azure ML keeps what a stage writes to ``logs`` in its folder."""
-    saved = {_inputs.VARIABLE: f"logs/{node.name}.inputs.json"}
+    saved = {saved_inputs.VARIABLE: f"logs/{node.name}.inputs.json"}
     return saved if node.step.network else {"HF_HUB_OFFLINE": "1", **saved}
 
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from tuneport import targets
 from tuneport.errors import UserError
 from tuneport.graph import Pipeline
+from tuneport.runner.request import Request
+from tuneport.runner.run import Plan, compile_plan, run_plan
 from tuneport.step import Step
-from tuneport.targets import Request, Target
-from tuneport.targets._run import Plan, compile_plan, run_plan
+from tuneport.targets.target import Target
 
 if t.TYPE_CHECKING:
     from tuneport.targets.docker.settings import Settings

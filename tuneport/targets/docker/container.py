@@ -20,9 +20,9 @@ from urllib.parse import unquote, urlsplit
 
 from tuneport.artifacts import Artifact
 from tuneport.errors import UserError
+from tuneport.runner.process import kill_group
+from tuneport.runner.run import Executor, Plan, Stage, variables
 from tuneport.step import Step
-from tuneport.targets._process import kill_group
-from tuneport.targets._run import Executor, Plan, Stage, variables
 from tuneport.targets.docker import shm_size
 from tuneport.targets.docker.settings import Settings
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from tuneport import targets
 from tuneport.graph import Pipeline
-from tuneport.targets import Request, Target
+from tuneport.runner import bind
+from tuneport.runner.request import Request
+from tuneport.targets.target import Target
 
 if t.TYPE_CHECKING:
     from pydantic import BaseModel
@@ -42,8 +44,8 @@ class Kfp(Target):
 
     def compile(self, pipeline: Pipeline, values: Mapping[str, t.Any], request: Request) -> Document:
         found = targets.settings(self, request)
-        steps = targets.instantiate(pipeline, values, request.output_dir)
-        targets.check(steps, files=False)
+        steps = bind.instantiate(pipeline, values, request.output_dir)
+        bind.check(steps, files=False)
         with _no_garbage_collection():
             from tuneport.targets.kfp.compile import compile_pipeline
 

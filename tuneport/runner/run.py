@@ -22,10 +22,12 @@ from pathlib import Path
 from tuneport.artifacts import Artifact, MLflowModel, Report
 from tuneport.errors import EXIT_PREEMPTED, UserError, did_you_mean
 from tuneport.graph import Node, Pipeline, Ref
+from tuneport.runner import cache, saved_inputs
+from tuneport.runner.bind import check, instantiate, output_path
+from tuneport.runner.process import Interrupted, Signals, kill_group, run
+from tuneport.runner.progress import Progress, open_progress
+from tuneport.runner.request import Request
 from tuneport.step import Context, Step, show
-from tuneport.targets import Request, _cache, _inputs, check, instantiate, output_path
-from tuneport.targets._process import Interrupted, Signals, kill_group, run
-from tuneport.targets._progress import Progress, open_progress
 
 if t.TYPE_CHECKING:
     import subprocess
@@ -251,7 +253,7 @@ def _locked(output_dir: Path) -> Iterator[int]:
 
 
 def _run_all(plan: Plan, executor: Executor, progress: Progress, lock: int) -> Outcome:
-    digests = _cache.Digests()
+    digests = cache.Digests()
     name = plan.stages[0].name
     reuse = plan.start_from is not None
     try:
@@ -279,32 +281,32 @@ def _reuse(stage: Stage, progress: Progress) -> None:
     """With ``--from``: an earlier stage's outputs are taken as they are, if they are whole."""
     for output in stage.outputs.values():
         try:
-            _cache.check_sizes(output)
+            cache.check_sizes(output)
         except UserError as e:
             raise UserError(f"--from needs what {stage.name} wrote earlier. {e}") from None
     progress.end(stage.name, "reused")
 
 
 def _run_stage(
-    plan: Plan, stage: Stage, progress: Progress, signals: Signals, digests: _cache.Digests, *, executor: Executor
+    plan: Plan, stage: Stage, progress: Progress, signals: Signals, digests: cache.Digests, *, executor: Executor
 ) -> tuple[int, list[str]]:
     """Run a stage, or find that its result stands; returns its exit code and what else is known of its end."""
     progress.begin(stage.name)
     library = __name__.partition(".")[0]
     packages = (_package(stage.step), library, f"{library}.tasks")  # tasks may stand in a folder of the user's
     origins = stage.step.origins()
-    record = _cache.record(
+    record = cache.record(
         stage.name, stage.parameters, stage.inputs, packages, digests, origins=origins, image=executor.image(stage)
     )
     reason = f"--from {plan.start_from}" if plan.start_from else ""
     if not reason and stage.cacheable:
-        reason = _cache.stale(stage.folder, record, stage.outputs)
+        reason = cache.stale(stage.folder, record, stage.outputs)
         if not reason:
             progress.end(stage.name, "cached")
             return 0, []
     progress.line(stage.name, f"running ({reason})" if reason else "running")
     if plan.start_from:
-        _cache.forget(stage.folder)
+        cache.forget(stage.folder)
     started = time.monotonic()
     environment, argv = {**plan.environment, **stage.environment}, executor.command(plan, stage)
     _save_inputs(stage)
@@ -314,7 +316,7 @@ def _run_stage(
         raise UserError(f"{stage.name}: cannot be started ({e.strerror}: {e.filename or argv[0]}).") from None
     known = executor.ended(stage, code)
     if code == 0:
-        _cache.remember(stage.folder, record, stage.outputs, time.monotonic() - started)
+        cache.remember(stage.folder, record, stage.outputs, time.monotonic() - started)
         progress.end(stage.name, "done")
     elif code != EXIT_PREEMPTED:
         signals.raise_if_received()
@@ -322,9 +324,9 @@ def _run_stage(
 
 
 def _save_inputs(stage: Stage) -> None:
-    path = _inputs.file_of(stage.log)
+    path = saved_inputs.file_of(stage.log)
     try:
-        _inputs.save(path, stage.step)
+        saved_inputs.save(path, stage.step)
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror}). Name another folder with --output_dir.") from None
 

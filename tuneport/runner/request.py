@@ -1,0 +1,22 @@
+"""How the user wants a pipeline run."""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import typing as t
+from collections.abc import Mapping
+from pathlib import Path
+
+
+@dc.dataclass(frozen=True, kw_only=True)
+class Request:
+    """How the user wants a pipeline run, with what the surroundings say; read in the command line, passed on here."""
+
+    output_dir: Path  # absolute
+    folder: Path  # the current one, absolute
+    environment: Mapping[str, str]
+    start_from: str | None = None  # the stage to go on from, with earlier stages' outputs as they are
+    command: tuple[str, ...] = ()  # what the user typed, without --from: the way to go on
+    platform: Mapping[str, t.Any] = dc.field(default_factory=dict)  # the configuration's section of that name
+    wait: bool = False  # whether a remote run is followed to its end
+    dry_run: bool = False  # print what would be sent, send nothing

@@ -1,0 +1,48 @@
+"""What a target is."""
+
+from __future__ import annotations
+
+import typing as t
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+from tuneport.errors import UserError
+from tuneport.graph import Pipeline
+from tuneport.runner.request import Request
+from tuneport.step import Resource
+
+if t.TYPE_CHECKING:
+    from pydantic import BaseModel
+
+
+class Target(ABC):
+    """Turns a pipeline into a platform's own document and sends it there."""
+
+    honours: t.ClassVar[frozenset[Resource]] = frozenset()  # the resources of a step that it can give
+    remote: t.ClassVar[bool] = False  # whether a service runs what is sent, so that no file of this machine is read
+
+    def settings(self) -> type[BaseModel] | None:
+        """The model of this target's part of the configuration's ``platform`` section; None: it has no such part."""
+        return None
+
+    @abstractmethod
+    def compile(self, pipeline: Pipeline, values: Mapping[str, t.Any], request: Request) -> t.Any:
+        """Return the platform's document; touches nothing.
+
+        Raises `UserError` for what this target cannot honour.
+        """
+
+    def write(self, document: t.Any, output: Path) -> None:
+        """Write the document, whole or not at all, where `tuneport compile -o` says."""
+        name = type(self).__module__.rpartition(".")[2]
+        raise UserError(f"--target {name}: has no document to write. Use tuneport run, or name another target.")
+
+    def shell(self, document: t.Any) -> list[str]:
+        """The commands by which a person runs the document's stages on this machine, one line each."""
+        name = type(self).__module__.rpartition(".")[2]
+        raise UserError(f"--target {name}: runs no stage on this machine. Name local or docker.")
+
+    @abstractmethod
+    def submit(self, document: t.Any) -> int:
+        """Check the user's files, send the document, and return the process's exit code."""
