@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tuneport.training.checkpoint_files import CheckpointFolder
-from tuneport.training.saving import HostCopy, Writer
+from tuneport.training.checkpoint.async_writer import HostCopy, Writer
+from tuneport.training.checkpoint.files import CheckpointFolder
 
 GOAL = 0.05
 

@@ -238,8 +238,8 @@ def with_tuneport(case: Case, root: Path, turns: Turns, who: str) -> None:
     from tuneport import tasks
     from tuneport.data.prepared import Prepared
     from tuneport.tracking import Run
-    from tuneport.training.order import Order
-    from tuneport.training.trainer import train
+    from tuneport.training.sampler import Order
+    from tuneport.training.train import train
 
     Order.__iter__ = lambda self: iter(range(self.size))  # type: ignore[method-assign]  # the rows as they stand
     stage: Any = steps.load("finetune", case.task)(
@@ -294,11 +294,11 @@ def with_bare_loop(case: Case, root: Path, turns: Turns, who: str) -> None:
     import torch
     import transformers
 
-    from tuneport.training import padding_free
+    from tuneport.training.padding_free import choose
 
     transformers.set_seed(0)
     model, collate, rows = parts(case, root, None)
-    unpadded = padding_free.prepare(model, ("sdpa", ""), wanted=True, pad_to=None)
+    unpadded = choose.prepare(model, ("sdpa", ""), wanted=True, pad_to=None)
     collate = unpadded.collator(collate)
     batches = torch.utils.data.DataLoader(rows, case.batch, collate_fn=collate)
     decayed = [p for p in model.parameters() if p.dim() > 1]

@@ -44,11 +44,11 @@ class Finetune(Step, TaskParams, TrainingParams):
 
     def check_files(self) -> None:
         if self.resume_from_checkpoint != "false":
-            from tuneport.training import resume
+            from tuneport.training.checkpoint import resume
 
             resume.check(self.resume_from_checkpoint)
         if self.apply_deepspeed:
-            from tuneport.training import deepspeed
+            from tuneport.training.distributed import deepspeed
 
             deepspeed.check(self)
 
@@ -64,7 +64,7 @@ class Finetune(Step, TaskParams, TrainingParams):
     def run(self) -> None:
         from tuneport.data.prepared import Prepared
         from tuneport.tracking import save_run, tracked
-        from tuneport.training.trainer import train
+        from tuneport.training.train import train
 
         prepared = Prepared(self.preprocess_output.path)
         prepared.check_task(self.task_name)

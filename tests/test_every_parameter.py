@@ -25,7 +25,7 @@ from tuneport.errors import UserError
 from tuneport.parameters import GenerationParams
 from tuneport.stage import execute
 from tuneport.tracking import Run
-from tuneport.training.trainer import train
+from tuneport.training.train import train
 
 # parameter: (what is set in both runs, value in the first, value in the second)
 Table = dict[str, tuple[dict[str, Any], Any, Any]]
@@ -221,7 +221,7 @@ def test_trivial_baselines_are_left_out_where_they_are_not_wanted(task: str) -> 
 
 
 def test_parameters_that_change_no_result_are_tried_in_the_tests_of_training() -> None:
-    text = "".join(file.read_text("utf-8") for file in (Path(__file__).parent / "training").glob("test_*.py"))
+    text = "".join(file.read_text("utf-8") for file in (Path(__file__).parent / "training").rglob("test_*.py"))
     assert not [name for name in SAME_RESULT if name not in text]
 
 

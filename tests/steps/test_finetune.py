@@ -20,7 +20,7 @@ from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.stage import execute
 from tuneport.tracking import Run
-from tuneport.training.trainer import Result, load_model, train
+from tuneport.training.train import Result, load_model, train
 
 FAST = {
     "learning_rate": 3e-3,

@@ -13,7 +13,7 @@ from tuneport.data import shards
 from tuneport.data.prepared import Prepared
 from tuneport.stage import execute
 from tuneport.tracking import Run
-from tuneport.training.trainer import train
+from tuneport.training.train import train
 
 
 class CountChildren(TrainerCallback):  # type: ignore[misc]

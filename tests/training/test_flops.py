@@ -17,9 +17,9 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from tuneport.training import padding_free
+from tuneport.training.counts import Counts
 from tuneport.training.flops import cost, peak
-from tuneport.training.observation import Counts
+from tuneport.training.padding_free import choose
 
 SMALL = {"vocab_size": 200, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "attn_implementation": "eager"}
@@ -49,7 +49,7 @@ def test_the_cost_of_a_step_is_what_torch_counts(make: Any, within: float) -> No
 def test_tokens_that_the_head_is_not_given_cost_none_of_it() -> None:
     model, ids = llama(False), torch.randint(0, 200, (2, 48))
     model.lm_head.weight.requires_grad_(False)  # its gradient is added up in place, which torch does not count
-    padding_free.prepare(model, ("sdpa", ""), wanted=True, pad_to=None, devices=1)
+    choose.prepare(model, ("sdpa", ""), wanted=True, pad_to=None, devices=1)
     some = ids.where(torch.arange(48) <= 15, -100)
     counted, found = [], cost(model)
     for labels in (ids, some):

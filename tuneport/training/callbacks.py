@@ -12,8 +12,10 @@ import torch
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tuneport.tracking import Run
+from tuneport.training.counts import Counts, summed
 from tuneport.training.flops import cost, peak
-from tuneport.training.observation import Counts, ObservedTrainer, summed
+from tuneport.training.monitoring import ObservedTrainer
+from tuneport.training.precision import precision_of
 
 log = logging.getLogger("tuneport.finetune")
 
@@ -134,8 +136,3 @@ def _peak(arguments: TrainingArguments) -> float | None:
     if arguments.device.type != "cuda":
         return None
     return peak(torch.cuda.get_device_name(arguments.device), precision_of(arguments))
-
-
-def precision_of(arguments: TrainingArguments) -> str:
-    """The number format of matrix products: bf16, fp16, tf32 or fp32."""
-    return "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "tf32" if arguments.tf32 else "fp32"

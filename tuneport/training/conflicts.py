@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from tuneport.artifacts import Artifact
 from tuneport.errors import UserError
 from tuneport.step import show
-from tuneport.training import deepspeed
+from tuneport.training.distributed import deepspeed
 from tuneport.training.parameters import AdapterParams, EarlyStoppingParams, TrainingParams
 
 AT_ONCE, BEFORE_TRAINING = "at once", "before the first step"
@@ -233,7 +233,7 @@ CONFLICTS: tuple[Conflict, ...] = (
         },
         mended={"deepspeed_stage": "2"},
     ),
-    # A DeepSpeed file that contradicts the parameters is refused by `tuneport.training.deepspeed`, which reads it.
+    # `distributed/deepspeed.py` refuses a DeepSpeed file that contradicts the parameters: it reads the file.
     # -- what the machine or the model cannot do --------------------------------------------------------------------
     Conflict(
         names=("precision",),

@@ -14,7 +14,7 @@ from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tuneport.stage import Preempted, Terminated, handled
-from tuneport.training.checkpoints import BestModelTrainer, EvaluationStopped
+from tuneport.training.trainer import BestModelTrainer, EvaluationStopped
 
 log = logging.getLogger("tuneport.finetune")
 

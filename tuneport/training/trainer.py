@@ -1,374 +1,304 @@
-"""Set up transformers' Trainer for a prepared dataset, train, and keep the best model."""
+"""The Trainer that writes checkpoints and goes on from them so that nothing shows that it ever stopped."""
 
 from __future__ import annotations
 
 import dataclasses as dc
 import json
-import logging
-import math
-import shutil
+import random
+import time
 import typing as t
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-import transformers
-from datasets import Dataset as ArrowDataset
-from datasets import concatenate_datasets
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from torch import distributed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
-from tuneport.data.prepared import Prepared
-from tuneport.errors import UserError
-from tuneport.tasks.task import Task
-from tuneport.tracking import Run
-from tuneport.training import attention, conflicts, deepspeed, padding_free, quantization, resume, sharding
-from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress, precision_of
-from tuneport.training.checkpoint_files import Checkpoint, CheckpointFolder
-from tuneport.training.checkpoints import BestModelTrainer, make_paths_relative, rows_per_step
-from tuneport.training.machine import here
-from tuneport.training.memory import explained, fit_batch_size
-from tuneport.training.packs import Packs
-from tuneport.training.padding_free import PaddingFree
-from tuneport.training.parameters import TrainingParams
-from tuneport.training.preemption import preemptible
-from tuneport.training.tokenizer_files import TokenizerFiles
-
-log = logging.getLogger("tuneport.finetune")
+from tuneport.artifacts import write_atomically
+from tuneport.stage import Preempted
+from tuneport.training.checkpoint.async_writer import HostCopy, Writer
+from tuneport.training.checkpoint.files import RUN_STATE, TRAINER_STATE, Checkpoint, CheckpointFolder
+from tuneport.training.loss import LossByItem
+from tuneport.training.monitoring import ObservedTrainer
+from tuneport.training.packing import Packs, token_counts
+from tuneport.training.sampler import Draw, Order, balanced, packed, shuffled, similar
 
 
-@dc.dataclass(frozen=True, kw_only=True)
-class Result:
-    """What a training run came to."""
-
-    best_checkpoint: str
-    metric_for_best_model: str
-    best_metric: float
-    best_step: int
-    steps: int
-    epochs: float
-    runtime_seconds: float
-    evaluation_seconds: float
-    samples_per_second: float
-    device: str
-    precision: str
-    per_device_train_batch_size: int  # as found, with auto_find_batch_size
-    gradient_accumulation_steps: int
+class EvaluationStopped(BaseException):
+    """An evaluation is given up, as the process is to end: it is owed and made first thing after the resume."""
 
 
-def train(
-    task: Task,
-    base: Path,
-    prepared: Prepared,
-    options: TrainingParams,
-    *,
-    metric_for_best_model: str,
-    output: Path,
-    run: Run,
-    inputs: t.Mapping[str, str] | None = None,
-    world_size: int = 1,
-    callbacks: t.Sequence[TrainerCallback] = (),
-) -> Result:
-    """Fine-tune the model in ``base`` and fill ``output``: best model at the top, every checkpoint in ``checkpoints/``.
+class BestModelTrainer(ObservedTrainer, LossByItem):
+    """A Trainer whose checkpoints are whole or absent, need no unpickling of code, and name no absolute path.
 
-    ``inputs``: the digests by which a checkpoint knows the rows it was trained on.
-    Raises `UserError` where the model does not fit the task or no evaluation gave a finite metric.
+    ``checkpoints`` says where they stand. Evaluation adds ``scores_of_answers``, metrics of what a model answers, and
+    takes the loss of tasks that count it by the token from their own metrics: transformers' is a mean of batches'
+    means.
     """
-    transformers.set_seed(options.seed)
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    conflicts.check(options, here())
-    arguments = training_arguments(options, output / "checkpoints", world_size)  # before the model: ZeRO-3 loads parts
-    plain = load_model(task, base, prepared, **quantization.loading(options))
-    machine = here(plain)
-    conflicts.check(options, machine)
-    chosen = attention.choose(plain, options.attention, machine, precision_of(arguments))
-    if options.quantization != "none":
-        quantization.freeze(plain)
-    model = _adapted(plain, base, output, options, arguments) if options.apply_lora else plain
-    unpadded = padding_free.prepare(
-        model,
-        chosen,
-        wanted=options.padding_free,
-        needed=options.packing,
-        pad_to=prepared.info.pad_to,
-        devices=arguments.n_gpu,
-        sharded=bool(options.fsdp) or deepspeed.stage(options) == 3,
-    )
-    tokenizer = TokenizerFiles(base, prepared.info.max_seq_length, task.chat_template(prepared.info.meta))
-    arguments.metric_for_best_model = metric_for_best_model
-    arguments.greater_is_better = task.metrics[metric_for_best_model]
-    arguments.label_names = list(task.label_names)
-    checkpoints = CheckpointFolder(
-        path=output / "checkpoints",
-        parameters={n: getattr(options, n) for n, p in options.ports().items() if p.kind == "param"},
-        inputs=inputs or {},
-        limit=arguments.save_total_limit,
-    )
-    checkpoint = _checkpoint(options, checkpoints, arguments)
-    trainer = BestModelTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=_training_rows(prepared, options, model),
-        eval_dataset=_rows(prepared, "validation"),
-        data_collator=unpadded.collator(task.collator(plain, prepared.info.meta, prepared.info.pad_to)),
-        compute_metrics=task.compute_metrics(prepared.info.meta),
-        preprocess_logits_for_metrics=partial(_reduce, task, prepared.info.meta, unpadded),
-        processing_class=t.cast(t.Any, tokenizer),
-        checkpoints=checkpoints,
-        padding_free=unpadded,
-        callbacks=[EvaluateLastStep(), *_early_stopping(options), *callbacks],
-    )
-    if task.needs_answers(metric_for_best_model):
-        trainer.scores_of_answers = _scores_of_answers(task, base, prepared, arguments, sharded=trainer.is_sharded)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Progress(run, trainer))
-    if options.fsdp or deepspeed.stage(options) == 3:  # no process has a whole model before training begins
-        trainer.add_callback(padding_free.SettleAtStart(trainer, unpadded))
-    else:
-        unpadded.settle(trainer, trainer.model)
-    if options.auto_find_batch_size:
-        fit_batch_size(trainer)
-        if options.apply_deepspeed:
-            config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
-            size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
-            deepspeed.set_batches(config, size, accumulation, world_size)
-    if options.evaluation_steps_interval:
-        _evaluate_within_epochs(trainer, options.evaluation_steps_interval)
-    log.info("%s", _plan(prepared, model, arguments, options.packing))
-    with preemptible(trainer), explained(arguments.per_device_train_batch_size):
-        trainer.train_from(checkpoint)
-    if trainer.state.best_model_checkpoint is None:
-        raise UserError(
-            f"metric_for_best_model={metric_for_best_model}: was not a finite number in any evaluation, so the "
-            "training diverged. Lower learning_rate, add warmup_steps, or use precision=32."
-        )
-    if arguments.process_index == 0:
-        if trainer.is_sharded:
-            model = _unsharded_best(trainer, task, base, prepared, options)
-        _save_best(trainer, model, output, options)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-    return _result(trainer)
 
+    scores_of_answers: t.Callable[[t.Any], dict[str, float]] | None = None
 
-def _rows(prepared: Prepared, split: str) -> ArrowDataset:
-    return concatenate_datasets([ArrowDataset.from_file(str(file)) for file in prepared.encoded_files(split)])
+    def __init__(self, *, checkpoints: CheckpointFolder, **kwargs: t.Any) -> None:
+        super().__init__(**kwargs)
+        self.checkpoints = checkpoints
+        self.args.save_total_limit = None  # `checkpoints` deletes; transformers would delete the last one as well
+        self.writer = Writer()
+        self.host_copy = HostCopy()
+        self.resumed_from: Checkpoint | None = None
+        self.owes_evaluation = False
+        self.rng_before_evaluation: dict[str, t.Any] | None = None
+        self.order: Order | None = None
+        self.add_callback(_GoOn(self))
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weights or their optimizer's states are spread over the processes."""
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
-def _training_rows(prepared: Prepared, options: TrainingParams, model: t.Any) -> t.Any:
-    rows = _rows(prepared, "train")
-    if not options.packing:
-        return rows
-    packs = Packs(rows, prepared.info.max_seq_length, targets=bool(model.config.is_encoder_decoder))
-    log.info("packing: %d packs of at most %d tokens, of %d rows", len(packs), packs.capacity, len(rows))
-    return packs
+    def train_from(self, checkpoint: Checkpoint | None) -> None:
+        """Train from a checkpoint in ``checkpoints``, or from the start; every checkpoint is written on return."""
+        self.resumed_from = checkpoint
+        try:
+            self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+            self.writer.wait()
+        finally:
+            self.writer.join()  # after an error: what is being saved is saved
 
+    # -- training -----------------------------------------------------------------------------------------------------
 
-def _reduce(task: Task, meta: t.Any, unpadded: PaddingFree, logits: t.Any, labels: t.Any) -> t.Any:
-    """What metrics are computed from, of a batch."""
-    return logits if unpadded.gives_losses else task.reduce(logits, labels, meta)
+    def _get_train_sampler(self, train_dataset: t.Any = None) -> t.Any:
+        rows: t.Any = train_dataset if train_dataset is not None else self.train_dataset
+        self.order = Order(len(rows), self.args.seed, self._draw(rows))
+        return self.order
 
+    def _draw(self, rows: t.Any) -> Draw:
+        if isinstance(rows, Packs):
+            return packed(rows)
+        args, step, size = self.args, rows_per_step(self.args), self.args.train_batch_size
+        grouped = args.train_sampling_strategy == "group_by_length"
+        draw = similar(list(rows["length"]), step) if grouped else shuffled(len(rows))
+        unpadded = self.padding_free
+        if args.world_size == 1 or unpadded is None:
+            return draw
+        tokens = token_counts(rows, targets=self.has_targets).tolist()
 
-def _unsharded_best(
-    trainer: BestModelTrainer, task: Task, base: Path, prepared: Prepared, options: TrainingParams
-) -> t.Any:
-    """The best model, loaded whole from its checkpoint: what was trained is spread over the processes."""
-    best = Path(str(trainer.state.best_model_checkpoint))
-    with sharding.set_aside(trainer.args):
-        if not options.apply_lora:
-            return load_model(task, best, prepared)
-        plain, output = load_model(task, base, prepared), trainer.checkpoints.path.parent
-        model = _adapted(plain, base, output, options, trainer.args)
-        model.load_adapter(str(best), model.active_adapter, is_trainable=True)
-        return model
+        def balanced_draw(generator: torch.Generator) -> t.Sequence[int]:
+            found = draw(generator)  # where batches are padded, the longest row alone says what one takes
+            return balanced(found, tokens, batch=size, batches=step // size) if unpadded.enabled else found
 
+        return balanced_draw
 
-def _save_best(trainer: BestModelTrainer, model: t.Any, output: Path, options: TrainingParams) -> None:
-    trainer.model = model.merge_and_unload() if options.apply_lora and options.merge_lora_weights else model
-    if trainer.is_sharded:
-        with sharding.set_aside(trainer.args):
-            trainer._save(str(output))
-    else:
-        trainer.save_model(str(output))
-    trainer.state.save_to_json(str(output / "trainer_state.json"))
-    make_paths_relative(output / "trainer_state.json")
-    shutil.rmtree(output / "checkpoints" / "runs", ignore_errors=True)
+    def _run_epoch(self, *args: t.Any, **kwargs: t.Any) -> None:
+        if self.order is not None:
+            self.order.epoch = kwargs["epoch"]
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True  # the checkpoint was the last one
+            return
+        t.cast(t.Any, super())._run_epoch(*args, **kwargs)
 
+    def log(self, logs: dict[str, float], *args: t.Any, **kwargs: t.Any) -> None:
+        if "train_loss" in logs:  # of the whole training, not only since the resume
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+            if isinstance(items := self.train_dataset, Packs):
+                logs["train_samples_per_second"] *= len(items.rows) / len(items)
+        super().log(logs, *args, **kwargs)
 
-def _adapted(model: t.Any, base: Path, output: Path, options: TrainingParams, arguments: TrainingArguments) -> t.Any:
-    from tuneport.training.adapters import adapt, head_modules  # peft takes seconds to import
+    # -- evaluation ---------------------------------------------------------------------------------------------------
 
-    with sharding.set_aside(arguments):
-        heads = head_modules(model, base)
-    return adapt(model, base, output, options, heads)
+    def _evaluate(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        self.rng_before_evaluation = rng_state()
+        try:
+            metrics = super()._evaluate(*args, **kwargs)
+        except EvaluationStopped:
+            self.owes_evaluation = True
+            self._save_checkpoint(self.model, None)
+            self.writer.wait()
+            raise Preempted(self.checkpoints.checkpoint(self.state.global_step).path) from None
+        self.rng_before_evaluation = None
+        return metrics
 
+    def evaluation_loop(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        output = super().evaluation_loop(*args, **kwargs)
+        metrics = t.cast(dict[str, float], output.metrics)
+        if self.scores_of_answers is not None:
+            metrics.update({f"eval_{k}": v for k, v in self.scores_of_answers(self.model).items()})
+        if "eval_token_loss" in metrics:
+            metrics["eval_loss"] = metrics.pop("eval_token_loss")
+        return output
 
-def _checkpoint(
-    options: TrainingParams, checkpoints: CheckpointFolder, arguments: TrainingArguments
-) -> Checkpoint | None:
-    """The checkpoint to go on from; the first process looks for it, all use it."""
-    found: list[int | None] = [None]
-    if arguments.process_index == 0:
-        rows = rows_per_step(arguments)
-        sharded = options.apply_deepspeed or options.fsdp
-        processes = arguments.world_size if sharded else None
-        checkpoint = resume.prepare(options.resume_from_checkpoint, checkpoints, options.ports(), rows, processes)
-        found = [checkpoint.step if checkpoint else None]
-    if arguments.world_size > 1:
-        torch.distributed.broadcast_object_list(found)
-    return None if found[0] is None else checkpoints.checkpoint(found[0])
+    def _load_best_model(self) -> None:
+        self.writer.wait()
+        self._barrier()
+        if not self.is_sharded:  # else whoever saves the model loads it from its checkpoint
+            super()._load_best_model()
 
+    # -- saving -------------------------------------------------------------------------------------------------------
 
-def _scores_of_answers(
-    task: Task, base: Path, prepared: Prepared, arguments: TrainingArguments, *, sharded: bool
-) -> t.Callable[[t.Any], dict[str, float]]:
-    """Return a function model -> metrics of its answers to the validation rows, by the predictor's defaults."""
-    rows, meta = prepared.rows("validation"), prepared.info.meta
-    settings = task.settings(meta, None)
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, t.Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)  # a pickle
 
-    def scores(model: t.Any) -> dict[str, float]:
-        training = model.training
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model  # with its adapters
-        predictor = task.predictor(str(base), settings, model=model, batch_size=arguments.per_device_eval_batch_size)
-        if arguments.world_size == 1 or sharded:  # a sharded model takes all processes for every row
-            answers = predictor(rows)
-        else:
-            parts: list[t.Any] = [None] * arguments.world_size
-            own = predictor(rows[arguments.process_index :: arguments.world_size])
-            torch.distributed.all_gather_object(parts, own)
-            answers = [parts[i % len(parts)][i // len(parts)] for i in range(len(rows))]
-        model.train(training)
-        return task.score(rows, answers, meta)
-
-    return scores
-
-
-def load_model(task: Task, base: Path, prepared: Prepared, **loading: t.Any) -> t.Any:
-    """The base model with the task's head; ``loading`` is what from_pretrained takes besides.
-
-    Raises `UserError` where the architecture has none.
-    """
-    try:
-        return task.load_model(base, prepared.info.meta, **loading)
-    except ValueError as e:
-        if "Unrecognized configuration class" not in str(e):
+    def _save_checkpoint(self, model: t.Any, trial: t.Any) -> None:
+        """Copy all states and let a thread write them; returns as soon as the weights may change again."""
+        self.writer.wait()
+        self.store_flos()
+        step, best = self.state.global_step, self.state.best_global_step
+        if best:
+            self.state.best_model_checkpoint = str(self.checkpoints.checkpoint(best).path)
+        ranks = self._of_all_ranks()
+        texts = self._texts([loss for _, loss in ranks])
+        if self.args.should_save:
+            self.checkpoints.begin(step)
+        try:
+            if self.is_sharded:
+                self._save_shards(self.checkpoints.partial(step))
+            if not self.args.should_save:
+                return
+            states = {} if self.is_sharded else self.host_copy.copy(self._states())
+        except BaseException:
+            self.checkpoints.abandon(step)
             raise
-        kind = json.loads((base / "config.json").read_text("utf-8")).get("model_type")
-        raise UserError(
-            f"{base}: a model of type '{kind}' cannot do {task.name}; wanted one of a type that transformers' "
-            f"{' or '.join(task.architectures)} loads: {', '.join(_types(task.architectures))}. "
-            "Choose another base model."
-        ) from None
+        self.writer.start(partial(self._write, step, best, states, texts, [rng for rng, _ in ranks]))
+
+    def _save_shards(self, folder: Path) -> None:
+        """DeepSpeed and FSDP: every rank writes its own part, while training waits."""
+        self._barrier()
+        self.save_model(str(folder), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._barrier()
+
+    def _states(self) -> dict[str, t.Any]:
+        """By file name, what is written: the weights, optimizer, schedule and loss scaling."""
+        states = {
+            "": self._weights(),
+            "optimizer.pt": t.cast(t.Any, self.optimizer).state_dict(),
+            "scheduler.pt": t.cast(t.Any, self.lr_scheduler).state_dict(),
+        }
+        if (scaler := getattr(self.accelerator, "scaler", None)) is not None:
+            states["scaler.pt"] = scaler.state_dict()
+        return states
+
+    def _weights(self) -> dict[str, t.Any]:
+        """The model's state; of a model with adapters only what is trained."""
+        model: t.Any = self.model
+        state: dict[str, t.Any] = model.state_dict()
+        if not hasattr(model, "peft_config"):
+            return state
+        trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+        return {name: tensor for name, tensor in state.items() if name in trained}
+
+    def _texts(self, losses: list[float]) -> dict[str, str]:
+        """By file name, the states that are JSON."""
+        callbacks: list[t.Any] = [*self.callback_handler.callbacks, self.control]
+        for exported in callbacks:
+            if isinstance(exported, ExportableState):
+                t.cast(t.Any, self.state.stateful_callbacks)[type(exported).__name__] = exported.state()
+        run_state = {
+            "rows_per_step": rows_per_step(self.args),
+            "world_size": self.args.world_size,
+            "owes_evaluation": self.owes_evaluation,
+            "total_loss": self._total_loss_scalar,
+            "last_logged_step": self._globalstep_last_logged,
+            "losses": losses,
+        }
+        state = dc.asdict(self.state)
+        return {TRAINER_STATE: json.dumps(_relative(state), indent=2, sort_keys=True), RUN_STATE: json.dumps(run_state)}
+
+    def _of_all_ranks(self) -> list[tuple[dict[str, t.Any], float]]:
+        """For each rank its random generators' states and the loss since the last log line."""
+        own = (self.rng_before_evaluation or rng_state(), float(self._tr_loss))
+        if self.args.world_size == 1:
+            return [own]
+        gathered: list[t.Any] = [None] * self.args.world_size
+        distributed.all_gather_object(gathered, own)
+        return gathered
+
+    def _write(self, step: int, best: int | None, states: dict[str, t.Any], texts: dict[str, str], rng: t.Any) -> None:
+        """In the writer's thread: every file of a checkpoint, then the checkpoint into its place."""
+        try:
+            folder = self.checkpoints.partial(step)
+            for name, state in states.items():
+                if name:
+                    torch.save(state, folder / name)
+                else:
+                    self._save(str(folder), state_dict=state)
+            for rank, state in enumerate(rng):
+                torch.save(state, folder / ("rng_state.pth" if len(rng) == 1 else f"rng_state_{rank}.pth"))
+            for name, text in texts.items():
+                (folder / name).write_text(text, encoding="utf-8")
+            self.checkpoints.publish(step, best)
+        except BaseException:
+            self.checkpoints.abandon(step)
+            raise
+
+    def _barrier(self) -> None:
+        if self.args.world_size > 1:
+            distributed.barrier()
 
 
-def _types(auto_classes: t.Sequence[str]) -> list[str]:
-    """The types of model that transformers' auto classes load."""
-    return sorted({config.model_type for name in auto_classes for config in getattr(transformers, name)._model_mapping})
+class _GoOn(TrainerCallback):
+    """Restores what transformers leaves out of a resume, and raises the error of a save soon after it failed."""
+
+    def __init__(self, trainer: BestModelTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any
+    ) -> None:
+        trainer, checkpoint = self.trainer, self.trainer.resumed_from
+        if checkpoint is None:
+            return
+        t.cast(t.Any, state).compute_steps(args, state.max_steps)  # transformers keeps the earlier run's
+        if best := state.best_global_step:
+            state.best_model_checkpoint = str(trainer.checkpoints.checkpoint(best).path)
+        saved = json.loads((checkpoint.path / RUN_STATE).read_text("utf-8"))
+        losses = saved["losses"]
+        same_ranks = len(losses) == args.world_size
+        loss = losses[args.process_index] if same_ranks else sum(losses) / len(losses)
+        trainer._tr_loss.fill_(loss)
+        trainer._total_loss_scalar = saved["total_loss"]
+        trainer._globalstep_last_logged = saved["last_logged_step"]
+        if saved["owes_evaluation"]:
+            trainer._load_rng_state(str(checkpoint.path))
+            control.should_evaluate = control.should_save = True
+            trainer._maybe_log_save_evaluate(
+                trainer._tr_loss, None, trainer.model_wrapped, None, state.epoch, None, time.time()
+            )
+            trainer.writer.wait()  # the generators' states are read from this checkpoint again
+            trainer._barrier()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any
+    ) -> None:
+        self.trainer.writer.raise_error()
 
 
-def training_arguments(options: TrainingParams, folder: Path, world_size: int = 1) -> TrainingArguments:
-    """Our parameters in transformers' words; evaluation, checkpoints and best model always go together."""
-    if options.optim == "adamw_hf":
-        log.info("optim=adamw_hf is gone from transformers and runs as adamw_torch")
-    has_cuda = torch.cuda.is_available()
-    has_bf16 = not has_cuda or torch.cuda.is_bf16_supported()
-    bf16 = options.precision == "bf16" or (options.precision == "16" and has_bf16)
-    fp16 = options.precision == "fp16" or (options.precision == "16" and not bf16)
-    config = None
-    if options.apply_deepspeed:
-        config = sharding.start_deepspeed(options, bf16=bf16, fp16=fp16, world_size=world_size)
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=options.num_train_epochs,
-        max_steps=options.max_steps,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type=options.lr_scheduler_type or "linear",
-        warmup_steps=options.warmup_steps,
-        optim="adafactor" if options.optim == "adafactor" else "adamw_torch_fused",  # the same AdamW, in one kernel
-        weight_decay=options.weight_decay,
-        adam_beta1=options.adam_beta1,
-        adam_beta2=options.adam_beta2,
-        adam_epsilon=options.adam_epsilon,
-        max_grad_norm=options.max_grad_norm,
-        per_device_train_batch_size=options.per_device_train_batch_size,
-        per_device_eval_batch_size=options.per_device_eval_batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
-        train_sampling_strategy="group_by_length" if options.group_by_length else "random",
-        bf16=bf16,
-        fp16=fp16,
-        tf32=True if options.precision == "tf32" else None,
-        activation_checkpointing=options.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
-        dataloader_num_workers=options.dataloader_num_workers,
-        use_cpu=not torch.accelerator.is_available(),
-        ddp_backend="gloo" if world_size > 1 and not torch.accelerator.is_available() else None,
-        ddp_find_unused_parameters=False,
-        deepspeed=config,
-        fsdp=t.cast(t.Any, bool(options.fsdp)),
-        fsdp_config=sharding.fsdp(options) if options.fsdp else None,
-        seed=options.seed,
-        eval_strategy="steps" if options.evaluation_steps_interval else options.evaluation_strategy,
-        eval_steps=options.eval_steps,
-        save_strategy="steps" if options.evaluation_steps_interval else options.evaluation_strategy,
-        save_steps=options.eval_steps,
-        save_total_limit=None if options.save_total_limit == -1 else options.save_total_limit,
-        load_best_model_at_end=True,
-        logging_strategy=options.logging_strategy,
-        logging_steps=options.logging_steps,
-        remove_unused_columns=False,  # the collator picks
-        dataloader_pin_memory=has_cuda,
-        report_to="none",
-        logging_nan_inf_filter=False,  # it waits for the GPU at every batch; `ObservedTrainer` stops there instead
-        disable_tqdm=True,
-    )
+def rows_per_step(arguments: TrainingArguments) -> int:
+    """Rows that one optimizer step takes, over all processes."""
+    return int(arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
 
 
-def _evaluate_within_epochs(trainer: BestModelTrainer, fraction: float) -> None:
-    """Evaluate, and write a checkpoint, each such fraction of an epoch, in whole steps."""
-    arguments = trainer.args
-    steps = math.ceil(len(t.cast(t.Any, trainer.train_dataset)) / rows_per_step(arguments))
-    arguments.eval_steps = arguments.save_steps = max(1, math.ceil(round(fraction * steps, 6)))
-    log.info("evaluation each %d of an epoch's %d steps", arguments.eval_steps, steps)
+def rng_state() -> dict[str, t.Any]:
+    """The states of this process's random generators, as transformers reads them."""
+    state: dict[str, t.Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "cpu": torch.random.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        several = distributed.is_available() and distributed.is_initialized()
+        state["cuda"] = torch.cuda.random.get_rng_state_all() if several else torch.cuda.random.get_rng_state()
+    return state
 
 
-def _early_stopping(options: TrainingParams) -> list[TrainerCallback]:
-    if not options.apply_early_stopping:
-        return []
-    return [EarlyStopping(options.early_stopping_patience, options.early_stopping_threshold)]
+def make_paths_relative(state_file: Path) -> None:
+    """Let ``best_model_checkpoint`` be relative to the output folder, which moves when the step ends."""
+    write_atomically(state_file, json.dumps(_relative(json.loads(state_file.read_text("utf-8"))), indent=2))
 
 
-def _plan(prepared: Prepared, model: torch.nn.Module, arguments: TrainingArguments, packing: bool) -> str:
-    rows, weights = prepared.info.splits, sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    share = f" ({trained / 1e6:.3g} M trained, {trained / weights:.2%})" if trained < weights else ""
-    return (
-        f"{rows['train']} training rows, {rows['validation']} validation rows, {weights / 1e6:.1f} M weights{share}, "
-        f"batches of {rows_per_step(arguments)}{' packs' if packing else ''}, on {_devices(arguments)}, "
-        f"precision {precision_of(arguments)}"
-    )
-
-
-def _devices(arguments: TrainingArguments) -> str:
-    device = arguments.device
-    return f"{arguments.world_size} × {device.type}" if arguments.world_size > 1 else str(device)
-
-
-def _result(trainer: BestModelTrainer) -> Result:
-    state, arguments = trainer.state, trainer.args
-    last = state.log_history[-1]
-    return Result(
-        best_checkpoint=f"checkpoints/checkpoint-{state.best_global_step}",
-        metric_for_best_model=str(arguments.metric_for_best_model),
-        best_metric=float(state.best_metric or 0.0),
-        best_step=int(state.best_global_step or 0),
-        steps=state.global_step,
-        epochs=float(state.epoch or 0.0),
-        runtime_seconds=last["train_runtime"],
-        evaluation_seconds=round(trainer.evaluation_seconds, 3),
-        samples_per_second=last["train_samples_per_second"],
-        device=str(arguments.device),
-        precision=precision_of(arguments),
-        per_device_train_batch_size=arguments.per_device_train_batch_size,
-        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-    )
+def _relative(state: dict[str, t.Any]) -> dict[str, t.Any]:
+    if best := state["best_model_checkpoint"]:
+        state["best_model_checkpoint"] = f"checkpoints/{Path(best).name}"
+    return state

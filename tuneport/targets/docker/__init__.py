@@ -12,7 +12,6 @@ from tuneport.errors import UserError
 from tuneport.graph import Pipeline
 from tuneport.runner.request import Request
 from tuneport.runner.run import Plan, compile_plan, run_plan
-from tuneport.step import Step
 from tuneport.targets.target import Target
 
 if t.TYPE_CHECKING:
@@ -41,6 +40,8 @@ class Docker(Target):
         return Settings
 
     def compile(self, pipeline: Pipeline, values: Mapping[str, t.Any], request: Request) -> ContainerPlan:
+        from tuneport.targets.docker.settings import shm_size
+
         chosen: Settings = targets.settings(self, request)
         plan = compile_plan(pipeline, values, request, python=("python", "-P"))
         for stage in plan.stages:
@@ -74,9 +75,3 @@ class Docker(Target):
         from tuneport.targets.docker.container import shell_line
 
         return [shell_line(document.plan, stage, document.settings) for stage in document.plan.stages]
-
-
-def shm_size(step: Step) -> tuple[str, str] | None:
-    """The name and value of the resource by which a step asks for its size of /dev/shm."""
-    found = [p.name for p in step.ports().values() if p.resource == "shm_size"]
-    return (found[0], str(getattr(step, found[0]))) if found else None

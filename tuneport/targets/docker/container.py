@@ -23,8 +23,7 @@ from tuneport.errors import UserError
 from tuneport.runner.process import kill_group
 from tuneport.runner.run import Executor, Plan, Stage, variables
 from tuneport.step import Step
-from tuneport.targets.docker import shm_size
-from tuneport.targets.docker.settings import Settings
+from tuneport.targets.docker.settings import Settings, shm_size
 
 SCRATCH = Path("/tmp")  # noqa: S108  (of the container: in memory, and gone with it)
 GPUS = Path("/dev/nvidiactl")  # there where a driver is

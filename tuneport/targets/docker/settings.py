@@ -7,6 +7,7 @@ import typing as t
 from pydantic import BaseModel, ConfigDict, Field
 
 import tuneport
+from tuneport.step import Step
 
 
 class Images(BaseModel):
@@ -38,3 +39,9 @@ class Settings(BaseModel):
         "bridge", min_length=1, description="Docker network of the stages that need one, such as bridge or host."
     )
     environment: tuple[str, ...] = Field((), description="Names of further variables that stages get from here.")
+
+
+def shm_size(step: Step) -> tuple[str, str] | None:
+    """The name and value of the resource by which a step asks for its size of /dev/shm."""
+    found = [p.name for p in step.ports().values() if p.resource == "shm_size"]
+    return (found[0], str(getattr(step, found[0]))) if found else None

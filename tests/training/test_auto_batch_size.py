@@ -16,14 +16,14 @@ import steps
 from steps.model_import import ModelImport
 from tuneport.artifacts import CustomModel, Model
 from tuneport.stage import execute
-from tuneport.training.memory import candidates
+from tuneport.training.auto_batch_size import candidates
 
 ROWS = 64
 FINETUNE = """
 import os, resource, sys
 import sklearn.metrics
 import torch
-import steps, tuneport.training.trainer as training
+import steps, tuneport.training.train as training
 from tuneport.cli import run_stage
 room, *arguments = sys.argv[1:]
 if os.environ.get("RANK", "1") != "1":

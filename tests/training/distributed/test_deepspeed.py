@@ -8,7 +8,7 @@ import pytest
 
 import steps
 from tuneport.errors import UserError
-from tuneport.training import deepspeed
+from tuneport.training.distributed import deepspeed
 
 BATCHES = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, "max_grad_norm": 0.5}
 HALF = {"bf16": False, "fp16": False}

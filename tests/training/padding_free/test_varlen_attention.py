@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch.nn import functional
 
-from tuneport.training.varlen import How, bounds, padded_within, row_by_row
+from tuneport.training.padding_free.varlen_attention import How, bounds, padded_within, row_by_row
 
 LENGTHS = (5, 1, 17, 9)
 

@@ -20,8 +20,8 @@ from tuneport.errors import UserError
 from tuneport.modeling.adapters import load_merged
 from tuneport.stage import execute
 from tuneport.tracking import Run
-from tuneport.training.adapters import head_modules, target_modules
-from tuneport.training.trainer import train
+from tuneport.training.model.lora import head_modules, target_modules
+from tuneport.training.train import train
 
 FAST = {
     "apply_lora": True,

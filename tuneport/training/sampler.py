@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 if t.TYPE_CHECKING:
-    from tuneport.training.packs import Packs
+    from tuneport.training.packing import Packs
 
 Draw = Callable[[torch.Generator], Sequence[t.Any]]
 

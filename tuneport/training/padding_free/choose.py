@@ -18,13 +18,14 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from tuneport.errors import UserError
 from tuneport.labels import IGNORED
 from tuneport.modeling.likelihood import shifted, token_losses
-from tuneport.training.attention import EAGER, FLASH
-from tuneport.training.callbacks import precision_of
-from tuneport.training.packing import LENGTHS, Packing
-from tuneport.training.splitting import Splitting
-from tuneport.training.varlen import VARLEN, VARLEN_FA2
+from tuneport.training.padding_free.attention import EAGER, FLASH
+from tuneport.training.padding_free.length_buckets import Splitting
+from tuneport.training.padding_free.unpad import Packing
+from tuneport.training.padding_free.varlen_attention import VARLEN, VARLEN_FA2
+from tuneport.training.precision import precision_of
 
 log = logging.getLogger("tuneport.finetune")
+LENGTHS = "lengths"  # of a batch's rows, which a model in a `Unpadding` takes beside its tensors
 LENGTHS_TESTED = (7, 12, 5)
 TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}  # relative to the largest number
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 import transformers
 
-from tests.training.test_packing import SIZES, batch_for, computed, prepared, steady, trainer_of
+from tests.training.padding_free.test_unpad import SIZES, batch_for, computed, prepared, steady, trainer_of
 from tuneport.modeling.likelihood import shifted, token_losses
-from tuneport.training import padding_free
-from tuneport.training.splitting import Splitting, parts
+from tuneport.training.padding_free import choose
+from tuneport.training.padding_free.length_buckets import Splitting, parts
 
 SIDES = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
 ENDS = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2, "vocab_size": 60}
@@ -181,4 +181,4 @@ def test_a_model_whose_rows_move_each_other_is_padded(caplog: pytest.LogCaptureF
 def test_padding_that_was_asked_for_stays() -> None:
     model = made("T5ForConditionalGeneration")
     for asked in ({"wanted": False, "pad_to": None}, {"wanted": True, "pad_to": 64}):
-        assert padding_free.prepare(model, ("sdpa", ""), **asked, devices=1).packing is None
+        assert choose.prepare(model, ("sdpa", ""), **asked, devices=1).packing is None

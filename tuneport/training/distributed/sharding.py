@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from tuneport.errors import UserError
-from tuneport.training import deepspeed
+from tuneport.training.distributed import deepspeed
 from tuneport.training.parameters import TrainingParams
 
 

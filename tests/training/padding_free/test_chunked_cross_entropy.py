@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tuneport.training import labelled_loss
-from tuneport.training.labelled_loss import Head, losses, summed_loss
+from tuneport.training.padding_free import chunked_cross_entropy
+from tuneport.training.padding_free.chunked_cross_entropy import Head, losses, summed_loss
 
 TOKENS, SIZE, WORDS = 23, 8, 40
 
@@ -25,7 +25,7 @@ def inputs(bias: bool) -> tuple[torch.nn.Linear, torch.Tensor, torch.Tensor]:
 def test_the_sum_and_its_gradients_are_exact_whatever_the_size_of_a_chunk(
     *, held: int, factor: float, cap: float | None, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(labelled_loss, "LOGITS_ELSEWHERE", held)
+    monkeypatch.setattr(chunked_cross_entropy, "LOGITS_ELSEWHERE", held)
     linear, hidden, targets = inputs(bias)
     head = Head(linear=linear, factor=factor, cap=cap)
     found = []
@@ -69,7 +69,7 @@ def test_in_bfloat16_gradients_are_as_near_as_those_of_the_plain_loss() -> None:
 
 
 def test_losses_and_first_choices_are_those_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelled_loss, "LOGITS_ELSEWHERE", WORDS * 5)
+    monkeypatch.setattr(chunked_cross_entropy, "LOGITS_ELSEWHERE", WORDS * 5)
     linear, hidden, targets = inputs(bias=True)
     targets[::2] = linear(hidden).argmax(-1)[::2]
     head = Head(linear=linear, cap=3.0)
@@ -96,4 +96,4 @@ def test_logits_of_a_batch_are_never_in_memory() -> None:
     hidden, targets = torch.randn(tokens, 16, requires_grad=True), torch.randint(0, words, (tokens,))
     with Largest() as largest:
         summed_loss(Head(linear=linear), hidden, targets).backward()
-    assert 0 < largest.numbers <= labelled_loss.LOGITS_ELSEWHERE < words * tokens / 5
+    assert 0 < largest.numbers <= chunked_cross_entropy.LOGITS_ELSEWHERE < words * tokens / 5

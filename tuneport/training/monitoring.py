@@ -10,53 +10,21 @@ import dataclasses as dc
 import math
 import time
 import typing as t
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import distributed
 from transformers import Trainer
 
 from tuneport.errors import UserError
-from tuneport.labels import IGNORED
-from tuneport.training.packing import LENGTHS
+from tuneport.training.counts import CONTENTS, Contents, Counts, with_contents
+from tuneport.training.padding_free.choose import LENGTHS
 
 if t.TYPE_CHECKING:
-    from tuneport.training.padding_free import PaddingFree
+    from tuneport.training.padding_free.choose import PaddingFree
 
-CONTENTS = "contents"  # what a training batch says of itself, beside its tensors
 CHECK_EVERY = 50  # steps after which losses are looked at, whatever logging_steps is
 LISTED_ROWS = 20
-
-Batch = dict[str, t.Any]
-
-
-@dc.dataclass(frozen=True, kw_only=True)
-class Contents:
-    """What a batch holds. It travels with the batch, as the collator may run in another process."""
-
-    row_ids: tuple[str, ...]
-    tokens: int  # without padding; of the targets, too, where they are a sequence of their own
-    places: int  # tokens and padding
-    squares: int  # the sum of the rows' squared numbers of tokens: what attention costs
-    unlabelled: int  # tokens that predict none with a label, where labels are of the next token
-
-
-@dc.dataclass(kw_only=True)
-class Counts:
-    """What training took in since it was last asked."""
-
-    rows: int = 0
-    tokens: int = 0
-    places: int = 0
-    squares: int = 0
-    headless: int = 0  # tokens that a language model's head is not given
-
-    def add(self, contents: Contents, padding_free: PaddingFree | None = None, lengths: t.Any = None) -> None:
-        self.rows += len(contents.row_ids)
-        self.tokens += contents.tokens
-        self.places += contents.places if padding_free is None else padding_free.places(contents.places, lengths)
-        self.squares += contents.squares
-        self.headless += contents.unlabelled if padding_free is not None and padding_free.skips_unlabelled else 0
 
 
 @dc.dataclass(kw_only=True)
@@ -70,35 +38,6 @@ class Step:
     @property
     def row_ids(self) -> list[str]:
         return [row for rows, _ in self.batches for row in rows]
-
-
-def with_contents(collate: Callable[[list[Batch]], Batch], own_targets: bool) -> Callable[[list[Batch]], Batch]:
-    """Return the collator with `Contents` in each of its batches.
-
-    ``own_targets``: labels that are token ids are a sequence of their own, as in encoder–decoders.
-    """
-    return _WithContents(collate, own_targets)
-
-
-@dc.dataclass(frozen=True)
-class _WithContents:
-    collate: Callable[[list[Batch]], Batch]
-    own_targets: bool
-
-    def __call__(self, rows: list[Batch]) -> Batch:
-        batch = self.collate(rows)
-        lengths, labels = [len(row["input_ids"]) for row in rows], batch.get("labels")
-        labelled = 0 if labels is None or labels.dim() < 2 else int(labels[:, 1:].ne(IGNORED).sum())
-        if not self.own_targets or labels is None or labels.dim() < 2 or labels.is_floating_point():
-            labels = None  # no tokens of their own
-        contents = Contents(
-            row_ids=tuple(row["row_id"] for row in rows),
-            tokens=sum(lengths) + (0 if labels is None else sum(len(row["labels"]) for row in rows)),
-            places=batch["input_ids"].numel() + (0 if labels is None else labels.numel()),
-            squares=sum(length**2 for length in lengths),
-            unlabelled=sum(lengths) - labelled,
-        )
-        return batch | {CONTENTS: contents}
 
 
 class ObservedTrainer(Trainer):
@@ -222,15 +161,6 @@ def named(row_ids: Sequence[str]) -> str:
     """Rows by their ids, FILE:NUMBER, and how many there are beyond those listed."""
     rest = f" and {len(row_ids) - LISTED_ROWS} more" if len(row_ids) > LISTED_ROWS else ""
     return ", ".join(row_ids[:LISTED_ROWS]) + rest
-
-
-def summed(counts: Counts, world_size: int, device: torch.device) -> Counts:
-    """The counts of all ranks together."""
-    if world_size == 1:
-        return counts
-    values = torch.tensor(dc.astuple(counts), dtype=torch.int64, device=device)
-    distributed.all_reduce(values)
-    return Counts(**dict(zip(dc.asdict(counts), values.tolist(), strict=True)))
 
 
 def _of_any_rank(problem: str | None, world_size: int, device: torch.device) -> str | None:

@@ -15,7 +15,7 @@ from datasets import Dataset as ArrowDataset
 from transformers import Trainer
 
 from tuneport.errors import UserError
-from tuneport.training.packs import Packs, token_counts
+from tuneport.training.packing import Packs, token_counts
 
 log = logging.getLogger("tuneport.finetune")
 LONGEST = 1024  # rows to choose a batch to try from

@@ -10,7 +10,7 @@ import torch
 import steps
 from tuneport.errors import UserError
 from tuneport.stage import execute
-from tuneport.training import quantization
+from tuneport.training.model import quantization
 
 VALUES = {"apply_lora": True, "merge_lora_weights": False, "max_steps": 1}
 

@@ -16,10 +16,10 @@ from tuneport import tasks
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.tracking import Run
-from tuneport.training.attention import automatic, choose
 from tuneport.training.conflicts import CPU, Machine, check
 from tuneport.training.machine import here
-from tuneport.training.trainer import train
+from tuneport.training.padding_free.attention import automatic, choose
+from tuneport.training.train import train
 
 TASK = "text_classification"
 EVERYTHING = Machine(gpus=1, flash_attn=True)

@@ -23,10 +23,11 @@ from tuneport.errors import UserError
 from tuneport.stage import execute
 from tuneport.tracking import Run
 from tuneport.training.callbacks import peak_memory
-from tuneport.training.checkpoint_files import CheckpointFolder
-from tuneport.training.observation import CONTENTS, Counts, Step, _of_any_rank, first_problem, summed, with_contents
-from tuneport.training.order import Order, shuffled
-from tuneport.training.trainer import train
+from tuneport.training.checkpoint.files import CheckpointFolder
+from tuneport.training.counts import CONTENTS, Counts, summed, with_contents
+from tuneport.training.monitoring import Step, _of_any_rank, first_problem
+from tuneport.training.sampler import Order, shuffled
+from tuneport.training.train import train
 
 TASK = "text_classification"
 PLANTED = "q"  # a token of the tiny model that no other row has
