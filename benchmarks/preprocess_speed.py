@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import fetching
 
 from tuneport import tasks
-from tuneport.data.encoders import COMPARED_ROWS, choose_encoder
-from tuneport.data.prepare import encode
+from tuneport.data.choose_encoder import COMPARED_ROWS, choose_encoder
+from tuneport.data.encode_rows import encode
 from tuneport.data.prepared import Prepared
 from tuneport.data.tokenizing import load_tokenizer
 

@@ -6,7 +6,9 @@ import sys
 import pipelines
 import steps
 from tuneport import targets, tasks
-from tuneport.cli import add_modules, guard, main
+from tuneport.cli.environment import add_modules
+from tuneport.cli.exit_codes import guard
+from tuneport.cli.main import main
 
 
 def run() -> None:
@@ -18,7 +20,7 @@ def run() -> None:
 def _run() -> int:
     add_modules("TUNEPORT_TASKS", "task", tasks.__path__)
     add_modules("TUNEPORT_TARGETS", "target", targets.__path__)
-    return main(sys.argv[1:], names=pipelines.names, load=pipelines.load, load_stage=steps.load)
+    return main(sys.argv[1:], names=pipelines.names, load=pipelines.load, stages=steps.names, load_stage=steps.load)
 
 
 if __name__ == "__main__":

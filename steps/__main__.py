@@ -3,8 +3,10 @@
 import sys
 
 import steps
-from tuneport import tasks
-from tuneport.cli import add_modules, guard, run_stage
+from tuneport import targets, tasks
+from tuneport.cli.environment import add_modules
+from tuneport.cli.exit_codes import guard
+from tuneport.cli.stage_command import run_stage
 from tuneport.stage import terminated_on_signal
 
 
@@ -12,6 +14,7 @@ def main() -> int:
     """Run the stage; returns the exit code."""
     with terminated_on_signal():  # the first process of a container stops for no signal that it does not handle
         add_modules("TUNEPORT_TASKS", "task", tasks.__path__)
+        add_modules("TUNEPORT_TARGETS", "target", targets.__path__)
         return run_stage(sys.argv[1:], names=steps.names(), load=steps.load)
 
 

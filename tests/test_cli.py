@@ -12,7 +12,8 @@ import pytest
 import pipelines
 import steps
 from tuneport import __version__, tasks
-from tuneport.cli import main, run_stage
+from tuneport.cli.main import main
+from tuneport.cli.stage_command import run_stage
 
 Command = Callable[..., int]
 
@@ -21,7 +22,9 @@ Command = Callable[..., int]
 def tuneport(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """The command, in this process and in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    return lambda *argv: main(argv, names=pipelines.names, load=pipelines.load, load_stage=steps.load)
+    return lambda *argv: main(
+        argv, names=pipelines.names, load=pipelines.load, stages=steps.names, load_stage=steps.load
+    )
 
 
 @pytest.fixture

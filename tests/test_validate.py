@@ -10,7 +10,7 @@ import yaml
 
 import pipelines
 import steps
-from tuneport.cli import main
+from tuneport.cli.main import main
 
 DIGEST = "@sha256:" + "0" * 64
 AZUREML = {"huggingface_id": "organisation/model", "train_file_path": "azureml:rows:3"}
@@ -154,7 +154,7 @@ def validate(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Va
         config = tmp_path / "run.yaml"
         config.write_text(yaml.safe_dump({"platform": section} if section else {}))
         argv = ["validate", "text_classification", "--config", str(config), "--target", target, *overrides]
-        return main(argv, names=pipelines.names, load=pipelines.load, load_stage=steps.load)
+        return main(argv, names=pipelines.names, load=pipelines.load, stages=steps.names, load_stage=steps.load)
 
     return run
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import steps
-from tuneport.data import prepare
-from tuneport.data.near_copies import NearCopyIndex
+from tuneport.data import read_rows
+from tuneport.data.near_duplicates import NearCopyIndex
 from tuneport.data.readers import find
 from tuneport.errors import UserError
 from tuneport.tasks.task import Refuse, Row
@@ -38,7 +38,7 @@ def collect(tmp_path: Path) -> Callable[..., Any]:
         options: Any = steps.load("preprocess", "text_classification")(
             model_selector_output=tmp_path, train_file_path=path, sentence1_key="text", label_key="label"
         )
-        return prepare.collect(
+        return read_rows.collect(
             Strict(),
             options,
             sources={"train": find(path, "train_file_path")},

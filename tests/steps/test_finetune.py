@@ -258,7 +258,7 @@ def test_the_network_is_never_touched(imported_model: Path, prepared_questions: 
         "import socket, sys\n"
         "def refuse(*args, **kwargs): raise SystemExit('network touched')\n"
         "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
-        "import steps; from tuneport.cli import run_stage\n"
+        "import steps; from tuneport.cli.stage_command import run_stage\n"
         "sys.exit(run_stage(sys.argv[1:], names=steps.names(), load=steps.load))\n"
     )
     flags = ["finetune", "--task_name", "text_classification", "--max_steps", "2"]

@@ -9,7 +9,7 @@ import pytest
 
 import steps
 from tuneport.artifacts import CustomModel, Model
-from tuneport.cli import run_stage
+from tuneport.cli.stage_command import run_stage
 from tuneport.stage import execute
 
 TEMPLATE = (

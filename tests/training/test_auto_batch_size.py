@@ -24,7 +24,7 @@ import os, resource, sys
 import sklearn.metrics
 import torch
 import steps, tuneport.training.train as training
-from tuneport.cli import run_stage
+from tuneport.cli.stage_command import run_stage
 room, *arguments = sys.argv[1:]
 if os.environ.get("RANK", "1") != "1":
     room = 100_000  # of two processes, the other one has enough

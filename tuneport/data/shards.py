@@ -58,3 +58,8 @@ class ShardWriter:
     def _close(self) -> None:
         self._stream.close()
         self._sink.close()
+
+
+def with_row_id(schema: pa.Schema) -> pa.Schema:
+    """The schema with the column that every stored row has first."""
+    return pa.schema([("row_id", pa.string()), *schema])

@@ -124,3 +124,6 @@ def share_out(
     can_give = order[(quota < spare)[order] & (quota <= exact)[order]]
     quota[can_give[: max(0, missing)]] += 1
     return quota
+
+
+REMOVED = 255  # the split code of a removed copy

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import typing as t
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tuneport.errors import UserError
 from tuneport.graph import Pipeline
 from tuneport.runner.request import Request
-from tuneport.step import Resource
+from tuneport.step import Resource, Step
 
 if t.TYPE_CHECKING:
     from pydantic import BaseModel
@@ -46,3 +46,22 @@ class Target(ABC):
     @abstractmethod
     def submit(self, document: t.Any) -> int:
         """Check the user's files, send the document, and return the process's exit code."""
+
+    # -- inside a stage that this target started ---------------------------------------------------------------------
+    def run_stage(
+        self,
+        step: type[Step],
+        flags: Mapping[str, str],
+        given: Mapping[str, t.Any],
+        work: Callable[[Mapping[str, t.Any]], int],
+    ) -> int:
+        """Run a stage whose command line has flags of this target's own, which begin with its name.
+
+        ``flags``: those, by name without dashes; ``given``: the others; ``work`` runs the stage with all its values by
+        name. Returns the exit code. Raises `UserError` for a flag that the target does not know.
+        """
+        raise UserError(f"unknown option '--{min(flags)}'; {step.name()} --help lists those there are.")
+
+    def tracking_uri(self, uri: str) -> str:
+        """The plain MLflow server behind an address whose scheme is this target's name."""
+        return uri

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tuneport.cli import context_from_environment
+from tuneport.cli.environment import context_from_environment
 from tuneport.graph import Pipeline
 from tuneport.runner.request import Request
 from tuneport.targets import load

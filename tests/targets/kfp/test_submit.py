@@ -14,7 +14,7 @@ import yaml
 
 import pipelines
 import steps
-from tuneport.cli import main
+from tuneport.cli.main import main
 from tuneport.targets.kfp import send
 
 DIGEST = "@sha256:" + 64 * "0"
@@ -108,7 +108,7 @@ def tuneport(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         arguments = [command, "text_classification", "--config", "run.yaml", "--target", "kfp", *flags]
-        code = main(arguments, names=pipelines.names, load=pipelines.load, load_stage=steps.load)
+        code = main(arguments, names=pipelines.names, load=pipelines.load, stages=steps.names, load_stage=steps.load)
         said = capsys.readouterr()
         for name in environment:
             monkeypatch.delenv(name)

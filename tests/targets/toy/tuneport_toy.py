@@ -6,7 +6,7 @@ import toy as toy_stages
 from toy.count import Count
 from toy.publish import Publish
 from toy.shout import Shout
-from tuneport.cli import main
+from tuneport.cli.main import main
 from tuneport.errors import UserError
 from tuneport.graph import trace
 
@@ -26,4 +26,5 @@ def load(name):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], names=lambda: ["toy"], load=load, load_stage=toy_stages.load))
+    stages = ["shout", "count", "publish"]
+    sys.exit(main(sys.argv[1:], names=lambda: ["toy"], load=load, stages=lambda: stages, load_stage=toy_stages.load))

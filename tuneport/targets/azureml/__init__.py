@@ -56,6 +56,10 @@ class AzureML(Target):
 
         return submit(document, write)
 
+    def tracking_uri(self, uri: str) -> str:
+        """MLflow needs a plugin for Azure ML's scheme; what it stands for is a plain MLflow server over HTTPS."""
+        return "https" + uri.removeprefix("azureml").partition("?")[0]
+
 
 def write(document: Document, output: Path) -> None:
     """Write a document's files to a folder, with what its images are built of."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses as dc
 import gc
 import typing as t
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tuneport import targets
 from tuneport.graph import Pipeline
 from tuneport.runner import bind
 from tuneport.runner.request import Request
+from tuneport.step import Step
 from tuneport.targets.target import Target
 
 if t.TYPE_CHECKING:
@@ -68,6 +70,25 @@ class Kfp(Target):
 
         how = {"wait": document.request.wait, "dry_run": document.request.dry_run}
         return submit(document.pipeline, document.text, document.settings, document.request.environment, **how)
+
+    def run_stage(
+        self,
+        step: type[Step],
+        flags: Mapping[str, str],
+        given: Mapping[str, t.Any],
+        work: Callable[[Mapping[str, t.Any]], int],
+    ) -> int:
+        from tuneport.targets.kfp import executor
+
+        known = {flag.removeprefix("--"): flag for flag in (executor.FLAG, executor.JOB_FLAG, executor.RUN_FLAG)}
+        if unknown := {name: value for name, value in flags.items() if name not in known}:
+            return super().run_stage(step, unknown, given, work)
+        values = {known[name]: value for name, value in flags.items()}
+        if (job := values.get(executor.JOB_FLAG)) is not None:
+            from tuneport.targets.kfp import multi_node
+
+            work = partial(multi_node.run, step, job, values.get(executor.RUN_FLAG, ""))
+        return executor.run(step, values.get(executor.FLAG, ""), given, work)
 
 
 @contextmanager

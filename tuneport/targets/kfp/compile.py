@@ -14,8 +14,7 @@ from tuneport.errors import UserError, did_you_mean
 from tuneport.graph import Node, Pipeline, Ref
 from tuneport.step import REQUIRED, Port, Resource, Step, show
 from tuneport.targets.kfp import multi_node
-from tuneport.targets.kfp.executor import FLAG, LOCATION
-from tuneport.targets.kfp.multi_node import JOB_FLAG, RUN_FLAG
+from tuneport.targets.kfp.executor import FLAG, JOB_FLAG, LOCATION, RUN_FLAG
 from tuneport.targets.kfp.settings import Resources, Retries, Settings, Toleration, Volume, seconds
 from tuneport.targets.kfp.sources import Source, sources
 

@@ -18,7 +18,8 @@ from tuneport.errors import UserError
 from tuneport.step import Step
 from tuneport.targets.kfp.views import render
 
-FLAG = "--kfp_executor_input"
+# The flags of a stage in a container of KFP: its executor input, and for a stage on several machines job and run.
+FLAG, JOB_FLAG, RUN_FLAG = "--kfp_executor_input", "--kfp_job", "--kfp_run_id"
 LOCATION = "_location"  # ends the name of a parameter that stands for an input artifact, as a path or https URI
 MOUNTS = {"gs://": "/gcs/", "s3://": "/s3/", "minio://": "/minio/", "oci://": "/oci/"}  # where KFP puts what it fetches
 TIMEOUT = 60  # seconds without a byte from a web server

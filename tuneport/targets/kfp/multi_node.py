@@ -24,10 +24,9 @@ from tuneport.errors import UserError
 from tuneport.launchers import cluster, job
 from tuneport.stage import Terminated, arguments, handled
 from tuneport.step import Step, parse_values
+from tuneport.targets.kfp.executor import RUN_FLAG
 
 log = logging.getLogger("tuneport.launch")
-
-JOB_FLAG, RUN_FLAG = "--kfp_job", "--kfp_run_id"
 
 
 def run(step: type[Step], description: str, run_id: str, given: Mapping[str, t.Any]) -> int:

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from tuneport.data.near_copies import SAMPLE_ROWS, NearCopyIndex, rows_per_band, sample_rows, shingles, similarity
+from tuneport.data.near_duplicates import SAMPLE_ROWS, NearCopyIndex, rows_per_band, sample_rows, shingles, similarity
 
 NONE = np.array([], np.int64)
 WORDS = [

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from tuneport.data.report import TokenLengths
+from tuneport.data.data_report import TokenLengths
 
 
 def test_the_summary_agrees_with_the_lengths():

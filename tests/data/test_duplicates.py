@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tuneport.data.copies import find_copies, identity_hash
+from tuneport.data.duplicates import find_copies, identity_hash
 
 
 def test_every_row_after_the_first_is_a_copy_of_the_first():

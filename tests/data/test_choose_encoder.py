@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 import steps
 from tuneport.artifacts import Model, write_manifest
-from tuneport.data import encoders
+from tuneport.data import choose_encoder
 from tuneport.data.prepared import Prepared
 from tuneport.encoding import fast_tokenizer
 from tuneport.stage import execute
@@ -99,7 +99,7 @@ def test_the_fast_encoder_writes_what_the_slow_one_writes(
         more = PAIRS | ({} if kind == "pairs" else {"sentence2_key": "reversed"})
     slow = preprocess(task_name, "slow", side, **more)
     assert "the fast tokenizer" not in caplog.text, "so few rows do not pay"
-    monkeypatch.setattr(encoders, "WORTHWHILE", 0)
+    monkeypatch.setattr(choose_encoder, "WORTHWHILE", 0)
     fast = preprocess(task_name, "fast", side, **more)
     assert "the fast tokenizer is used: of 200 rows it finds what the tokenizers library finds" in caplog.text
     for split in ("train", "validation", "test"):
@@ -113,7 +113,7 @@ def test_a_difference_in_the_rows_is_said_and_the_slow_encoder_writes_them(
 ) -> None:
     caplog.set_level(logging.INFO)
     slow = preprocess("text_generation", "slow")
-    monkeypatch.setattr(encoders, "WORTHWHILE", 0)
+    monkeypatch.setattr(choose_encoder, "WORTHWHILE", 0)
     monkeypatch.setattr(fast_tokenizer, "probes", lambda added: iter(()))
     core = fast_tokenizer._core
 
@@ -133,7 +133,7 @@ def test_a_tokenizer_that_the_fast_one_does_not_know_is_named_with_the_reason(
     preprocess: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(encoders, "WORTHWHILE", 0)
+    monkeypatch.setattr(choose_encoder, "WORTHWHILE", 0)
     monkeypatch.setitem(sys.modules, "fastokens", None)
     assert preprocess("text_generation", "out").info.splits["train"] > 100
     assert caplog.text.count("the fast tokenizer is not used: fastokens cannot be imported") == 1

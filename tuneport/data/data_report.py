@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tuneport.data.copies import Copies
-from tuneport.data.near_copies import NearCopies
+from tuneport.data.duplicates import Copies
+from tuneport.data.near_duplicates import NearCopies
 from tuneport.data.splits import SPLITS, Codes
 
 LISTED_ROWS = 20  # of the rows dropped for one reason, so many are named

@@ -1,0 +1,28 @@
+"""`tuneport schema`."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+from collections.abc import Callable
+
+import click
+
+if t.TYPE_CHECKING:
+    from tuneport.graph import Pipeline
+
+
+def command(load: Callable[[str | None], Pipeline]) -> click.Command:
+    """Print the JSON schema of a configuration."""
+
+    @click.command("schema", help="Print the JSON schema of a configuration file, for editors.")
+    @click.argument("pipeline", required=False)
+    def schema(pipeline: str | None) -> None:
+        from tuneport import targets
+        from tuneport.config import json_schema
+
+        models = {name: targets.load(name).settings() for name in targets.names()}
+        platforms = {name: model.model_json_schema() for name, model in models.items() if model}
+        click.echo(json.dumps(json_schema(load(pipeline), platforms), indent=1, ensure_ascii=False))
+
+    return schema

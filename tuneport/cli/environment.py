@@ -1,0 +1,55 @@
+"""What the environment says, read here and nowhere else: logging, context, folders of the user's own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import MutableSequence
+from pathlib import Path
+
+from tuneport.errors import UserError
+from tuneport.launchers import torchrun
+from tuneport.step import Context
+
+
+def configure_logging() -> None:
+    """Log lines go to stderr: time, stage, message. Of several processes, all but the first only warn."""
+    rank = int(os.environ["RANK"]) if torchrun.is_rank(os.environ) else 0
+    line = f"%(asctime)s %(name)s {f'[rank {rank}]' if rank else ''} %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=line, datefmt="%H:%M:%S", force=True)
+    logging.getLogger("tuneport").setLevel(logging.WARNING if rank else logging.INFO)
+
+
+def context_from_environment() -> Context:
+    """What the platform tells a stage: MLflow's own variables, and torchrun's where it is one of several processes."""
+    is_rank = torchrun.is_rank(os.environ)
+    ranks = {n: int(os.environ[n.upper()]) for n in ("rank", "local_rank", "world_size")} if is_rank else {}
+    return Context(
+        tracking_uri=_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or None),
+        experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or None,
+        run_id=os.environ.get("MLFLOW_RUN_ID") or None,
+        is_rank=is_rank,
+        **ranks,
+    )
+
+
+def _tracking_uri(uri: str | None) -> str | None:
+    """The address of a plain MLflow server; a scheme of a platform's own, named as its target is, is that target's."""
+    from tuneport import targets
+
+    scheme = (uri or "").partition("://")[0]
+    return targets.load(scheme).tracking_uri(str(uri)) if scheme in targets.names() else uri
+
+
+def add_modules(variable: str, kind: str, path: MutableSequence[str]) -> None:
+    """Let each file of the folder that a variable names be a task or target, too, by its name.
+
+    ``path`` is the ``__path__`` of the package it then belongs to; what that has itself goes before one of the same
+    name. The stages of a run inherit the variable. Raises `UserError` where there is no such folder.
+    """
+    if not (folder := os.environ.get(variable)):
+        return
+    if not Path(folder).is_dir():
+        raise UserError(f"{variable}={folder!r}: no such folder; wanted one with a file NAME.py for each {kind}.")
+    if (absolute := str(Path(folder).absolute())) not in path:
+        path.append(absolute)

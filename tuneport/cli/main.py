@@ -1,0 +1,88 @@
+"""`tuneport COMMAND …`: the group of commands."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Callable, Sequence
+
+import click
+
+import tuneport
+from tuneport.cli import cmd_compile, cmd_init, cmd_replay, cmd_run, cmd_schema, cmd_stage, cmd_submit, cmd_validate
+from tuneport.cli.environment import configure_logging
+from tuneport.cli.exit_codes import guard
+from tuneport.cli.pipeline_command import Load
+from tuneport.cli.stage_command import LoadStage
+from tuneport.errors import UserError, did_you_mean
+
+if t.TYPE_CHECKING:
+    from tuneport.graph import Pipeline
+
+Names = Callable[[], Sequence[str]]
+
+
+class Commands(click.Group):
+    """A click group that guesses what a misspelt command should have been."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            raise UserError(
+                f"unknown command '{args[0]}'; there are: {', '.join(known)}.{did_you_mean(args[0], known)}"
+            )
+        return super().resolve_command(ctx, args)
+
+
+def main(argv: Sequence[str], names: Names, load: Load, load_stage: LoadStage, stages: Names) -> int:
+    """`tuneport COMMAND …`; returns the exit code.
+
+    ``names`` and ``load`` are those of pipelines, ``stages`` and ``load_stage`` those of stages.
+    """
+    configure_logging()
+
+    def work() -> int:
+        code = commands(names(), load, load_stage, stages, argv).main(
+            list(argv), prog_name="tuneport", standalone_mode=False
+        )
+        return int(code or 0)
+
+    return guard(work)
+
+
+def commands(
+    pipelines: Sequence[str], load: Load, load_stage: LoadStage, stages: Names, argv: Sequence[str]
+) -> click.Group:
+    """The commands; ``argv`` is what the user typed, shown again as the way to go on after a failure."""
+
+    @click.group(
+        cls=Commands,
+        invoke_without_command=True,
+        help="Fine-tune, evaluate and package a model with one command.",
+        epilog=f"Pipelines: {', '.join(pipelines)}",
+        context_settings={"max_content_width": 120},
+    )
+    @click.version_option(tuneport.__version__, message="tuneport %(version)s")
+    @click.pass_context
+    def group(ctx: click.Context) -> None:
+        if ctx.invoked_subcommand is None:
+            click.echo(ctx.get_help())
+
+    def named(pipeline: str | None) -> Pipeline:
+        if pipeline is None:
+            raise UserError(f"no pipeline is named; wanted one of {', '.join(pipelines)}.")
+        return load(pipeline)
+
+    for command in (
+        cmd_run.command(named, argv),
+        cmd_compile.command(named, argv),
+        cmd_submit.command(named, argv),
+        cmd_validate.command(named),
+        cmd_stage.command(stages, load_stage),
+        cmd_replay.command(load_stage),
+        cmd_schema.command(named),
+        cmd_init.command(named),
+    ):
+        group.add_command(command)
+    return group

@@ -1,0 +1,231 @@
+"""Pass 1: keep the usable rows in a scratch file, and in memory what the split needs to know of each."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import typing as t
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tuneport.data.data_report import LISTED_ROWS
+from tuneport.data.duplicates import identity_hash
+from tuneport.data.near_duplicates import NearCopyIndex
+from tuneport.data.options import PrepareParams
+from tuneport.data.readers import RawRow, Source
+from tuneport.data.row_progress import Progress
+from tuneport.data.shards import with_row_id
+from tuneport.data.splits import SPLITS, Codes
+from tuneport.errors import UserError
+from tuneport.tasks.task import Drop, Refuse, Row, Task
+
+log = logging.getLogger("tuneport.preprocess")
+# A copy is removed from the training rows rather than from what they are measured with, so those are read first.
+READ_ORDER = ("test", "validation", "train")
+
+
+@dataclass(kw_only=True)
+class SourceCount:
+    """What became of one source's rows."""
+
+    file: str
+    read: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    dropped_where: dict[str, list[str]] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)
+    refused_where: dict[str, list[str]] = field(default_factory=dict)
+    copies: int = 0
+    near_copies: int = 0
+
+    @property
+    def usable(self) -> int:
+        return self.read - self.dropped.total()
+
+
+@dataclass(kw_only=True)
+class Collected:
+    """Pass 1's result: one entry a row in each array, in the order of the scratch file."""
+
+    identities: array[int] = field(default_factory=lambda: array("Q"))
+    classes: array[int] = field(default_factory=lambda: array("i"))
+    groups: array[int] = field(default_factory=lambda: array("Q"))  # hashes; empty without a group_key
+    class_labels: list[tuple[str, ...]] = field(default_factory=list)  # by class code: the labels of its rows
+    sources: dict[str, SourceCount] = field(default_factory=dict)  # by split, in `READ_ORDER`
+
+    def source_codes(self) -> Codes:
+        counts = [count.usable for count in self.sources.values()]
+        return np.repeat(np.array([SPLITS.index(split) for split in self.sources], np.uint8), counts)
+
+
+def collect(
+    task: Task,
+    options: PrepareParams,
+    *,
+    sources: Mapping[str, Source],
+    wanted: Mapping[str, str],
+    scratch: Path,
+    dropped: Path,
+    near: NearCopyIndex,
+) -> Collected:
+    """Write the usable rows of every source to the scratch file and return what the split needs to know of them.
+
+    Raises `UserError` where a source cannot be read, the task refuses rows of it, or more of them are unusable than
+    ``max_dropped_fraction``.
+    """
+    collected = Collected()
+    codes: dict[tuple[str, ...], int] = {}
+    schema = with_row_id(task.row_schema(options))
+    with _stream_writer(scratch, schema) as writer, dropped.open("w", encoding="utf-8") as dropped_file:
+        for split in (s for s in READ_ORDER if s in sources):
+            source, read = sources[split], task.reader(options)
+            count = collected.sources[split] = SourceCount(file=source.name)
+            batch: list[Row] = []
+            for raw in _with_progress(source.rows(wanted), f"reading {source.name}"):
+                count.read += 1
+                try:
+                    row = read(raw.values, raw.where)
+                    group = _group(raw.values, options.group_key)
+                    identity = _note(row, task, collected, codes, group=group)
+                    if options.deduplicate == "near":
+                        near.add(len(collected.identities) - 1, identity)
+                except Drop as e:
+                    _note_drop(raw, str(e), count, dropped_file)
+                    continue
+                except Refuse as e:
+                    _note_refusal(raw, e, count)
+                    continue
+                batch.append({"row_id": raw.row_id, **row})
+                if len(batch) == options.batch_size:
+                    writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+                    batch.clear()
+            if batch:
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+            _check_refused(count)
+            _check_dropped(count, options.max_dropped_fraction)
+            log.info("read %s rows of %s (%s): %s usable", f"{count.read:,}", source.name, split, f"{count.usable:,}")
+    return collected
+
+
+def _group(values: Mapping[str, t.Any], group_key: str | None) -> str | None:
+    """The name of a row's group; None without a ``group_key``."""
+    if group_key is None:
+        return None
+    value = values.get(group_key)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise Drop(f"no group in column '{group_key}'")
+    return value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True)
+
+
+def _note(
+    row: Row,
+    task: Task,
+    collected: Collected,
+    codes: dict[tuple[str, ...], int],
+    *,
+    group: str | None,
+) -> str:
+    """Remember of a row what takes part in the split; returns its inputs."""
+    labels, inputs = tuple(task.labels(row)), task.identity(row)
+    try:
+        identity = identity_hash(inputs)
+        group_hash = None if group is None else identity_hash(group)
+        if labels not in codes:
+            "".join(labels).encode()
+            codes[labels] = len(codes)
+            collected.class_labels.append(labels)
+    except UnicodeEncodeError:  # JSON can spell a lone surrogate, which no text file and no tokenizer can hold
+        raise Drop("text that is not valid Unicode") from None
+    collected.identities.append(identity)
+    collected.classes.append(codes[labels])
+    if group_hash is not None:
+        collected.groups.append(group_hash)
+    return inputs
+
+
+def _note_drop(raw: RawRow, reason: str, count: SourceCount, file: t.TextIO) -> None:
+    count.dropped[reason] += 1
+    listed = count.dropped_where.setdefault(reason, [])
+    if len(listed) < LISTED_ROWS:
+        listed.append(raw.where)
+    record = {"where": raw.where, "reason": reason, "row": raw.values}
+    file.write(json.dumps(record, default=str) + "\n")
+
+
+def _note_refusal(raw: RawRow, refusal: Refuse, count: SourceCount) -> None:
+    count.refused[refusal.problem] += 1
+    listed = count.refused_where.setdefault(refusal.problem, [])
+    if len(listed) < LISTED_ROWS:
+        listed.append(f"{raw.where} ({refusal.found})" if refusal.found else raw.where)
+
+
+def _check_refused(count: SourceCount) -> None:
+    if not count.refused:
+        return
+    problems = "; ".join(
+        f"{problem} ({n} {'row' if n == 1 else 'rows'}: {', '.join(count.refused_where[problem])}"
+        f"{f' and {n - LISTED_ROWS} more' if n > LISTED_ROWS else ''})"
+        for problem, n in count.refused.most_common()
+    )
+    raise UserError(
+        f"{count.file}: {count.refused.total()} of {count.read} rows are wrong: {problems}. Mend or remove them."
+    )
+
+
+def _check_dropped(count: SourceCount, allowed: float) -> None:
+    if count.dropped.total() <= allowed * count.read:
+        return
+    reasons = "; ".join(
+        f"{reason} ({n} rows: {', '.join(count.dropped_where[reason][:5])}{', …' if n > 5 else ''})"
+        for reason, n in count.dropped.most_common()
+    )
+    raise UserError(
+        f"{count.file}: {count.dropped.total()} of {count.read} rows cannot be used: {reasons}. "
+        f"Mend them, or allow more than max_dropped_fraction={allowed:g}."
+    )
+
+
+def read_scratch(scratch: Path, numbers: npt.NDArray[np.int64]) -> Iterator[Row]:
+    """Rows of the scratch file by their numbers, which must grow."""
+    start = 0
+    with pa.OSFile(os.fsencode(scratch)) as source:
+        for batch in pa.ipc.open_stream(source):
+            first, last = np.searchsorted(numbers, (start, start + len(batch)))
+            yield from batch.take(pa.array(numbers[first:last] - start)).to_pylist()
+            start += len(batch)
+
+
+def _with_progress(rows: Iterator[RawRow], doing: str) -> Iterator[RawRow]:
+    progress = Progress(doing)
+    for number, row in enumerate(rows, 1):
+        yield row
+        if number % 1000 == 0:
+            progress.advance(1000)
+
+
+@contextmanager
+def _stream_writer(path: Path, schema: pa.Schema) -> Iterator[t.Any]:
+    with pa.OSFile(os.fsencode(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        yield writer
+
+
+def source_report(count: SourceCount) -> dict[str, t.Any]:
+    """What the data report says of one source."""
+    return {
+        "file": count.file,
+        "read": count.read,
+        "kept": count.usable - count.copies - count.near_copies,
+        "copies_removed": count.copies,
+        "near_copies_removed": count.near_copies,
+        "dropped": {
+            reason: {"rows": n, "first": count.dropped_where[reason]} for reason, n in count.dropped.most_common()
+        },
+    }
