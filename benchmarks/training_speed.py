@@ -298,7 +298,7 @@ def with_bare_loop(case: Case, root: Path, turns: Turns, who: str) -> None:
 
     transformers.set_seed(0)
     model, collate, rows = parts(case, root, None)
-    unpadded = choose.prepare(model, ("sdpa", ""), wanted=True, pad_to=None)
+    unpadded = choose.choose(model, ("sdpa", ""), wanted=True, pad_to=None)
     collate = unpadded.collator(collate)
     batches = torch.utils.data.DataLoader(rows, case.batch, collate_fn=collate)
     decayed = [p for p in model.parameters() if p.dim() > 1]

@@ -42,14 +42,14 @@ def test_the_cost_of_a_step_is_what_torch_counts(make: Any, within: float) -> No
         model(input_ids=ids, labels=ids).loss.backward()
     found = cost(model)
     assert found is not None
-    told = found.of(Counts(rows=rows, tokens=rows * tokens, squares=rows * tokens**2))
+    told = found.of(Counts(rows=rows, tokens=rows * tokens, squared_lengths=rows * tokens**2))
     assert told == pytest.approx(counted.get_total_flops(), rel=within)
 
 
 def test_tokens_that_the_head_is_not_given_cost_none_of_it() -> None:
     model, ids = llama(False), torch.randint(0, 200, (2, 48))
     model.lm_head.weight.requires_grad_(False)  # its gradient is added up in place, which torch does not count
-    choose.prepare(model, ("sdpa", ""), wanted=True, pad_to=None, devices=1)
+    choose.choose(model, ("sdpa", ""), wanted=True, pad_to=None, devices=1)
     some = ids.where(torch.arange(48) <= 15, -100)
     counted, found = [], cost(model)
     for labels in (ids, some):
@@ -57,7 +57,7 @@ def test_tokens_that_the_head_is_not_given_cost_none_of_it() -> None:
             model(input_ids=ids, labels=labels, lengths=(48, 48)).loss.backward()
         counted.append(counter.get_total_flops())
     assert found is not None
-    told = [found.of(Counts(rows=2, tokens=96, squares=2 * 48**2, headless=96 - 2 * n)) for n in (47, 15)]
+    told = [found.of(Counts(rows=2, tokens=96, squared_lengths=2 * 48**2, without_logits=96 - 2 * n)) for n in (47, 15)]
     assert told[0] - told[1] == counted[0] - counted[1] > 0
 
 

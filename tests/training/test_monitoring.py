@@ -26,7 +26,7 @@ from tuneport.training.callbacks import peak_memory
 from tuneport.training.checkpoint.files import CheckpointFolder
 from tuneport.training.counts import CONTENTS, Counts, summed, with_contents
 from tuneport.training.monitoring import Step, _of_any_rank, first_problem
-from tuneport.training.sampler import Order, shuffled
+from tuneport.training.sampler import EpochSampler, shuffled
 from tuneport.training.train import train
 
 TASK = "text_classification"
@@ -69,15 +69,15 @@ def train_on(model: Path, prepared: Path, output: Path, *callbacks: TrainerCallb
 def batches(prepared: Path, size: int) -> list[list[int]]:
     """The lengths of the training rows, in the batches of the first epoch."""
     lengths = Prepared(prepared).encoded("train").column("length").to_pylist()
-    order = list(Order(len(lengths), SEED, shuffled(len(lengths))))
+    order = list(EpochSampler(len(lengths), SEED, shuffled(len(lengths))))
     return [[lengths[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
 
 
 def assert_counted(numbers: Mapping[str, float], taken: list[list[int]], *, padded: bool = True) -> None:
     tokens, rows = sum(map(sum, taken)), sum(map(len, taken))
-    places = sum(len(batch) * max(batch) for batch in taken) if padded else tokens
+    computed_tokens = sum(len(batch) * max(batch) for batch in taken) if padded else tokens
     assert numbers["tokens_per_second"] / numbers["samples_per_second"] == pytest.approx(tokens / rows)
-    assert numbers["padding_share"] == pytest.approx(1 - tokens / places)
+    assert numbers["padding_share"] == pytest.approx(1 - tokens / computed_tokens)
 
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
@@ -133,16 +133,16 @@ def test_an_encoder_decoder_s_targets_count_as_tokens_and_a_row_s_label_does_not
         return {"input_ids": torch.zeros(2, 3, dtype=torch.long), "labels": torch.zeros(2, 2, dtype=torch.long)}
 
     own = with_contents(collate, own_targets=True)(rows)[CONTENTS]
-    assert (own.row_ids, own.tokens, own.places, own.squares) == (("a:1", "a:2"), 4 + 3, 6 + 4, 9 + 1)
+    assert (own.row_ids, own.tokens, own.computed_tokens, own.squared_lengths) == (("a:1", "a:2"), 4 + 3, 6 + 4, 9 + 1)
     shared = with_contents(collate, own_targets=False)(rows)[CONTENTS]
-    assert (shared.tokens, shared.places) == (4, 6)
+    assert (shared.tokens, shared.computed_tokens) == (4, 6)
     assert pickle.loads(pickle.dumps(own)) == own, "it comes from another process"
 
 
 def _rank(rank: int, store: str, results: Any) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     device = torch.device("cpu")
-    counts = summed(Counts(rows=1 + rank, tokens=10, places=20, squares=5), 2, device)
+    counts = summed(Counts(rows=1 + rank, tokens=10, computed_tokens=20, squared_lengths=5), 2, device)
     found = _of_any_rank("step 3" if rank == 1 else None, 2, device)
     arguments: Any = type("Arguments", (), {"device": device, "world_size": 2})
     results.put((counts, found, _of_any_rank(None, 2, device), peak_memory(arguments)["cpu_memory_peak_gb"]))
@@ -159,7 +159,7 @@ def test_ranks_add_up_their_counts_and_stop_together(tmp_path: Path) -> None:
     for rank in ranks:
         rank.join()
     assert first == second
-    assert first[:3] == (Counts(rows=3, tokens=20, places=40, squares=10), "step 3", None)
+    assert first[:3] == (Counts(rows=3, tokens=20, computed_tokens=40, squared_lengths=10), "step 3", None)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def planted(
     model = folder / "model"
     execute(steps.load("model_import")(pytorch_model_path=CustomModel(source), model_selector_output=Model(model)))
     rows = [dict(row) for row in questions[:60]]
-    rows[[*Order(len(rows), SEED, shuffled(len(rows)))][4 * (AT_STEP - 1) + 1]]["text"] += f" {PLANTED}"
+    rows[[*EpochSampler(len(rows), SEED, shuffled(len(rows)))][4 * (AT_STEP - 1) + 1]]["text"] += f" {PLANTED}"
     prepared = folder / "prepared"
     stage = steps.load("preprocess", TASK)(
         model_selector_output=model,
@@ -207,7 +207,7 @@ def test_a_loss_that_is_no_number_stops_with_its_rows_and_keeps_the_last_good_ch
     }
     kept = tmp_path / ".out.partial" / "checkpoints"
     row_ids = Prepared(prepared).encoded("train").column("row_id").to_pylist()
-    order = [*Order(60, SEED, shuffled(60))]
+    order = [*EpochSampler(60, SEED, shuffled(60))]
     bad = [row_ids[i] for i in order[4 * (AT_STEP - 1) :][:2]]  # the second of them is the planted one
     for resume in ("false", "true"):
         stage = steps.load("finetune", TASK)(

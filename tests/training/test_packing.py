@@ -59,7 +59,7 @@ def test_targets_count_where_they_are_tokens_of_their_own() -> None:
 
 def test_an_epoch_has_other_packs_of_as_large_a_number_and_every_row_once() -> None:
     packs = Packs(dataset(log_normal(500, 64)), 64, targets=False)
-    drawn = sampler.Order(len(packs), 0, sampler.packed(packs))
+    drawn = sampler.EpochSampler(len(packs), 0, sampler.packed(packs))
     first = list(drawn)
     assert first == list(drawn)
     drawn.epoch = 1

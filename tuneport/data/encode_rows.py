@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from tuneport.data.data_report import LISTED_ROWS, TokenLengths
 from tuneport.data.options import PrepareParams
-from tuneport.data.row_progress import Progress
+from tuneport.data.row_progress import RowProgress
 from tuneport.data.shards import ShardWriter, with_row_id
 from tuneport.data.splits import REMOVED, SPLITS, Codes
 from tuneport.errors import UserError
@@ -34,7 +34,7 @@ def encode(
     """Write ``encoded/`` and ``rows/`` of every split; returns their token lengths."""
     encoded_schema = with_row_id(task.encoded_schema(meta, options)).append(pa.field("length", pa.int32()))
     row_schema = with_row_id(task.row_schema(options))
-    progress = Progress("rows encoded", int((splits != REMOVED).sum()))
+    progress = RowProgress("rows encoded", int((splits != REMOVED).sum()))
     untrainable = Untrainable()
     start = 0
     with ExitStack() as stack:

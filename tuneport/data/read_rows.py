@@ -22,7 +22,7 @@ from tuneport.data.duplicates import identity_hash
 from tuneport.data.near_duplicates import NearCopyIndex
 from tuneport.data.options import PrepareParams
 from tuneport.data.readers import RawRow, Source
-from tuneport.data.row_progress import Progress
+from tuneport.data.row_progress import RowProgress
 from tuneport.data.shards import with_row_id
 from tuneport.data.splits import SPLITS, Codes
 from tuneport.errors import UserError
@@ -204,7 +204,7 @@ def read_scratch(scratch: Path, numbers: npt.NDArray[np.int64]) -> Iterator[Row]
 
 
 def _with_progress(rows: Iterator[RawRow], doing: str) -> Iterator[RawRow]:
-    progress = Progress(doing)
+    progress = RowProgress(doing)
     for number, row in enumerate(rows, 1):
         yield row
         if number % 1000 == 0:

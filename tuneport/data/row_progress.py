@@ -9,7 +9,7 @@ log = logging.getLogger("tuneport.preprocess")
 PROGRESS_SECONDS = 2.0
 
 
-class Progress:
+class RowProgress:
     """Logs ``[done/total] …`` with rows a second, every two seconds."""
 
     def __init__(self, doing: str, total: int | None = None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tuneport.encoding.prompts import joined
-from tuneport.encoding.token_ids import Counts, ToIds, TokenIds, concatenate
+from tuneport.encoding.token_ids import Lengths, ToIds, TokenIds, concatenate
 from tuneport.labels import IGNORED
 from tuneport.serving.prompt_encoder import PromptEncoder
 
@@ -91,7 +91,7 @@ class CompletionEncoder:
         suffix = TokenIds.same(self.suffix, everywhere if self.always_ends else ~cut)
         return concatenate(TokenIds.same(self.prefix, everywhere), kept, suffix), cut
 
-    def _prompts(self, texts: Sequence[str], most: Counts) -> tuple[TokenIds, npt.NDArray[np.bool_]]:
+    def _prompts(self, texts: Sequence[str], most: Lengths) -> tuple[TokenIds, npt.NDArray[np.bool_]]:
         """What `PromptEncoder` returns: it cuts the texts that are too long, the others need no cutting."""
         settings = self.prompts
         whole = self.to_ids([settings.before + text + settings.after for text in texts])

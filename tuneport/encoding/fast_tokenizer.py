@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tuneport.encoding.located import Locate, Spans, library_located, within
-from tuneport.encoding.token_ids import Counts, ToIds, TokenIds, concatenate, library_ids, uncut
+from tuneport.encoding.token_ids import Lengths, ToIds, TokenIds, concatenate, library_ids, uncut
 
 if t.TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -154,9 +154,9 @@ class FastTokenizer:
 class Bytes:
     """By token id, how many bytes of a text a token stands for, and how many spaces are its first and last ones."""
 
-    widths: Counts
-    leading: Counts
-    trailing: Counts
+    widths: Lengths
+    leading: Lengths
+    trailing: Lengths
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Bytes:

@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from tuneport.encoding.token_ids import Counts, TokenIds
+from tuneport.encoding.token_ids import Lengths, TokenIds
 
 if t.TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,7 +34,7 @@ def library_located(tokenizer: Tokenizer) -> Locate:
     return located
 
 
-def within(ids: TokenIds, starts: Counts, ends: Counts, spans: Sequence[Spans], sizes: Counts) -> TokenIds:
+def within(ids: TokenIds, starts: Lengths, ends: Lengths, spans: Sequence[Spans], sizes: Lengths) -> TokenIds:
     """1 for each token that has a part in a span of its text, else 0.
 
     ``starts`` and ``ends`` are places of tokens in their text, of which ``sizes`` are the lengths, all in one unit.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tuneport.encoding.token_ids import Counts, ToIds, TokenIds, concatenate
+from tuneport.encoding.token_ids import Lengths, ToIds, TokenIds, concatenate
 
 if t.TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -52,7 +52,7 @@ class PairEncoder:
         )
 
 
-def longest_first(first: Counts, second: Counts, room: int) -> tuple[Counts, Counts]:
+def longest_first(first: Lengths, second: Lengths, room: int) -> tuple[Lengths, Lengths]:
     """How many tokens of two texts are kept: the longer one is cut first, then both alike."""
     shorter = np.minimum(first, second)
     halves = shorter > room // 2

@@ -16,7 +16,7 @@ if t.TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Ids = npt.NDArray[np.int32]
-Counts = npt.NDArray[np.int64]
+Lengths = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TokenIds:
     """``lengths[i]`` of the ``values`` are those of text i."""
 
     values: Ids
-    lengths: Counts
+    lengths: Lengths
 
     @classmethod
     def of(cls, lists: Sequence[Sequence[int]]) -> TokenIds:
@@ -38,23 +38,23 @@ class TokenIds:
         return cls(np.tile(np.array(ids, np.int32), int(wanted.sum())), wanted * np.int64(len(ids)))
 
     @cached_property
-    def starts(self) -> Counts:
+    def starts(self) -> Lengths:
         """Where the ids of each text begin."""
-        found: Counts = self.lengths.cumsum() - self.lengths
+        found: Lengths = self.lengths.cumsum() - self.lengths
         return found
 
     @cached_property
-    def places(self) -> Counts:
+    def places(self) -> Lengths:
         """The place of each id in its text, from 0."""
-        found: Counts = np.arange(len(self.values)) - np.repeat(self.starts, self.lengths)
+        found: Lengths = np.arange(len(self.values)) - np.repeat(self.starts, self.lengths)
         return found
 
     @cached_property
-    def rows(self) -> Counts:
+    def rows(self) -> Lengths:
         """The number of the text that each id is of."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
-    def cut(self, most: Counts | int, *, start: bool = False) -> TokenIds:
+    def cut(self, most: Lengths | int, *, start: bool = False) -> TokenIds:
         """At most so many ids of each text, without its last ones or, from the ``start``, its first ones."""
         kept = np.minimum(self.lengths, np.maximum(most, 0))
         if (kept == self.lengths).all():
@@ -65,14 +65,14 @@ class TokenIds:
             chosen = self.places < np.repeat(kept, self.lengths)
         return TokenIds(self.values[chosen], kept)
 
-    def take(self, texts: Counts) -> TokenIds:
+    def take(self, texts: Lengths) -> TokenIds:
         """The ids of these texts, each as often as it is asked for."""
         lengths = self.lengths[texts]
         found = TokenIds(np.empty(int(lengths.sum()), np.int32), lengths)
         found.values[:] = self.values[np.repeat(self.starts[texts], lengths) + found.places]
         return found
 
-    def joined(self, counts: Counts) -> TokenIds:
+    def joined(self, counts: Lengths) -> TokenIds:
         """Texts that follow each other as one: ``counts`` says how many make each."""
         ends = np.append(0, self.lengths.cumsum())[np.append(0, counts.cumsum())]
         return TokenIds(self.values, ends[1:] - ends[:-1])

@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl,
 from tuneport.tracking import Run
 from tuneport.training.counts import Counts, summed
 from tuneport.training.flops import cost, peak
-from tuneport.training.monitoring import ObservedTrainer
+from tuneport.training.monitoring import MonitoredTrainer
 from tuneport.training.precision import precision_of
 
 log = logging.getLogger("tuneport.finetune")
@@ -45,13 +45,13 @@ class EarlyStopping(EarlyStoppingCallback):
             control.should_training_stop = True
 
 
-class Progress(TrainerCallback):
+class TrainingProgress(TrainerCallback):
     """One line a logging step on the terminal, the same numbers in MLflow.
 
     Rates are of the time since the last such line, without evaluations; memory is the most that a process has had.
     """
 
-    def __init__(self, run: Run, trainer: ObservedTrainer) -> None:
+    def __init__(self, run: Run, trainer: MonitoredTrainer) -> None:
         self.run = run
         self.trainer = trainer
         self.peak = _peak(trainer.args)
@@ -87,7 +87,7 @@ class Progress(TrainerCallback):
         rates = {
             "tokens_per_second": counts.tokens / seconds,
             "samples_per_second": counts.rows / seconds,
-            "padding_share": 1 - counts.tokens / max(counts.places, 1),
+            "padding_share": 1 - counts.tokens / max(counts.computed_tokens, 1),
             "seconds_left": (now - self.started) / max(steps, 1) * (state.max_steps - state.global_step),
         }
         if self.cost is not None and self.peak is not None:

@@ -25,8 +25,8 @@ class Contents:
 
     row_ids: tuple[str, ...]
     tokens: int  # without padding; of the targets, too, where they are a sequence of their own
-    places: int  # tokens and padding
-    squares: int  # the sum of the rows' squared numbers of tokens: what attention costs
+    computed_tokens: int  # tokens and padding
+    squared_lengths: int  # the sum of the rows' squared numbers of tokens: what attention costs
     unlabelled: int  # tokens that predict none with a label, where labels are of the next token
 
 
@@ -36,16 +36,20 @@ class Counts:
 
     rows: int = 0
     tokens: int = 0
-    places: int = 0
-    squares: int = 0
-    headless: int = 0  # tokens that a language model's head is not given
+    computed_tokens: int = 0
+    squared_lengths: int = 0
+    without_logits: int = 0  # tokens that a language model's head is not given
 
     def add(self, contents: Contents, padding_free: PaddingFree | None = None, lengths: t.Any = None) -> None:
         self.rows += len(contents.row_ids)
         self.tokens += contents.tokens
-        self.places += contents.places if padding_free is None else padding_free.places(contents.places, lengths)
-        self.squares += contents.squares
-        self.headless += contents.unlabelled if padding_free is not None and padding_free.skips_unlabelled else 0
+        self.computed_tokens += (
+            contents.computed_tokens
+            if padding_free is None
+            else padding_free.computed_tokens(contents.computed_tokens, lengths)
+        )
+        self.squared_lengths += contents.squared_lengths
+        self.without_logits += contents.unlabelled if padding_free is not None and padding_free.skips_unlabelled else 0
 
 
 def with_contents(collate: Callable[[list[Batch]], Batch], own_targets: bool) -> Callable[[list[Batch]], Batch]:
@@ -70,8 +74,8 @@ class _WithContents:
         contents = Contents(
             row_ids=tuple(row["row_id"] for row in rows),
             tokens=sum(lengths) + (0 if labels is None else sum(len(row["labels"]) for row in rows)),
-            places=batch["input_ids"].numel() + (0 if labels is None else labels.numel()),
-            squares=sum(length**2 for length in lengths),
+            computed_tokens=batch["input_ids"].numel() + (0 if labels is None else labels.numel()),
+            squared_lengths=sum(length**2 for length in lengths),
             unlabelled=sum(lengths) - labelled,
         )
         return batch | {CONTENTS: contents}

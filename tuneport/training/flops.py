@@ -46,8 +46,8 @@ class Cost:
     of_head: int  # the part of a token's that is the vocabulary's matrix
 
     def of(self, counts: Counts) -> int:
-        headless = self.of_head * counts.headless
-        return self.per_token * counts.tokens + self.per_square * counts.squares - headless
+        without_logits = self.of_head * counts.without_logits
+        return self.per_token * counts.tokens + self.per_square * counts.squared_lengths - without_logits
 
 
 def peak(device_name: str, precision: str) -> float | None:

@@ -28,7 +28,7 @@ LISTED_ROWS = 20
 
 
 @dc.dataclass(kw_only=True)
-class Step:
+class ObservedStep:
     """The losses of an optimizer step by batch, and the norm of its gradient; they may still be on their way."""
 
     number: int
@@ -40,7 +40,7 @@ class Step:
         return [row for rows, _ in self.batches for row in rows]
 
 
-class ObservedTrainer(Trainer):
+class MonitoredTrainer(Trainer):
     """A Trainer that counts what it takes in, and stops where a loss, a gradient norm or a weight is not finite.
 
     It stops before a checkpoint is written, so the last one is always of finite weights.
@@ -51,8 +51,8 @@ class ObservedTrainer(Trainer):
         self.padding_free = padding_free
         self.counts = Counts()
         self.evaluation_seconds = 0.0
-        self.unchecked: list[Step] = []
-        self.last: Step | None = None  # whose weights were not looked at
+        self.unchecked: list[ObservedStep] = []
+        self.last: ObservedStep | None = None  # whose weights were not looked at
 
     @property
     def has_targets(self) -> bool:
@@ -73,7 +73,7 @@ class ObservedTrainer(Trainer):
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         number = self.state.global_step + 1
         if not self.unchecked or self.unchecked[-1].number != number:
-            self.last = Step(number=number)
+            self.last = ObservedStep(number=number)
             self.unchecked.append(self.last)
         self.unchecked[-1].batches.append((contents.row_ids, loss.detach()))
         return loss
@@ -123,7 +123,7 @@ class ObservedTrainer(Trainer):
         )
 
 
-def first_problem(steps: Sequence[Step]) -> str | None:
+def first_problem(steps: Sequence[ObservedStep]) -> str | None:
     """What is not finite in the first of the steps that has such a thing, with the rows; None where all is well.
 
     Waits for an accelerator once.

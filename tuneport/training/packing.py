@@ -10,7 +10,7 @@ import numpy.typing as npt
 from datasets import Dataset as ArrowDataset
 from torch.utils.data import Dataset
 
-Counts = npt.NDArray[np.int64]
+Lengths = npt.NDArray[np.int64]
 
 
 class Packs(Dataset[t.Any]):
@@ -34,13 +34,13 @@ class Packs(Dataset[t.Any]):
         rows: list[dict[str, t.Any]] = self.rows.__getitems__([row for pack in packs for row in pack])
         return rows
 
-    def made(self, order: Counts) -> list[tuple[int, ...]]:
+    def made(self, order: Lengths) -> list[tuple[int, ...]]:
         """All packs; of rows of one length those that come first in ``order`` are taken first."""
         packs = best_fit_decreasing(self.tokens[order], self.capacity)
         return [tuple(order[pack].tolist()) for pack in packs]
 
 
-def best_fit_decreasing(lengths: Counts, capacity: int) -> list[list[int]]:
+def best_fit_decreasing(lengths: Lengths, capacity: int) -> list[list[int]]:
     """The places of ``lengths`` in as few packs as this gets them into (D. S. Johnson, 1973).
 
     The longest comes first; each goes where the least room is left that suffices, else into a new pack.
@@ -64,11 +64,11 @@ def best_fit_decreasing(lengths: Counts, capacity: int) -> list[list[int]]:
     return packs
 
 
-def token_counts(rows: ArrowDataset, *, targets: bool) -> Counts:
+def token_counts(rows: ArrowDataset, *, targets: bool) -> Lengths:
     """The tokens of each row; with ``targets``, labels that are tokens of their own count as well."""
     lists = [name for name, feature in rows.features.items() if hasattr(feature, "feature")]
     names = [name for name in lists if name == "input_ids" or (targets and name == "labels")]
     columns = [rows.data.column(name).chunks for name in names]
     lengths = [np.concatenate([chunk.value_lengths().to_numpy() for chunk in chunks]) for chunks in columns]
-    found: Counts = np.sum(lengths, axis=0, dtype=np.int64)
+    found: Lengths = np.sum(lengths, axis=0, dtype=np.int64)
     return found

@@ -17,7 +17,7 @@ if t.TYPE_CHECKING:
 Draw = Callable[[torch.Generator], Sequence[t.Any]]
 
 
-class Order(Sampler[t.Any]):
+class EpochSampler(Sampler[t.Any]):
     """The numbers of ``size`` items, rows or packs of rows, as ``draw`` gives them for each epoch.
 
     A resume finds its place in an epoch by counting items; no row is read again. The generators that training

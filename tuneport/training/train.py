@@ -23,7 +23,7 @@ from tuneport.tasks.task import Task
 from tuneport.tracking import Run
 from tuneport.training import conflicts
 from tuneport.training.auto_batch_size import explained, fit_batch_size
-from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, Progress
+from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, TrainingProgress
 from tuneport.training.checkpoint import resume
 from tuneport.training.checkpoint.files import Checkpoint, CheckpointFolder
 from tuneport.training.distributed import deepspeed, sharding
@@ -90,7 +90,7 @@ def train(
     if options.quantization != "none":
         quantization.freeze(plain)
     model = _adapted(plain, base, output, options, arguments) if options.apply_lora else plain
-    unpadded = choose.prepare(
+    unpadded = choose.choose(
         model,
         chosen,
         wanted=options.padding_free,
@@ -126,7 +126,7 @@ def train(
     if task.needs_answers(metric_for_best_model):
         trainer.scores_of_answers = _scores_of_answers(task, base, prepared, arguments, sharded=trainer.is_sharded)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Progress(run, trainer))
+    trainer.add_callback(TrainingProgress(run, trainer))
     if options.fsdp or deepspeed.stage(options) == 3:  # no process has a whole model before training begins
         trainer.add_callback(choose.SettleAtStart(trainer, unpadded))
     else:
@@ -324,7 +324,7 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         remove_unused_columns=False,  # the collator picks
         dataloader_pin_memory=has_cuda,
         report_to="none",
-        logging_nan_inf_filter=False,  # it waits for the GPU at every batch; `ObservedTrainer` stops there instead
+        logging_nan_inf_filter=False,  # it waits for the GPU at every batch; `MonitoredTrainer` stops there instead
         disable_tqdm=True,
     )
 

@@ -21,16 +21,16 @@ from tuneport.stage import Preempted
 from tuneport.training.checkpoint.async_writer import HostCopy, Writer
 from tuneport.training.checkpoint.files import RUN_STATE, TRAINER_STATE, Checkpoint, CheckpointFolder
 from tuneport.training.loss import LossByItem
-from tuneport.training.monitoring import ObservedTrainer
+from tuneport.training.monitoring import MonitoredTrainer
 from tuneport.training.packing import Packs, token_counts
-from tuneport.training.sampler import Draw, Order, balanced, packed, shuffled, similar
+from tuneport.training.sampler import Draw, EpochSampler, balanced, packed, shuffled, similar
 
 
 class EvaluationStopped(BaseException):
     """An evaluation is given up, as the process is to end: it is owed and made first thing after the resume."""
 
 
-class BestModelTrainer(ObservedTrainer, LossByItem):
+class BestModelTrainer(MonitoredTrainer, LossByItem):
     """A Trainer whose checkpoints are whole or absent, need no unpickling of code, and name no absolute path.
 
     ``checkpoints`` says where they stand. Evaluation adds ``scores_of_answers``, metrics of what a model answers, and
@@ -49,7 +49,7 @@ class BestModelTrainer(ObservedTrainer, LossByItem):
         self.resumed_from: Checkpoint | None = None
         self.owes_evaluation = False
         self.rng_before_evaluation: dict[str, t.Any] | None = None
-        self.order: Order | None = None
+        self.order: EpochSampler | None = None
         self.add_callback(_GoOn(self))
 
     @property
@@ -70,7 +70,7 @@ class BestModelTrainer(ObservedTrainer, LossByItem):
 
     def _get_train_sampler(self, train_dataset: t.Any = None) -> t.Any:
         rows: t.Any = train_dataset if train_dataset is not None else self.train_dataset
-        self.order = Order(len(rows), self.args.seed, self._draw(rows))
+        self.order = EpochSampler(len(rows), self.args.seed, self._draw(rows))
         return self.order
 
     def _draw(self, rows: t.Any) -> Draw:

@@ -11,7 +11,7 @@ import transformers
 from tests.training.padding_free.test_unpad import SIZES, batch_for, computed, prepared, steady, trainer_of
 from tuneport.modeling.likelihood import shifted, token_losses
 from tuneport.training.padding_free import choose
-from tuneport.training.padding_free.length_buckets import Splitting, parts
+from tuneport.training.padding_free.length_buckets import LengthBuckets, buckets
 
 SIDES = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
 ENDS = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2, "vocab_size": 60}
@@ -69,7 +69,7 @@ def test_outputs_loss_and_gradients_are_those_of_the_whole_batch(kind: str) -> N
     rows, batch = rows_for(model, kind)
     wanted, gradients = computed(model, batch)
     choice = prepared(model)
-    assert choice.enabled and isinstance(choice.packing, Splitting) and choice.refused
+    assert choice.enabled and isinstance(choice.method, LengthBuckets) and choice.refused
     choice.settle(trainer_of(model), model)
     assert choice.enabled, choice.refused
     seen: list[tuple[int, ...]] = []
@@ -78,8 +78,8 @@ def test_outputs_loss_and_gradients_are_those_of_the_whole_batch(kind: str) -> N
         lambda module, args, kwargs: seen.append((kwargs.get("input_ids", args[0] if args else None)).shape),
         with_kwargs=True,
     )
-    whole = {**batch, "lengths": choice.packing.measure(rows, batch)}
-    with choice.packing.tested():
+    whole = {**batch, "lengths": choice.method.measure(rows, batch)}
+    with choice.method.tested():
         found, own = computed(model, whole)
         assert sorted(seen) == sorted((1, length) for length in LENGTHS)
         with torch.no_grad():
@@ -111,8 +111,8 @@ def test_several_labels_a_row_are_not_taken_for_those_of_tokens() -> None:
     batch["labels"] = torch.rand(len(LENGTHS), max(LENGTHS)).round()
     choice = prepared(model)
     wanted, _ = computed(model, batch)
-    with choice.packing.tested():
-        found, _ = computed(model, {**batch, "lengths": choice.packing.measure(rows, batch)})
+    with choice.method.tested():
+        found, _ = computed(model, {**batch, "lengths": choice.method.measure(rows, batch)})
     assert found["loss"].item() == pytest.approx(wanted["loss"].item(), abs=1e-5)
 
 
@@ -122,13 +122,13 @@ def test_rows_without_a_label_are_parts_that_weigh_nothing() -> None:
     batch["labels"][1] = -100
     wanted, _ = computed(model, batch)
     choice = prepared(model)
-    with choice.packing.tested():
-        found, gradients = computed(model, {**batch, "lengths": choice.packing.measure(rows, batch)})
+    with choice.method.tested():
+        found, gradients = computed(model, {**batch, "lengths": choice.method.measure(rows, batch)})
     assert found["loss"].item() == pytest.approx(wanted["loss"].item(), abs=1e-5)
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
     batch["labels"][:] = -100
-    with choice.packing.tested(), torch.no_grad():
-        none = model(**batch, lengths=choice.packing.measure(rows, batch))["loss"]
+    with choice.method.tested(), torch.no_grad():
+        none = model(**batch, lengths=choice.method.measure(rows, batch))["loss"]
     assert torch.isnan(none) and torch.isnan(model(**batch)["loss"])
 
 
@@ -155,11 +155,11 @@ def test_parts_hold_every_row_once_at_the_least_cost(of_part: int) -> None:
     draw = random.Random(0)
     for _ in range(20):
         sizes = [(draw.randint(1, 60), draw.randint(0, 60), 1) for _ in range(8)]
-        found = parts(sizes, of_part)
+        found = buckets(sizes, of_part)
         assert sorted(row for part in found for row in part) == list(range(8))
         order = sorted(range(8), key=lambda row: sizes[row])
         assert cost(found, sizes, of_part) == min(cost(way, sizes, of_part) for way in divisions(order))
-    assert len(parts(sizes, 10_000)) == 1
+    assert len(buckets(sizes, 10_000)) == 1
 
 
 def test_a_model_whose_rows_move_each_other_is_padded(caplog: pytest.LogCaptureFixture) -> None:
@@ -175,10 +175,10 @@ def test_a_model_whose_rows_move_each_other_is_padded(caplog: pytest.LogCaptureF
     assert not choice.enabled
     assert "padded batches: without padding, outputs are off by" in caplog.text
     rows, batch = rows_for(model, "DebertaV2ForTokenClassification")
-    assert choice.places(17, choice.packing.measure(rows, batch)) == 17
+    assert choice.computed_tokens(17, choice.method.measure(rows, batch)) == 17
 
 
 def test_padding_that_was_asked_for_stays() -> None:
     model = made("T5ForConditionalGeneration")
     for asked in ({"wanted": False, "pad_to": None}, {"wanted": True, "pad_to": 64}):
-        assert choose.prepare(model, ("sdpa", ""), **asked, devices=1).packing is None
+        assert choose.choose(model, ("sdpa", ""), **asked, devices=1).method is None

@@ -106,7 +106,7 @@ def batch_for(model: Any, head: str) -> dict[str, torch.Tensor]:
 
 
 def prepared(model: Any) -> Any:
-    return choose.prepare(model, ("sdpa", "as asked for"), wanted=True, pad_to=None, devices=1)
+    return choose.choose(model, ("sdpa", "as asked for"), wanted=True, pad_to=None, devices=1)
 
 
 def computed(model: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -193,7 +193,7 @@ def test_dropout_is_drawn_for_tokens_alone_and_its_mean_is_that_with_padding(pro
     draws: list[torch.Tensor] = []
     choice = prepared(model)
     for enabled in (False, True):
-        choice.packing.enabled = enabled
+        choice.method.enabled = enabled
         torch.manual_seed(0)
         with torch.no_grad():
             draws.append(torch.stack([model(**batch, lengths=LENGTHS)["loss"] for _ in range(300)]))
@@ -218,7 +218,7 @@ def test_a_model_that_keeps_rows_apart_passes_the_self_test_and_no_random_number
 ) -> None:
     model = made(family, head)
     choice, before = prepared(model), torch.get_rng_state()
-    assert self_test(trainer_of(model), model, choice.packing) is None
+    assert self_test(trainer_of(model), model, choice.method) is None
     assert torch.equal(before, torch.get_rng_state()) and choice.enabled
 
 
@@ -251,8 +251,8 @@ def test_a_leak_between_rows_is_caught_and_batches_are_padded(
 def test_positions_that_are_not_restarted_are_caught() -> None:
     model = made("GPT2", "TokenClassification")
     choice = prepared(model)
-    choice.packing._positions = lambda rows, ids: torch.arange(len(rows.places))[None]
-    found = self_test(trainer_of(model), model, choice.packing)
+    choice.method._positions = lambda rows, ids: torch.arange(len(rows.in_batch))[None]
+    found = self_test(trainer_of(model), model, choice.method)
     assert found is not None and re.fullmatch(r"outputs are off by \S+ from those of a padded batch", found)
 
 
@@ -262,12 +262,12 @@ def test_a_head_that_does_more_than_is_known_is_left_to_the_model(caplog: pytest
     plain = model.lm_head.forward
     model.lm_head.forward = lambda hidden: plain(hidden).clamp(-1, 1)
     choice, batch = prepared(model), batch_for(model, "CausalLM")
-    object.__setattr__(choice.packing.head, "factor", 2.0)
+    object.__setattr__(choice.method.head, "factor", 2.0)
     choice.settle(trainer_of(model), model)
     assert choice.enabled and not choice.gives_losses
     assert caplog.messages == ["attention: sdpa (as asked for); no padding: each row by itself"]
     packed = model(**batch, lengths=LENGTHS)
-    choice.packing.enabled = False
+    choice.method.enabled = False
     assert torch.allclose(packed["loss"], model(**batch)["loss"], atol=1e-5)
 
 
@@ -309,7 +309,7 @@ def test_adapters_learn_the_same_without_padding() -> None:
         model.set_attn_implementation("sdpa")
         torch.manual_seed(0)
         adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False))
-        choice = choose.prepare(adapted, ("sdpa", ""), wanted=wanted, pad_to=None, devices=1)
+        choice = choose.choose(adapted, ("sdpa", ""), wanted=wanted, pad_to=None, devices=1)
         assert choice.enabled == wanted
         output, gradients = computed(adapted, batch_for(model, "CausalLM") | ({"lengths": LENGTHS} if wanted else {}))
         found.append({**gradients, "loss": output["loss"].detach()})
@@ -322,7 +322,7 @@ def test_an_adapter_in_the_head_is_not_passed_over() -> None:
 
     model = made("Llama", "CausalLM")
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "lm_head"], init_lora_weights=False))
-    choice = choose.prepare(adapted, ("sdpa", ""), wanted=True, pad_to=None, devices=1)
+    choice = choose.choose(adapted, ("sdpa", ""), wanted=True, pad_to=None, devices=1)
     assert choice.enabled and not choice.gives_losses
     _, gradients = computed(adapted, batch_for(model, "CausalLM") | {"lengths": LENGTHS})
     assert any("lm_head.lora_A" in name for name in gradients)

@@ -19,8 +19,8 @@ from tuneport.errors import UserError
 from tuneport.labels import IGNORED
 from tuneport.modeling.likelihood import shifted, token_losses
 from tuneport.training.padding_free.attention import EAGER, FLASH
-from tuneport.training.padding_free.length_buckets import Splitting
-from tuneport.training.padding_free.unpad import Packing
+from tuneport.training.padding_free.length_buckets import LengthBuckets
+from tuneport.training.padding_free.unpad import Unpadding
 from tuneport.training.padding_free.varlen_attention import VARLEN, VARLEN_FA2
 from tuneport.training.precision import precision_of
 
@@ -55,49 +55,49 @@ class PaddingFree:
     attention: str
     why: str
     refused: str | None
-    packing: Packing | Splitting | None = None
+    method: Unpadding | LengthBuckets | None = None
     needed: bool = False  # for batches of many rows, of whatever lengths
 
     @property
     def enabled(self) -> bool:
-        return self.packing is not None and self.packing.enabled
+        return self.method is not None and self.method.enabled
 
     @property
     def gives_losses(self) -> bool:
         """Whether the model gives losses of labelled tokens in the place of logits, as `likelihood.token_losses`."""
-        return self.packing is not None and self.packing.enabled and self.packing.gives_losses
+        return self.method is not None and self.method.enabled and self.method.gives_losses
 
     @property
     def skips_unlabelled(self) -> bool:
         """Whether a language model's head is given the tokens alone that have a label."""
-        return isinstance(self.packing, Packing) and self.packing.gives_losses
+        return isinstance(self.method, Unpadding) and self.method.gives_losses
 
-    def places(self, padded: int, lengths: t.Any) -> int:
+    def computed_tokens(self, padded: int, lengths: t.Any) -> int:
         """How many tokens a batch is computed with, padding among them, of which there are ``padded`` as it comes."""
-        return padded if self.packing is None or not self.packing.enabled else self.packing.places(lengths)
+        return padded if self.method is None or not self.method.enabled else self.method.computed_tokens(lengths)
 
     def collator(self, collate: Callable[[list[Batch]], Batch]) -> Callable[[list[Batch]], Batch]:
         """The collator whose batches the model takes."""
-        return collate if self.packing is None else _WithLengths(collate, self.packing.measure)
+        return collate if self.method is None else _WithLengths(collate, self.method.measure)
 
     def settle(self, trainer: Trainer, model: t.Any) -> None:
         """Test the model, pad where it has to be, and say in one line what holds. ``model`` is what is called.
 
         Raises `UserError` where it has to be padded and must not.
         """
-        packing, attention = self.packing, f"attention: {self.attention} ({self.why})"
-        if packing is None:
+        method, attention = self.method, f"attention: {self.attention} ({self.why})"
+        if method is None:
             self._refuse(str(self.refused))
             log.info("%s; padded batches: %s", attention, self.refused)
             return
-        wrong = self_test(trainer, model, packing)
-        if wrong is not None and isinstance(packing, Packing) and packing.head is not None:
-            packing.head = None  # it may do more than is known here
-            wrong = wrong if self_test(trainer, model, packing) else None
+        wrong = self_test(trainer, model, method)
+        if wrong is not None and isinstance(method, Unpadding) and method.head is not None:
+            method.head = None  # it may do more than is known here
+            wrong = wrong if self_test(trainer, model, method) else None
         if wrong is not None:
             self._refuse(f"without padding, {wrong}")
-            packing.enabled = False
-            if isinstance(packing, Packing):
+            method.enabled = False
+            if isinstance(method, Unpadding):
                 inner_of(trainer).set_attn_implementation(self.attention)
             log.warning("%s; padded batches: without padding, %s", attention, wrong)
             self.refused = wrong
@@ -126,7 +126,7 @@ class SettleAtStart(TrainerCallback):
         self.choice.settle(self.trainer, self.trainer.model_wrapped)
 
 
-def prepare(
+def choose(
     model: t.Any,
     attention: tuple[str, str],
     *,
@@ -156,11 +156,11 @@ def prepare(
     if refused is not None and sharded:
         refused = f"{refused}, and its weights are spread over processes"
         return PaddingFree(attention=chosen, why=why, refused=refused, needed=needed)
-    packing = Packing(model) if refused is None else Splitting(model)
+    method = Unpadding(model) if refused is None else LengthBuckets(model)
     if refused is None:
         model.set_attn_implementation(VARLEN_FA2 if chosen == FLASH else VARLEN)
-    packing.enabled = True
-    return PaddingFree(attention=chosen, why=why, refused=refused, packing=packing, needed=needed)
+    method.enabled = True
+    return PaddingFree(attention=chosen, why=why, refused=refused, method=method, needed=needed)
 
 
 def obstacle(model: t.Any, attention: str) -> str | None:
@@ -189,24 +189,24 @@ def inner_of(trainer: Trainer) -> t.Any:
     return plain(trainer.accelerator.unwrap_model(trainer.model))
 
 
-def self_test(trainer: Trainer, model: t.Any, packing: Packing | Splitting) -> str | None:
+def self_test(trainer: Trainer, model: t.Any, method: Unpadding | LengthBuckets) -> str | None:
     """What is wrong where a model that is trained without padding does not compute what it does with padding.
 
     ``model`` is called, the same on all ranks. Its outputs for rows of several lengths must be those of a padded batch,
     and another row in the middle must move none of those beside it. Random numbers are drawn as if nothing were tested.
     """
-    batch = _batch(inner_of(trainer), trainer.args.device, packing)
+    batch = _batch(inner_of(trainer), trainer.args.device, method)
     other = batch | {"input_ids": batch["input_ids"].clone()}
     middle = slice(0, LENGTHS_TESTED[1])
     other["input_ids"][1, middle] = other["input_ids"][1, middle].flip(0).roll(1)
     with _evaluating(model), torch.no_grad(), trainer.accelerator.autocast():
         try:
-            packing.enabled = False
-            wanted = _outputs(model, batch, packing)
-            packing.enabled = True
-            lengths = {LENGTHS: packing.measure([{"input_ids": range(length)} for length in LENGTHS_TESTED], batch)}
-            with packing.tested():
-                found, moved = (_outputs(model, given | lengths, packing) for given in (batch, other))
+            method.enabled = False
+            wanted = _outputs(model, batch, method)
+            method.enabled = True
+            lengths = {LENGTHS: method.measure([{"input_ids": range(length)} for length in LENGTHS_TESTED], batch)}
+            with method.tested():
+                found, moved = (_outputs(model, given | lengths, method) for given in (batch, other))
         except Exception as e:  # whatever a model's own code makes of it
             return f"it cannot be computed ({type(e).__name__}: {e})".splitlines()[0]
     if [part.shape for part in found] != [part.shape for part in wanted]:
@@ -220,7 +220,7 @@ def self_test(trainer: Trainer, model: t.Any, packing: Packing | Splitting) -> s
     return None
 
 
-def _batch(model: t.Any, device: torch.device, packing: Packing | Splitting) -> Batch:
+def _batch(model: t.Any, device: torch.device, method: Unpadding | LengthBuckets) -> Batch:
     """Rows of tokens drawn at random, none of them padding; with labels for a model that gives losses."""
     generator = torch.Generator().manual_seed(0)
     config = model.config
@@ -236,17 +236,17 @@ def _batch(model: t.Any, device: torch.device, packing: Packing | Splitting) -> 
     types = getattr(text, "type_vocab_size", 0) or 0
     if types > 1 and "token_type_ids" in inspect.signature(model.forward).parameters:
         batch["token_type_ids"] = torch.randint(0, types, size, generator=generator).where(mask, torch.tensor(0))
-    if packing.gives_losses:
+    if method.gives_losses:
         batch["labels"] = ids.where(mask, torch.tensor(IGNORED))
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def _outputs(model: t.Any, batch: Batch, packing: Packing | Splitting) -> Sequence[torch.Tensor]:
+def _outputs(model: t.Any, batch: Batch, method: Unpadding | LengthBuckets) -> Sequence[torch.Tensor]:
     """By row: what the model puts out for its tokens or for all of it; of one that writes, the losses of its tokens."""
     output = model(**batch)
-    if packing.gives_losses:
+    if method.gives_losses:
         pair = (output["logits"], batch["labels"])
-        found = output["logits"] if packing.enabled else token_losses(*(shifted(*pair) if packing.shifted else pair))
+        found = output["logits"] if method.enabled else token_losses(*(shifted(*pair) if method.shifted else pair))
         return [row[: length - 1, 0] for row, length in zip(found.float(), LENGTHS_TESTED, strict=True)]
     names = ("logits", "start_logits", "end_logits")
     parts = [output[name].float() for name in names if name in output]

@@ -38,7 +38,7 @@ def head_of(model: t.Any) -> Head | None:
 
 def summed_loss(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The cross-entropies of (tokens, size) hidden states and their targets, summed; for a backward pass, too."""
-    apply: t.Any = _SummedLoss.apply
+    apply: t.Any = _SummedCrossEntropy.apply
     return t.cast(torch.Tensor, apply(hidden, head.linear.weight, head.linear.bias, (targets, head)))
 
 
@@ -53,7 +53,7 @@ def losses(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Ten
     return found
 
 
-class _SummedLoss(torch.autograd.Function):
+class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: t.Any,

@@ -22,21 +22,21 @@ Batch = dict[str, t.Any]
 Size = tuple[int, int, int]  # of a row: its tokens, those of a target that stands apart, and its labels
 
 # What one more part costs, in tokens: an accelerator's kernels are started one by one.
-COST_OF_PART = 32
-COST_OF_PART_ACCELERATED = 4096
+COST_OF_BUCKET = 32
+COST_OF_BUCKET_ACCELERATED = 4096
 
 
-def parts(sizes: Sequence[Size], cost_of_part: int) -> list[list[int]]:
+def buckets(sizes: Sequence[Size], cost_of_bucket: int) -> list[list[int]]:
     """The numbers of rows that are computed together: those of similar length, for the fewest places in all.
 
-    A part counts as ``cost_of_part`` places beside its own.
+    A part counts as ``cost_of_bucket`` places beside its own.
     """
     order = sorted(range(len(sizes)), key=lambda row: sizes[row])
     inputs, targets = (np.array([sizes[row][place] for row in order]) for place in range(2))
     least, begins = np.zeros(len(order) + 1, dtype=np.int64), [0] * len(order)
     for end in range(1, len(order) + 1):  # the first `end` rows, by where their last part begins
         widths = inputs[end - 1] + np.maximum.accumulate(targets[:end][::-1])[::-1]
-        costs = least[:end] + np.arange(end, 0, -1) * widths + cost_of_part
+        costs = least[:end] + np.arange(end, 0, -1) * widths + cost_of_bucket
         begins[end - 1] = int(costs.argmin())
         least[end] = costs.min()
     found, end = [], len(order)
@@ -68,7 +68,7 @@ class Measure:
         return tuple(zip(inputs, last, labelled, strict=True))
 
 
-class Splitting:
+class LengthBuckets:
     """A model that takes ``lengths``, as `Measure` gives them, and while ``enabled`` computes a batch in parts.
 
     Without ``lengths``, or while not enabled, the model is as it was.
@@ -80,24 +80,24 @@ class Splitting:
         apart = self.gives_losses and bool(model.config.is_encoder_decoder)
         self.shifted = self.gives_losses and not apart
         self.measure = Measure(apart=apart, shifted=self.shifted)
-        self._cost_of_part = COST_OF_PART_ACCELERATED if torch.accelerator.is_available() else COST_OF_PART
+        self._cost_of_bucket = COST_OF_BUCKET_ACCELERATED if torch.accelerator.is_available() else COST_OF_BUCKET
         self._wrap(model)
 
-    def places(self, lengths: Sequence[Size]) -> int:
+    def computed_tokens(self, lengths: Sequence[Size]) -> int:
         """How many tokens are computed with, padding among them."""
         return sum(
             len(part) * (max(lengths[row][0] for row in part) + max(lengths[row][1] for row in part))
-            for part in parts(lengths, self._cost_of_part)
+            for part in buckets(lengths, self._cost_of_bucket)
         )
 
     @contextlib.contextmanager
     def tested(self) -> t.Iterator[None]:
         """While it is, rows of each length are a part."""
-        kept, self._cost_of_part = self._cost_of_part, 0
+        kept, self._cost_of_bucket = self._cost_of_bucket, 0
         try:
             yield
         finally:
-            self._cost_of_part = kept
+            self._cost_of_bucket = kept
 
     def _wrap(self, model: t.Any) -> None:
         plain = model.forward
@@ -112,7 +112,7 @@ class Splitting:
 
     def _in_parts(self, forward: Callable[..., t.Any], sizes: Sequence[Size], inputs: Batch) -> Batch:
         device = inputs["input_ids"].device
-        chosen = parts(sizes, self._cost_of_part)
+        chosen = buckets(sizes, self._cost_of_bucket)
         outputs = [self._part(forward, sizes, rows, inputs) for rows in chosen]
         order = [row for part in chosen for row in part]
         back = torch.tensor(sorted(range(len(order)), key=order.__getitem__)).to(device, non_blocking=True)

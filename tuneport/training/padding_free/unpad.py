@@ -1,8 +1,8 @@
 """Let a transformers model compute with the tokens of a padded batch alone.
 
 Batches, heads, losses and metrics keep their shapes: the trunk of a model, which is all of it but the head, takes a
-padded batch's tokens in one row, and what it returns is spread over the padded places again. So no task knows of it. Of
-a decoder that learns to write, only the hidden states of labelled tokens go on to the head.
+padded batch's tokens in one row, and its outputs are spread over the padded positions again. So no task knows of it.
+Of a decoder that learns to write, only the hidden states of labelled tokens go on to the head.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class Rows:
     lengths: tuple[int, ...]
     width: int
     starts: torch.Tensor  # of each row, among the tokens
-    places: torch.Tensor  # of each token, in the batch
+    in_batch: torch.Tensor  # of each token, in the batch
     positions: torch.Tensor  # of each token, in its row
     bounds: torch.Tensor  # see `varlen`
 
     def packed(self, batch: torch.Tensor) -> torch.Tensor:
         """(rows, width, …) → (1, tokens, …)."""
-        return batch.flatten(0, 1).index_select(0, self.places)[None]
+        return batch.flatten(0, 1).index_select(0, self.in_batch)[None]
 
     def padded(self, tokens: torch.Tensor) -> torch.Tensor:
         """(1, tokens, …) → (rows, width, …), with zeros where there is no token."""
         size = (len(self.lengths) * self.width, *tokens.shape[2:])
-        spread: torch.Tensor = tokens.new_zeros(size).index_copy(0, self.places, tokens[0])
+        spread: torch.Tensor = tokens.new_zeros(size).index_copy(0, self.in_batch, tokens[0])
         return spread.view(len(self.lengths), self.width, *tokens.shape[2:])
 
 
@@ -54,13 +54,13 @@ def rows_of(lengths: Sequence[int], width: int, device: torch.device) -> Rows:
         lengths=tuple(lengths),
         width=width,
         starts=starts.to(device, non_blocking=True),
-        places=(row * width + positions).to(device, non_blocking=True),
+        in_batch=(row * width + positions).to(device, non_blocking=True),
         positions=positions[None].to(device, non_blocking=True),
         bounds=bounds(lengths, device),
     )
 
 
-class Packing:
+class Unpadding:
     """A model that takes ``lengths`` beside a batch and, while ``enabled``, computes with that many tokens of each row.
 
     Without ``lengths``, or while not enabled, the model is as it was.
@@ -93,7 +93,7 @@ class Packing:
         return tuple(len(row["input_ids"]) for row in rows)
 
     @staticmethod
-    def places(lengths: Sequence[int]) -> int:
+    def computed_tokens(lengths: Sequence[int]) -> int:
         """How many tokens are computed with."""
         return sum(lengths)
 
