@@ -80,7 +80,7 @@ class Case:
 
 
 def main(pairs: int, wanted: tuple[str, ...]) -> None:
-    """Print the table, write the results of the wanted texts, exit 1 where a goal is missed or a row has other ids."""
+    """Print the table, write the results of the texts asked for, exit 1 where a goal is missed or ids differ."""
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)

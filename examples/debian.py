@@ -121,7 +121,7 @@ def find(index: Path, names: list[str]) -> list[tuple[str, str]]:
         compressed = [name + suffix for suffix in OPEN if name + suffix in listed]
         if not compressed:
             sys.exit(
-                f"error: {index}: lists no {name}; wanted it as one of {', '.join(OPEN)}. Delete it and try again."
+                f"error: {index}: lists no {name}; expected it as one of {', '.join(OPEN)}. Delete it and try again."
             )
         found.append((compressed[0], listed[compressed[0]]))
     return found

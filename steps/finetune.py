@@ -37,9 +37,9 @@ class Finetune(Step, TaskParams, TrainingParams):
 
     def check(self) -> None:
         if self.max_steps == 0:
-            raise UserError("max_steps=0: trains nothing; wanted -1 (as many as the epochs take) or a number > 0.")
+            raise UserError("max_steps=0: trains nothing; expected -1 (as many as the epochs take) or a number > 0.")
         if self.save_total_limit == 0:
-            raise UserError("save_total_limit=0: keeps no checkpoint; wanted -1 (all) or a number > 0.")
+            raise UserError("save_total_limit=0: keeps no checkpoint; expected -1 (all) or a number > 0.")
         conflicts.check(self)
 
     def check_files(self) -> None:

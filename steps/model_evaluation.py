@@ -71,7 +71,9 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
         prepared.check_task(self.task_name)
         info, data, model = prepared.info, self.preprocess_output.path, self.pytorch_model_folder.path
         if not info.splits.get("test"):
-            raise UserError(f"{data}: its test split has no rows; wanted at least one. Run preprocess with test data.")
+            raise UserError(
+                f"{data}: its test split has no rows; expected at least one. Run preprocess with test data."
+            )
         labels = json.loads((model / "config.json").read_text("utf-8")).get("id2label")
         wanted = info.meta.get("labels")
         if wanted and list((labels or {}).values()) != wanted:

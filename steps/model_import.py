@@ -42,19 +42,19 @@ class ModelImport(Step):
         given = [name for name in SOURCES if getattr(self, name) is not None]
         if len(given) != 1:
             got = "both " + " and ".join(given) if len(given) == 2 else "all three" if given else "none of them"
-            raise UserError(f"got {got}; wanted exactly one of {', '.join(SOURCES)}. Set one of them.")
+            raise UserError(f"got {got}; expected exactly one of {', '.join(SOURCES)}. Set one of them.")
         if self.huggingface_id is not None:
             hub.check_id(self.huggingface_id, self.huggingface_revision)
         elif self.huggingface_revision is not None:
             raise UserError(
-                f"huggingface_revision={self.huggingface_revision}: is of use only with huggingface_id. Leave it out."
+                f"huggingface_revision={self.huggingface_revision}: has no effect without huggingface_id. Leave it out."
             )
 
     def check_files(self) -> None:
         if self.base_model_path is not None and not self._is_adapter():
             raise UserError(
-                f"base_model_path={self.base_model_path.path}: is of use only where pytorch_model_path holds a LoRA "
-                "adapter. Leave it out."
+                f"base_model_path={self.base_model_path.path}: has an effect only where pytorch_model_path holds "
+                "a LoRA adapter. Leave it out."
             )
         if self.huggingface_id is not None:
             return

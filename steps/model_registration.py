@@ -30,7 +30,7 @@ class ModelRegistration(Step):
         name = (self.registered_model_name or "").strip()
         if name in ("", ".", "..") or set(name) & set("/:"):
             raise UserError(
-                f"registered_model_name={self.registered_model_name!r}: not valid; wanted a name without '/' and ':'."
+                f"registered_model_name={self.registered_model_name!r}: not valid; expected a name without '/' and ':'."
             )
 
     def run(self) -> None:

@@ -42,13 +42,13 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
     def check(self) -> None:
         given = {n for n in SPLITS if getattr(self, f"{n}_file_path") or getattr(self, f"{n}_mltable_path")}
         if "train" not in given:
-            raise UserError("no training data: wanted train_file_path or train_mltable_path.")
+            raise UserError("no training data: expected train_file_path or train_mltable_path.")
         self.wanted_columns()
         taken = {"validation", "test"} - given
         if len(taken) == 2 and self.validation_split_ratio + self.test_split_ratio >= 1:
             raise UserError(
                 f"validation_split_ratio={self.validation_split_ratio:g} and test_split_ratio="
-                f"{self.test_split_ratio:g}: together leave no training rows; wanted a sum below 1."
+                f"{self.test_split_ratio:g}: together leave no training rows; expected a sum below 1."
             )
 
     def check_files(self) -> None:

@@ -89,12 +89,12 @@ def test_checkpoints_are_held_against_their_sizes_alone(model: Model) -> None:
 
 
 def test_another_type_is_refused(model: Model) -> None:
-    with pytest.raises(UserError, match="is a Model artifact; wanted a Dataset"):
+    with pytest.raises(UserError, match="is a Model artifact; expected a Dataset"):
         verify(Dataset(model.path))
 
 
 def test_an_absent_folder_and_one_without_manifest_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder; wanted a Dataset artifact"):
+    with pytest.raises(UserError, match="no such folder; expected a Dataset artifact"):
         verify(Dataset(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"has no manifest\.json, so it is not a finished Dataset"):
         verify(Dataset(tmp_path))

@@ -135,7 +135,7 @@ def test_help_imports_no_heavy_library(argv: list[str]) -> None:
                 "Did you mean 'run'?"
             ),
         ),
-        (["run"], f"no pipeline is named; wanted one of {', '.join(tasks.names())}."),
+        (["run"], f"no pipeline is named; expected one of {', '.join(tasks.names())}."),
         (["schema", "txt_clasification"], "Did you mean 'text_classification'?"),
         (
             ["run", "text_clasification"],
@@ -146,9 +146,9 @@ def test_help_imports_no_heavy_library(argv: list[str]) -> None:
         (["run", "text_classification", "--learning_rate", "1"], "inputs are written name=value, without dashes."),
         (["run", "text_classification", "--config"], "Option '--config' requires an argument."),
         (["run", "text_classification", "learning_rat=1"], "Did you mean 'learning_rate'?"),
-        (["run", "text_classification", "learning_rate"], "'learning_rate': not valid; wanted key=value"),
-        (["run", "text_classification", "learning_rate=-1"], "learning_rate='-1': not valid; wanted a number"),
-        (["run", "text_classification"], "sentence1_key: is required by text_classification; wanted text"),
+        (["run", "text_classification", "learning_rate"], "'learning_rate': not valid; expected key=value"),
+        (["run", "text_classification", "learning_rate=-1"], "learning_rate='-1': not valid; expected a number"),
+        (["run", "text_classification"], "sentence1_key: is required by text_classification; expected text"),
         (["validate", "text_classification", "--config", "no.yaml"], "no.yaml: cannot be read (No such file"),
     ],
 )
@@ -209,7 +209,7 @@ def test_validate_finds_both_or_neither_of_the_two_model_inputs(
     values = ["sentence1_key=text", "label_key=label", f"train_file_path={rows}"]
     assert tuneport("validate", "text_classification", *values) == 2
     assert (
-        "got none of them; wanted exactly one of pytorch_model_path, mlflow_model_path, huggingface_id"
+        "got none of them; expected exactly one of pytorch_model_path, mlflow_model_path, huggingface_id"
         in capsys.readouterr().err
     )
     both = [f"pytorch_model_path={tiny_model}", f"mlflow_model_path={tiny_model}"]

@@ -83,7 +83,7 @@ def test_an_empty_value_unsets_what_is_optional_and_is_passed_over_elsewhere(
 @pytest.mark.parametrize("text", ["", "\n# nothing but a comment\n", "---\n"])
 def test_an_empty_file_gives_nothing(pipeline: Pipeline, tmp_path: Path, text: str) -> None:
     if text == "---\n":
-        with pytest.raises(UserError, match="holds a scalar; wanted a mapping"):
+        with pytest.raises(UserError, match="holds a scalar; expected a mapping"):
             from_file(pipeline, write(tmp_path, text))
     else:
         assert from_file(pipeline, write(tmp_path, text)) == {}
@@ -93,16 +93,16 @@ def test_an_empty_file_gives_nothing(pipeline: Pipeline, tmp_path: Path, text: s
     ("text", "message"),
     [
         ("label: a\nrate: 1\nlabel: b\n", "run.yaml line 3: 'label' is given twice, first on line 1."),
-        ("\n- a\n- b\n", "run.yaml line 2: holds a sequence; wanted a mapping, one 'name: value' a line."),
-        ("just text\n", "run.yaml line 1: holds a scalar; wanted a mapping"),
-        ("label: a\nrate: [1]\n", "run.yaml line 2: holds a sequence; wanted one 'name: value' a line."),
-        ("label:\n  a: b\n", "run.yaml line 2: holds a mapping; wanted one 'name: value' a line."),
+        ("\n- a\n- b\n", "run.yaml line 2: holds a sequence; expected a mapping, one 'name: value' a line."),
+        ("just text\n", "run.yaml line 1: holds a scalar; expected a mapping"),
+        ("label: a\nrate: [1]\n", "run.yaml line 2: holds a sequence; expected one 'name: value' a line."),
+        ("label:\n  a: b\n", "run.yaml line 2: holds a mapping; expected one 'name: value' a line."),
         ("label: a\nrate: {\n", "run.yaml line 3: is not valid YAML ("),
         ("label: 'a\n", "run.yaml line 2: is not valid YAML ("),
         ("\tlabel: a\n", "run.yaml line 1: is not valid YAML ("),
         ("a: 1\n---\nb: 2\n", "run.yaml line 2: is not valid YAML (but found another document)"),
         ("\n\nlabl: a\n", "run.yaml line 3: unknown parameter 'labl' for learning. Did you mean 'label'?"),
-        ("label: a\nrate: 0\n", "run.yaml line 2: rate='0': not valid; wanted a number > 0 (default 2e-05)."),
+        ("label: a\nrate: 0\n", "run.yaml line 2: rate='0': not valid; expected a number > 0 (default 2e-05)."),
         ('label: "a\\0b"\n', "run.yaml line 1: label='a\\x00b': not valid; it holds a NUL character."),
     ],
 )
@@ -154,7 +154,7 @@ def test_an_overrides_value_is_all_after_the_first_equals_sign(pipeline: Pipelin
 
 
 def test_an_empty_override_of_a_number_is_not_valid(pipeline: Pipeline) -> None:
-    with pytest.raises(UserError, match="rate='': not valid; wanted a number > 0"):
+    with pytest.raises(UserError, match="rate='': not valid; expected a number > 0"):
         from_overrides(pipeline, ["rate="], Path("/"))
 
 
@@ -190,7 +190,7 @@ def test_the_platform_section_is_kept_apart_from_the_inputs(pipeline: Pipeline, 
 def test_a_platform_section_that_is_no_mapping_is_refused_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("label: y\nplatform: cluster\n", "utf-8")
-    with pytest.raises(UserError, match=r"run.yaml line 2: platform holds a scalar; wanted one mapping"):
+    with pytest.raises(UserError, match=r"run.yaml line 2: platform holds a scalar; expected one mapping"):
         platform(file)
 
 

@@ -127,7 +127,7 @@ def test_a_literal_in_the_pipeline_settles_a_port_and_is_validated() -> None:
     def wrong() -> dict[str, Any]:
         return {"model": Train(data=Prepare().data, rate=-1).model}
 
-    with pytest.raises(UserError, match="rate=-1: not valid; wanted a number > 0"):
+    with pytest.raises(UserError, match="rate=-1: not valid; expected a number > 0"):
         trace(wrong)
 
 
@@ -184,9 +184,9 @@ def test_resolving_lists_unknown_invalid_and_missing_values_at_once(pipeline: Pi
         pipeline.resolve({"sed": 1, "rate": 0})
     assert str(e.value).splitlines() == [
         "unknown parameter 'sed' for learning. Did you mean 'seed'?",
-        "rate=0: not valid; wanted a number > 0 (default 0.1).",
-        "rows: is required by learning; wanted a path (File): Rows.",
-        "label: is required by learning; wanted text: Column.",
+        "rate=0: not valid; expected a number > 0 (default 0.1).",
+        "rows: is required by learning; expected a path (File): Rows.",
+        "label: is required by learning; expected text: Column.",
     ]
 
 

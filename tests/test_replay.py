@@ -85,7 +85,7 @@ def test_a_failed_stage_is_repeated_with_what_made_it_fail(toy: Toy) -> None:
     failed = toy("run", "toy", "text=text.txt", "times=3", "fail=user", "--output_dir", "run")
     again = toy("replay", "run/count", "--run")
     assert failed.returncode == again.returncode == 2
-    assert "wanted peace" in again.stderr
+    assert "expected peace" in again.stderr
     assert toy("replay", "run/count", "fail=", "--run", "--output_dir", "mended").returncode == 0
     assert toy.text("mended", "count", "counted").startswith("0 HELLO")
 
@@ -143,7 +143,7 @@ def test_an_executor_input_of_kubeflow_pipelines_is_read(toy: Toy) -> None:
         (["text.txt"], "is not valid JSON"),
         (["run/shout/shouted/manifest.json"], "holds no inputs of a stage"),
         (["run/count", "tmies=3"], "unknown parameter 'tmies' for count. Did you mean 'times'?"),
-        (["run/count", "times=0"], "times='0': not valid; wanted a whole number >= 1 and <= 1000"),
+        (["run/count", "times=0"], "times='0': not valid; expected a whole number >= 1 and <= 1000"),
         (["run/count", "--target", "azureml"], "--target azureml: runs no stage on this machine"),
     ],
 )

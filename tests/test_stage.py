@@ -161,7 +161,7 @@ def test_an_output_of_another_type_is_not_overwritten(data: Path) -> None:
 def test_a_file_where_an_output_should_go_is_refused(data: Path) -> None:
     (data.parent / "out").mkdir()
     (data.parent / "out" / "model").write_text("x")
-    with pytest.raises(UserError, match="is a file; wanted a folder to write a Model to"):
+    with pytest.raises(UserError, match="is a file; expected a folder to write a Model to"):
         execute(copy(data))
 
 
@@ -179,7 +179,7 @@ def test_an_altered_input_is_refused_before_the_step_runs(data: Path) -> None:
 
 
 def test_an_output_without_a_path_is_asked_for(data: Path) -> None:
-    with pytest.raises(UserError, match="second: is required by copy; wanted a path to write to"):
+    with pytest.raises(UserError, match="second: is required by copy; expected a path to write to"):
         execute(Copy(data=data, model=data.parent / "m"))
 
 

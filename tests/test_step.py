@@ -79,28 +79,28 @@ def test_an_optional_number_is_unset_by_an_empty_text_or_none(text: Any) -> None
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"steps": "many"}, "steps='many': not valid; wanted a whole number >= -1 and < 100 (default -1)."),
-        ({"steps": 1.5}, "steps=1.5: not valid; wanted a whole number >= -1 and < 100 (default -1)."),
-        ({"steps": 100}, "steps=100: not valid; wanted a whole number >= -1 and < 100 (default -1)."),
-        ({"steps": -2}, "steps=-2: not valid; wanted a whole number >= -1 and < 100 (default -1)."),
-        ({"steps": ""}, "steps='': not valid; wanted a whole number >= -1 and < 100 (default -1)."),
-        ({"steps": None}, "steps=None: not valid; wanted a whole number >= -1 and < 100 (default -1)."),
-        ({"rate": 0}, "rate=0: not valid; wanted a number > 0 (default 2e-05)."),
-        ({"rate": "nan"}, "rate='nan': not valid; wanted a number > 0 (default 2e-05)."),
-        ({"rate": "inf"}, "rate='inf': not valid; wanted a number > 0 (default 2e-05)."),
-        ({"share": 1.01}, "share=1.01: not valid; wanted a number >= 0 and <= 1 (default 0.5)."),
-        ({"quick": "maybe"}, "quick='maybe': not valid; wanted true or false (default false)."),
-        ({"label": True}, "label=true: not valid; wanted text."),
-        ({"label": ["a"]}, "label=['a']: not valid; wanted text."),
+        ({"steps": "many"}, "steps='many': not valid; expected a whole number >= -1 and < 100 (default -1)."),
+        ({"steps": 1.5}, "steps=1.5: not valid; expected a whole number >= -1 and < 100 (default -1)."),
+        ({"steps": 100}, "steps=100: not valid; expected a whole number >= -1 and < 100 (default -1)."),
+        ({"steps": -2}, "steps=-2: not valid; expected a whole number >= -1 and < 100 (default -1)."),
+        ({"steps": ""}, "steps='': not valid; expected a whole number >= -1 and < 100 (default -1)."),
+        ({"steps": None}, "steps=None: not valid; expected a whole number >= -1 and < 100 (default -1)."),
+        ({"rate": 0}, "rate=0: not valid; expected a number > 0 (default 2e-05)."),
+        ({"rate": "nan"}, "rate='nan': not valid; expected a number > 0 (default 2e-05)."),
+        ({"rate": "inf"}, "rate='inf': not valid; expected a number > 0 (default 2e-05)."),
+        ({"share": 1.01}, "share=1.01: not valid; expected a number >= 0 and <= 1 (default 0.5)."),
+        ({"quick": "maybe"}, "quick='maybe': not valid; expected true or false (default false)."),
+        ({"label": True}, "label=true: not valid; expected text."),
+        ({"label": ["a"]}, "label=['a']: not valid; expected text."),
         (
             {"optim": "admw"},
-            "optim='admw': not valid; wanted one of adamw, sgd, '' (default ''). Did you mean 'adamw'?",
+            "optim='admw': not valid; expected one of adamw, sgd, '' (default ''). Did you mean 'adamw'?",
         ),
-        ({"precision": "8"}, "precision='8': not valid; wanted one of 32, 16 (default '32')."),
-        ({"data": ""}, "data='': not valid; wanted a path (Dataset)."),
-        ({"data": "a\0b"}, "data='a\\x00b': not valid; wanted a path (Dataset)."),
-        ({"label": REQUIRED}, "label: is required by learn_words; wanted text."),
-        ({"data": REQUIRED}, "data: is required by learn_words; wanted a path (Dataset)."),
+        ({"precision": "8"}, "precision='8': not valid; expected one of 32, 16 (default '32')."),
+        ({"data": ""}, "data='': not valid; expected a path (Dataset)."),
+        ({"data": "a\0b"}, "data='a\\x00b': not valid; expected a path (Dataset)."),
+        ({"label": REQUIRED}, "label: is required by learn_words; expected text."),
+        ({"data": REQUIRED}, "data: is required by learn_words; expected a path (Dataset)."),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused_with_what_was_wanted(given: dict[str, Any], message: str) -> None:
@@ -113,9 +113,9 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     with pytest.raises(UserError) as e:
         parse_values(LearnWords.ports(), values, "learn_words")
     assert str(e.value).splitlines() == [
-        "steps='x': not valid; wanted a whole number >= -1 and < 100 (default -1).",
+        "steps='x': not valid; expected a whole number >= -1 and < 100 (default -1).",
         "unknown parameter 'lable' for learn_words. Did you mean 'label'?",
-        "quick=2: not valid; wanted true or false (default false).",
+        "quick=2: not valid; expected true or false (default false).",
     ]
 
 

@@ -172,7 +172,7 @@ def read_manifest(artifact: Artifact) -> dict[str, Any]:
     wanted = artifact.type_name()
     if not artifact.path.is_dir():
         raise UserError(
-            f"{artifact.path}: no such folder; wanted a {wanted} artifact. Run the step that writes it first."
+            f"{artifact.path}: no such folder; expected a {wanted} artifact. Run the step that writes it first."
         )
     if not path.is_file():
         raise UserError(
@@ -190,7 +190,7 @@ def read_manifest(artifact: Artifact) -> dict[str, Any]:
             f"{path}: schema version {schema}; this tuneport reads up to {SCHEMA_VERSION}. Upgrade tuneport."
         )
     if not artifact.user_supplied and found != wanted:
-        raise UserError(f"{artifact.path}: is a {found} artifact; wanted a {wanted}.")
+        raise UserError(f"{artifact.path}: is a {found} artifact; expected a {wanted}.")
     return manifest
 
 

@@ -83,7 +83,7 @@ def from_overrides(pipeline: Pipeline, overrides: Iterable[str], folder: Path) -
         key, equals, value = text.partition("=")
         port = pipeline.params.get(key)
         if not equals:
-            problems.append(f"'{text}': not valid; wanted key=value, for example {next(iter(pipeline.params))}=….")
+            problems.append(f"'{text}': not valid; expected key=value, for example {next(iter(pipeline.params))}=….")
         else:
             texts[key] = None if value == "" and port is not None and port.optional else _located(port, value, folder)
     try:
@@ -121,8 +121,8 @@ def _entries(file: Path) -> Iterable[tuple[str, str | None, int]]:
         for node in (key, value):
             if _shape(node) != "scalar":
                 raise UserError(
-                    f"{file} line {node.start_mark.line + 1}: holds a {_shape(node)}; wanted one 'name: value' a line. "
-                    "Write a list or mapping as JSON text in quotes."
+                    f"{file} line {node.start_mark.line + 1}: holds a {_shape(node)}; expected one 'name: value' a "
+                    "line. Write a list or mapping as JSON text in quotes."
                 )
         null = value.tag == "tag:yaml.org,2002:null"
         yield key.value, None if null else value.value, key.start_mark.line + 1
@@ -137,8 +137,8 @@ def platform(file: Path | None) -> dict[str, t.Any]:
         return {}
     if len(found) > 1 or _shape(found[0]) != "mapping":
         raise UserError(
-            f"{file} line {found[-1].start_mark.line + 1}: {PLATFORM} holds a {_shape(found[-1])}; wanted one mapping, "
-            "by target."
+            f"{file} line {found[-1].start_mark.line + 1}: {PLATFORM} holds a {_shape(found[-1])}; expected one "
+            "mapping, by target."
         )
     section: dict[str, t.Any] = yaml.SafeLoader("").construct_document(found[0])
     return section
@@ -161,13 +161,13 @@ def _root(file: Path) -> MappingNode:
         line = f" line {mark.line + 1}" if mark else ""
         raise UserError(f"{file}{line}: is not valid YAML ({e.problem or e.context}).") from None
     except (yaml.YAMLError, UnicodeError, RecursionError) as e:
-        raise UserError(f"{file}: is not valid YAML ({str(e).splitlines()[0]}); wanted UTF-8 text.") from None
+        raise UserError(f"{file}: is not valid YAML ({str(e).splitlines()[0]}); expected UTF-8 text.") from None
     if root is None:  # empty, or comments alone
         return yaml.MappingNode("tag:yaml.org,2002:map", [])
     if not isinstance(root, yaml.MappingNode):
         raise UserError(
             f"{file} line {root.start_mark.line + 1}: holds a {_shape(root)}; "
-            "wanted a mapping, one 'name: value' a line."
+            "expected a mapping, one 'name: value' a line."
         )
     return root
 

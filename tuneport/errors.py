@@ -9,7 +9,7 @@ EXIT_PREEMPTED = 75  # a signal stopped the work, but its state is saved: run it
 class UserError(Exception):
     """A mistake the user can mend: printed as one message, the process ends with exit code 2.
 
-    The message says what was got, what was wanted and what to do next.
+    The message says what was got, what was expected and what to do next.
     """
 
 

@@ -52,7 +52,7 @@ class Pipeline:
         except UserError as e:
             problems.append(str(e))
         missing = [p for p in self.params.values() if p.required and p.name not in given]
-        problems += [f"{p.name}: is required by {self.name}; wanted {p.wanted}: {p.help}" for p in missing]
+        problems += [f"{p.name}: is required by {self.name}; expected {p.wanted}: {p.help}" for p in missing]
         if problems:
             raise UserError("\n".join(problems))
         return {name: values.get(name, port.default) for name, port in self.params.items()}

@@ -28,7 +28,7 @@ def read(source: Path, stage: str | None) -> tuple[str, Values]:
         saved = json.loads(path.read_text("utf-8"))
     except OSError as e:
         raise UserError(
-            f"{source}: no inputs of a stage are saved there ({path}: {e.strerror}). Wanted RUN/STAGE, as in "
+            f"{source}: no inputs of a stage are saved there ({path}: {e.strerror}). Expected RUN/STAGE, as in "
             "runs/text_classification/finetune, a file STAGE.inputs.json, or an executor input of Kubeflow Pipelines."
         ) from None
     except ValueError as e:
@@ -40,7 +40,9 @@ def read(source: Path, stage: str | None) -> tuple[str, Values]:
     try:
         return str(saved["stage"]), dict(saved["values"])
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: holds no inputs of a stage. Wanted a file that a stage's run has written.") from None
+        raise UserError(
+            f"{path}: holds no inputs of a stage. Expected a file that a stage's run has written."
+        ) from None
 
 
 def _of_executor_input(task: Mapping[str, t.Any]) -> Values:
@@ -59,7 +61,7 @@ def _of_executor_input(task: Mapping[str, t.Any]) -> Values:
 def pipeline(
     name: str, saved: Values, overrides: Sequence[str], load: Callable[..., type[Step]], folder: Path
 ) -> Pipeline:
-    """A pipeline of this one stage, with its saved values and those given anew.
+    """A pipeline of this one stage, with its saved values and those given again.
 
     Raises one `UserError` that lists what is unknown, not valid, masked, or not on this machine.
     """

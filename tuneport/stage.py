@@ -96,7 +96,7 @@ def _artifacts(step: Step) -> tuple[dict[str, Artifact], dict[str, Artifact]]:
     inputs = {n: v for n, p in ports.items() if p.kind == "input" and (v := getattr(step, n)) is not None}
     outputs = {n: getattr(step, n) for n, p in ports.items() if p.kind == "output"}
     if missing := [n for n, v in outputs.items() if v is None]:
-        raise UserError(f"{missing[0]}: is required by {step.name()}; wanted a path to write to.")
+        raise UserError(f"{missing[0]}: is required by {step.name()}; expected a path to write to.")
     return inputs, outputs
 
 
@@ -149,7 +149,7 @@ def _refuse_foreign(artifact: Artifact) -> None:
     """Refuse to write where something stands that this program did not write."""
     path = artifact.path
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path}: is a file; wanted a folder to write a {artifact.type_name()} to.")
+        raise UserError(f"{path}: is a file; expected a folder to write a {artifact.type_name()} to.")
     if not path.is_dir() or not any(path.iterdir()) or (path / INCOMPLETE).exists():
         return
     try:

@@ -154,7 +154,7 @@ class Port:
         """The one message for a value that a port does not take."""
         default = "" if self.default in (REQUIRED, None) else f" (default {show(self.default)})"
         guess = did_you_mean(str(value), map(str, self.choices)) if self.choices else ""
-        return UserError(f"{self.name}={show(value)}: not valid; wanted {self.wanted}{default}.{guess}")
+        return UserError(f"{self.name}={show(value)}: not valid; expected {self.wanted}{default}.{guess}")
 
 
 def show(value: t.Any) -> str:
@@ -242,7 +242,7 @@ class Step(Params):
                 if port.optional:
                     setattr(self, port.name, None)
                 else:
-                    raise UserError(f"{port.name}: is required by {self.name()}; wanted {port.wanted}.")
+                    raise UserError(f"{port.name}: is required by {self.name()}; expected {port.wanted}.")
             else:
                 setattr(self, port.name, port.parse(value))
 

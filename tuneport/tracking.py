@@ -312,8 +312,8 @@ def _unusable(context: Context, error: Exception) -> UserError:
     run = f" and MLFLOW_RUN_ID '{context.run_id}'" if context.run_id else ""
     return UserError(
         f"tracking URI '{shown(context.tracking_uri or '')}'{run}: cannot be used ({reason(error)}); "
-        "wanted an MLflow server that answers, such as http://host:5000, or a file, such as sqlite:////path/mlflow.db. "
-        "Mend MLFLOW_TRACKING_URI, or start the server."
+        "expected an MLflow server that answers, such as http://host:5000, or a file, such as "
+        "sqlite:////path/mlflow.db. Mend MLFLOW_TRACKING_URI, or start the server."
     )
 
 

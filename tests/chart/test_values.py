@@ -97,9 +97,9 @@ MISTAKES = [
     ("networkPolicy.stageEgress[0].ports[0].protocol=HTTPS", "at '/networkPolicy/stageEgress/0/ports/0/protocol'"),
     ("mlflow=null", "at '': missing property 'mlflow'"),
     # What belongs together.
-    ("launcher.serviceAccount.create=false", "launcher.serviceAccount.name: wanted the name of the account"),
-    ("mlflow.database.existingSecret=db", "networkPolicy.mlflowEgress: wanted rules by which MLflow reaches"),
-    ("mlflow.artifacts.destination=s3://bucket", "networkPolicy.mlflowEgress: wanted rules by which MLflow reaches"),
+    ("launcher.serviceAccount.create=false", "launcher.serviceAccount.name: expected the name of the account"),
+    ("mlflow.database.existingSecret=db", "networkPolicy.mlflowEgress: expected rules by which MLflow reaches"),
+    ("mlflow.artifacts.destination=s3://bucket", "networkPolicy.mlflowEgress: expected rules by which MLflow reaches"),
 ]
 
 

@@ -110,7 +110,7 @@ def test_a_conversion_to_text_changes_nothing_and_any_other_is_refused(tmp_path)
         ("paths: [{file: ./gone.csv}]", "points nowhere: file: './gone.csv'"),
         ("paths: [{pattern: './gone/*.csv'}]", "points nowhere: pattern: './gone/*.csv'"),
         ("paths: [{folder: ./gone}]", "points nowhere: folder: './gone'"),
-        ("paths: [{file: 'azureml://datastores/x/paths/y.csv'}]", "wanted a local path"),
+        ("paths: [{file: 'azureml://datastores/x/paths/y.csv'}]", "expected a local path"),
         ("paths: []", "names no data"),
         ("paths: [{fil: a.csv}]", "not understood"),
         ("- a\n", "is no YAML mapping"),

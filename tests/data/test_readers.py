@@ -184,7 +184,7 @@ def test_a_missing_file_is_named_with_a_suggestion(tmp_path):
 )
 def test_an_empty_file_is_refused_also_by_a_peek(tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    assert refusal(tmp_path / name).startswith(f"{name}: is empty; wanted at least one row")
+    assert refusal(tmp_path / name).startswith(f"{name}: is empty; expected at least one row")
     with pytest.raises(UserError, match="is empty"):
         find(tmp_path / name, "train_file_path").peek(WANTED)
 
@@ -241,7 +241,7 @@ def test_a_json_column_that_starts_with_nulls_left_out_is_found(tmp_path):
     ("name", "content", "expected"),
     [
         ("a.jsonl", b'{"text": "x", "label": "a"}\n{"text": \n', "a.jsonl row 2: is not JSON"),
-        ("a.jsonl", b'{"text": "x", "label": "a"}\n["x"]\n', "a.jsonl row 2: is no JSON object"),
+        ("a.jsonl", b'{"text": "x", "label": "a"}\n["x"]\n', "a.jsonl row 2: is not a JSON object"),
         (
             "a.jsonl",
             b'{"text": "x", "label": "a"}\n{"text": "\xe9", "label": "a"}\n',
@@ -249,16 +249,16 @@ def test_a_json_column_that_starts_with_nulls_left_out_is_found(tmp_path):
         ),
         ("a.jsonl", b"[" * 100_000, "a.jsonl row 1: is not JSON"),
         ("a.json", b'[{"text": "x", "label": "a"}, {"text": "y" "label"}]', "a.json row 2: is not JSON"),
-        ("a.json", b'[{"text": "x", "label": "a"}, 3]', "a.json row 2: is no JSON object"),
+        ("a.json", b'[{"text": "x", "label": "a"}, 3]', "a.json row 2: is not a JSON object"),
         ("a.json", b'[{"text": "x", "label": "a"}', "a.json row 2: is not JSON"),
         ("a.json", b'{"data": [\n{"text": "x"}]}', "a.json row 1: is not JSON"),
         ("a.json", b'[{"text": "\xe9", "label": "a"}]', "a.json row 1: is not"),
-        ("a.csv", b"text,label\nx,a\ny\n", "a.csv row 2: has 1 cells; wanted 2: text, label"),
-        ("a.csv", b"text,label\nx,a\ny, z,b\n", "a.csv row 2: has 3 cells; wanted 2"),
+        ("a.csv", b"text,label\nx,a\ny\n", "a.csv row 2: has 1 cells; expected 2: text, label"),
+        ("a.csv", b"text,label\nx,a\ny, z,b\n", "a.csv row 2: has 3 cells; expected 2"),
         (
             "a.csv",
             b'text,label\nx,a\n"two\nlines",b\ncaf\xe9,c\n',
-            "a.csv row 3: is not utf-8 text (byte 0xe9); wanted utf-8",
+            "a.csv row 3: is not utf-8 text (byte 0xe9); expected utf-8",
         ),
         ("a.csv", b"t\xe9xt,label\nx,a\n", "a.csv: the header is not utf-8 text"),
         ("a.csv", b'text,label\nx,a\n"never closed,b\n', "a.csv row 2: is not valid csv"),

@@ -26,7 +26,7 @@ class Strict(TextClassification):
             if "red" in words:
                 raise Refuse("a forbidden colour", f"word {words.index('red') + 1}")
             if "goat" in words:
-                raise Refuse("a forbidden animal; wanted another")
+                raise Refuse("a forbidden animal; expected another")
             return read(raw, where)
 
         return strict
@@ -60,7 +60,7 @@ def test_rows_are_named_by_problem_the_commonest_first_before_dropped_ones_are_c
         collect(path)
     assert str(e.value) == (
         "train.jsonl: 4 of 6 rows are wrong: a forbidden colour (3 rows: train.jsonl row 1 (word 2), "
-        "train.jsonl row 4 (word 1), train.jsonl row 6 (word 2)); a forbidden animal; wanted another "
+        "train.jsonl row 4 (word 1), train.jsonl row 6 (word 2)); a forbidden animal; expected another "
         "(1 row: train.jsonl row 5). Mend or remove them."
     )
 

@@ -227,15 +227,15 @@ def test_turns_come_as_lists_or_json_with_parts_and_calls_in_one_form() -> None:
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        ("hello", "text that is no JSON; wanted a list of turns"),
+        ("hello", "text that is not JSON; expected a list of turns"),
         ({"a": 1}, "no list of turns"),
         ([], "a conversation without turns"),
         ([{"role": "system", "content": "x"}], "a conversation without turns"),
         ([{"role": "assistant", "content": "x"}], "a conversation that the assistant begins"),
-        ([{"role": "bot", "content": "x"}], "an unknown role; wanted one of system, user, assistant, tool"),
+        ([{"role": "bot", "content": "x"}], "an unknown role; expected one of system, user, assistant, tool"),
         ([{"content": "x"}], "a turn without a role"),
-        ([{"role": "user", "content": None}], "a turn whose content is no text"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}], "a turn whose content is no text"),
+        ([{"role": "user", "content": None}], "a turn whose content is not text"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "a turn whose content is not text"),
         ([{"role": "user", "content": "x", "weight": 0.5}], "a weight that is neither 0 nor 1"),
     ],
 )

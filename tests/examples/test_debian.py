@@ -75,7 +75,7 @@ def test_a_description_has_its_source_package_its_synopsis_and_its_paragraphs(de
 
 def test_a_file_that_the_index_does_not_list_is_an_error_of_one_line(debian: ModuleType, tmp_path: Path) -> None:
     index = tmp_path / f"debian-{debian.RELEASE}" / "InRelease"
-    with pytest.raises(SystemExit, match=r"lists no main/i18n/Translation-xx; wanted it as one of \.xz") as e:
+    with pytest.raises(SystemExit, match=r"lists no main/i18n/Translation-xx; expected it as one of \.xz") as e:
         debian.find(index, ["main/i18n/Translation-xx"])
     assert "\n" not in str(e.value)
 

@@ -155,7 +155,7 @@ def test_a_data_frame_may_hold_more_columns_and_any_index(single: Exported) -> N
 def test_batch_size_is_a_parameter_of_predict(single: Exported) -> None:
     model = mlflow.pyfunc.load_model(str(single.folder))
     assert same(model.predict(table(single), params={"batch_size": 3}).to_dict("records"), single.expected)
-    with pytest.raises(MlflowException, match="batch_size=0 is not valid; wanted a number > 0"):
+    with pytest.raises(MlflowException, match="batch_size=0 is not valid; expected a number > 0"):
         model.predict(table(single), params={"batch_size": 0})
 
 
@@ -163,7 +163,7 @@ def test_a_missing_column_and_a_null_are_refused_by_name(pair: Exported) -> None
     model = mlflow.pyfunc.load_model(str(pair.folder))
     with pytest.raises(MlflowException, match=r"missing inputs \['hypothesis'\]"):
         model.predict({"premise": "a", "hypotheses": "b"})
-    with pytest.raises(MlflowException, match="row 2: column 'hypothesis' holds nan; wanted text"):
+    with pytest.raises(MlflowException, match="row 2: column 'hypothesis' holds nan; expected text"):
         model.predict(pd.DataFrame({"premise": ["a", "b"], "hypothesis": ["c", None]}))
 
 

@@ -1,7 +1,7 @@
 """The objects that launchers create: compared whole with golden files, and valid by Kubeflow's own schemas.
 
 The schemas are read where TUNEPORT_CRDS points: a folder with pytorchjobs.yaml and trainjobs.yaml, as Kubeflow ships
-them. `python tests/launchers/test_manifests.py` writes the golden files anew.
+them. `python tests/launchers/test_manifests.py` writes the golden files again.
 """
 
 import copy
@@ -190,8 +190,8 @@ REPLICAS = "pytorchReplicaSpecs"
         (broken("pytorchjob-plain", lambda m: m["metadata"].update(name="4you")), "DNS-1035"),
         (broken("pytorchjob-plain", lambda m: m["metadata"].update(name="a" * 64)), "DNS-1035"),
         (broken("trainjob-plain", lambda m: m["metadata"].update(name="a_b")), "DNS-1035"),
-        (broken("pytorchjob-plain", lambda m: m["spec"][REPLICAS]["Master"].update(replicas=2)), "wanted 1"),
-        (broken("pytorchjob-plain", lambda m: m["spec"][REPLICAS].update(Chief={})), "wanted Master and Worker"),
+        (broken("pytorchjob-plain", lambda m: m["spec"][REPLICAS]["Master"].update(replicas=2)), "expected 1"),
+        (broken("pytorchjob-plain", lambda m: m["spec"][REPLICAS].update(Chief={})), "expected Master and Worker"),
         (broken("pytorchjob-plain", lambda m: m["spec"][REPLICAS].clear()), "none"),
         (
             broken(
@@ -206,7 +206,7 @@ REPLICAS = "pytorchReplicaSpecs"
                 "pytorchjob-elastic",
                 lambda m: m["spec"].update({REPLICAS: {"Master": {**m["spec"][REPLICAS]["Worker"], "replicas": 1}}}),
             ),
-            "wanted Worker replicas",
+            "expected Worker replicas",
         ),
         (broken("trainjob-full", lambda m: m["spec"]["runtimePatches"].append(m["spec"]["runtimePatches"][0])), "once"),
         (

@@ -74,7 +74,7 @@ def test_training_goes_on_from_an_output_of_ours(
     assert labels[0] == labels[1]
     data = tmp_path / "questions.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in questions))
-    assert first_loss(base, data, tmp_path / "on") < 0.8 * first_loss(imported_model, data, tmp_path / "anew")
+    assert first_loss(base, data, tmp_path / "on") < 0.8 * first_loss(imported_model, data, tmp_path / "again")
 
 
 def test_checkpoints_that_were_deleted_are_not_missed(earlier: SimpleNamespace, tmp_path: Path) -> None:

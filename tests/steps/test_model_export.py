@@ -75,5 +75,5 @@ def test_a_dataset_of_another_task_is_refused(tracked_run: SimpleNamespace, tmp_
     stage = steps.load("model_export", "text_classification")(
         pytorch_model_folder=tracked_run.model, preprocess_output=other, mlflow_model_folder=tmp_path / "out"
     )
-    with pytest.raises(UserError, match="was prepared for summarization; wanted text_classification"):
+    with pytest.raises(UserError, match="was prepared for summarization; expected text_classification"):
         stage.run()

@@ -143,7 +143,7 @@ def test_a_server_that_died_since_is_told_to_the_user(
 def test_a_name_that_cannot_be_registered_is_refused_before_any_work(
     name: str | None, tracked_run: SimpleNamespace, report: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"registered_model_name=.*not valid; wanted a name"):
+    with pytest.raises(UserError, match=r"registered_model_name=.*not valid; expected a name"):
         register(tracked_run, report, tmp_path / "out", name)  # type: ignore[arg-type]
 
 

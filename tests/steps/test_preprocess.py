@@ -427,7 +427,7 @@ def test_a_missing_group_column_is_refused_with_a_suggestion(refuse, train):
 def test_too_few_groups_to_split_are_refused(*, refuse, apart, write_jsonl, tmp_path, groups, held):
     path = write_jsonl(tmp_path / "train.jsonl", [{**q, "g": i % groups} for i, q in enumerate(apart)])
     message = refuse(train_file_path=path, group_key="g")
-    assert message.startswith(f"group_key='g': the 120 training rows of train.jsonl {held}; wanted at least 3")
+    assert message.startswith(f"group_key='g': the 120 training rows of train.jsonl {held}; expected at least 3")
     assert "Give validation_file_path and test_file_path" in message
 
 
@@ -483,7 +483,7 @@ def test_the_command_runs_the_stage_and_says_what_it_did(model, train, tmp_path)
 
 
 def test_no_training_data_is_refused(refuse, train):
-    assert refuse() == "no training data: wanted train_file_path or train_mltable_path."
+    assert refuse() == "no training data: expected train_file_path or train_mltable_path."
     assert refuse(test_file_path=train).startswith("no training data")
 
 
@@ -543,7 +543,7 @@ def test_a_csv_in_another_encoding_is_refused_by_row(refuse, questions, tmp_path
     lines = ["text,label", *(f"{q['text']},{q['label']}" for q in questions), "caf\u00e9,animal"]
     (tmp_path / "train.csv").write_bytes("\n".join(lines).encode("latin-1"))
     message = refuse(train_file_path=tmp_path / "train.csv")
-    assert message.startswith("train.csv row 121: is not utf-8 text (byte 0xe9); wanted utf-8")
+    assert message.startswith("train.csv row 121: is not utf-8 text (byte 0xe9); expected utf-8")
 
 
 def test_an_mltable_pointing_nowhere_is_refused(refuse, tmp_path):

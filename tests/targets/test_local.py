@@ -324,7 +324,7 @@ def test_from_refuses_a_stage_that_is_unknown_or_does_not_run(toy: Toy) -> None:
 @pytest.mark.parametrize(
     ("how", "code", "words"),
     [
-        ("user", 2, ["error: fail='user': not valid; wanted peace.", "Try again."]),
+        ("user", 2, ["error: fail='user': not valid; expected peace.", "Try again."]),
         ("bug", 1, ["RuntimeError: a defect"]),
         ("exit", 7, ["exit code 7"]),
         ("killed", 137, ["killed by signal 9", "ran out of memory"]),

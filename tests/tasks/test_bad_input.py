@@ -23,7 +23,7 @@ CASES = {  # by what is wrong: task, model, parameters, row 2 of the data, and w
         ("token_classification", "bert", {}),
         {"words": ["red", "cat"], "tags": ["O"]},
         (
-            "columns 'words' and 'tags' differ in length; wanted one tag a word "
+            "columns 'words' and 'tags' differ in length; expected one tag a word "
             "(1 row: rows.jsonl row 2 (2 words, 1 tags)). Mend or remove them."
         ),
     ),
@@ -41,37 +41,37 @@ CASES = {  # by what is wrong: task, model, parameters, row 2 of the data, and w
         ("translation", "nllb", {"source_lang_code": "eng_Latn", "target_lang_code": "deu_Lat"}),
         {},
         (
-            "target_lang_code='deu_Lat': the base model knows no such language code; wanted one of deu_Latn, eng_Latn. "
-            "Did you mean 'deu_Latn'?"
+            "target_lang_code='deu_Lat': the base model knows no such language code; expected one of deu_Latn, "
+            "eng_Latn. Did you mean 'deu_Latn'?"
         ),
     ),
     "a source that is the target": (
         ("translation", "t5", {"target_lang": "text"}),
         {},
-        "source_lang and target_lang are both the column 'text'; wanted two columns, the text and its translation.",
+        "source_lang and target_lang are both the column 'text'; expected two columns, the text and its translation.",
     ),
     "an empty completion": (
         ("text_generation", "llama", {}),
         {"label": " \n"},
         (
-            "column 'label' holds an empty completion; wanted text, as nothing else is learnt "
+            "column 'label' holds an empty completion; expected text, as nothing else is learnt "
             "(1 row: rows.jsonl row 2). Mend or remove them."
         ),
     ),
     "an unknown role": (
         ("chat_completion", "llama", {}),
         {"messages": [{"role": "bot", "content": "hi"}, SAID]},
-        "an unknown role; wanted one of system, user, assistant, tool (1 row: rows.jsonl row 2 (turn 1: 'bot')).",
+        "an unknown role; expected one of system, user, assistant, tool (1 row: rows.jsonl row 2 (turn 1: 'bot')).",
     ),
     "an empty conversation": (
         ("chat_completion", "llama", {}),
         {"messages": []},
-        "a conversation without turns; wanted a user's at least (1 row: rows.jsonl row 2 (0 turns)).",
+        "a conversation without turns; expected a user's at least (1 row: rows.jsonl row 2 (0 turns)).",
     ),
     "an assistant's turn first": (
         ("chat_completion", "llama", {}),
         {"messages": [SAID, ASKED, SAID]},
-        "a conversation that the assistant begins; wanted a user's turn first (1 row: rows.jsonl row 2).",
+        "a conversation that the assistant begins; expected a user's turn first (1 row: rows.jsonl row 2).",
     ),
     "a template that raises": (
         ("chat_completion", "llama", {}),
@@ -90,7 +90,7 @@ CASES = {  # by what is wrong: task, model, parameters, row 2 of the data, and w
         ("text_generation", "bert", {}),
         {},
         (
-            "the base model is of type 'bert', an encoder, which writes no text; wanted a decoder (such as GPT-2, "
+            "the base model is of type 'bert', an encoder, which writes no text; expected a decoder (such as GPT-2, "
             "Llama, Qwen, Mistral, Gemma or Phi) or an encoder–decoder (such as T5, BART, mBART or NLLB)."
         ),
     ),
@@ -164,6 +164,6 @@ def test_a_model_whose_architecture_cannot_do_the_task_is_refused_and_those_that
     capsys.readouterr()
     assert run_stage(["finetune", "--task_name", name, *flags], names=steps.names(), load=steps.load) == 2
     told = capsys.readouterr().err
-    assert "a model of type 'phi' cannot do question_answering; wanted one of a type that transformers'" in told
+    assert "a model of type 'phi' cannot do question_answering; expected one of a type that transformers'" in told
     assert all(f" {kind}," in told for kind in ("bert", "deberta-v2", "llama", "qwen2")) and "Traceback" not in told
     assert not (tmp_path / "out").exists()

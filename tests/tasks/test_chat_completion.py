@@ -152,7 +152,7 @@ def test_the_oldest_turns_of_a_long_conversation_go(run: SimpleNamespace) -> Non
     ("messages", "message"),
     [
         (talk(0, ["cat"]), "row 1: a conversation that ends with the assistant's turn"),
-        ([{"role": "bot", "content": "x"}], "row 1: an unknown role; wanted one of system, .*: turn 1: 'bot'"),
+        ([{"role": "bot", "content": "x"}], "row 1: an unknown role; expected one of system, .*: turn 1: 'bot'"),
     ],
 )
 def test_a_bad_request_is_refused(messages: Any, message: str, run: SimpleNamespace) -> None:
@@ -270,7 +270,7 @@ def test_other_shapes_are_prepared_alike_and_a_wrong_one_is_told(
     whole = rows() if shape == "sharegpt" else [{"messages": row["messages"][:2]} for row in rows()]
     plain = write_jsonl(tmp_path / "plain.jsonl", whole)
     data = write_jsonl(tmp_path / "rows.jsonl", [turns_as(shape, row) for row in whole])
-    wanted = prepare(chat_model, plain, tmp_path / "wanted")
+    wanted = prepare(chat_model, plain, tmp_path / "expected")
     found = prepare(chat_model, data, tmp_path / "found", chat_format=shape)
     for split in ("train", "test"):
         assert [r["messages"] for r in found.rows(split)] == [r["messages"] for r in wanted.rows(split)]
@@ -320,7 +320,7 @@ def test_a_model_without_a_template_is_refused_with_the_remedy(decoder: Any, wri
     assert prepare(model, data, tmp_path / "data", chat_template=CHATML).info.splits["train"]
     with pytest.raises(UserError, match=r"chat_template='/none': cannot be read \(No such file"):
         prepare(model, data, tmp_path / "other", chat_template="/none")
-    with pytest.raises(UserError, match=r"chat_template: a chat template that is no Jinja template.*Wanted one that"):
+    with pytest.raises(UserError, match=r"chat_template: a chat template that is no Jinja template.*Expected one that"):
         prepare(model, data, tmp_path / "other", chat_template="{% for %}")
 
 
@@ -328,9 +328,9 @@ def test_a_model_without_a_template_is_refused_with_the_remedy(decoder: Any, wri
     ("messages", "message"),
     [
         ([{"role": "bot", "content": "x"}], r"an unknown role; .* \(1 row: rows.jsonl row 81 \(turn 1: 'bot'\)\)"),
-        ([], r"a conversation without turns; wanted .* \(1 row: rows.jsonl row 81"),
+        ([], r"a conversation without turns; expected .* \(1 row: rows.jsonl row 81"),
         ([{"role": "assistant", "content": "x"}], r"that the assistant begins; .* \(1 row: rows.jsonl row 81\)"),
-        ("hello", r"text that is no JSON; .* \(1 row: rows.jsonl row 81 \('hello'\)\)"),
+        ("hello", r"text that is not JSON; .* \(1 row: rows.jsonl row 81 \('hello'\)\)"),
         (None, r"null in column 'messages' \(1 rows: rows.jsonl row 81\)"),
         ([{"role": "user", "content": "x"}], r"no assistant's turn \(1 rows: rows.jsonl row 81\)"),
         ([*talk(0, ["cat"])[:1], {"role": "assistant", "content": " "}], "an assistant's turn without text"),

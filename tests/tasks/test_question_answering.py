@@ -136,7 +136,7 @@ def predictor(run: SimpleNamespace, **values: Any) -> Any:
     return task.predictor(str(run.tuned), task.settings({**run.prepared.info.meta, **values}, None))
 
 
-# -- the official SQuAD 2.0 script's rules, written anew ---------------------------------------------------------------
+# -- the official SQuAD 2.0 script's rules, rewritten ---------------------------------------------------------------
 
 
 def normalised(text: str) -> str:
@@ -483,12 +483,12 @@ def test_all_rows_whose_answers_are_elsewhere_are_named_together(
         prepare(imported_model, data, tmp_path / "data")
     text, last = rows[4]["a"]["text"][0], rows[9]["a"]["text"][0]
     assert str(e.value) == (
-        "rows.jsonl: 4 of 60 rows are wrong: an answer in column 'a' is not in the context; wanted its 'text' at the "
+        "rows.jsonl: 4 of 60 rows are wrong: an answer in column 'a' is not in the context; expected its 'text' at the "
         "character 'answer_start' of column 'c', counted from 0 (3 rows: "
         f"rows.jsonl row 5 ({text!r} at {place + 1}: it is at {place}), "
         f"rows.jsonl row 8 ('somewhere else' at {wrong}: it is nowhere), "
         f"rows.jsonl row 10 ({last!r} at -1: it is at {rows[9]['c'].index(last)})); "
-        "the lists 'text' and 'answer_start' in column 'a' differ in length; wanted one start a text (1 row: "
+        "the lists 'text' and 'answer_start' in column 'a' differ in length; expected one start a text (1 row: "
         f"rows.jsonl row 12 ({len(rows[11]['a']['text'])} texts, 0 starts)). Mend or remove them."
     )
     assert not (tmp_path / "data").exists()
@@ -499,16 +499,16 @@ def test_all_rows_whose_answers_are_elsewhere_are_named_together(
     [
         (
             {"a": "purple"},
-            "row 61: column 'a' holds no object; wanted an object of the lists 'text' and 'answer_start'",
+            "row 61: column 'a' holds no object; expected an object of the lists 'text' and 'answer_start'",
         ),
         (
             {"a": {"texts": [], "answer_start": []}},
-            "holds an object of 'texts', 'answer_start'; wanted .* by answer_text",
+            "holds an object of 'texts', 'answer_start'; expected .* by answer_text",
         ),
-        ({"a": {"text": "x", "answer_start": 1}}, "wanted an object of the lists"),
-        ({"a": {"text": [3], "answer_start": [1]}}, "holds the answer 3 at 1; wanted text at a whole number"),
+        ({"a": {"text": "x", "answer_start": 1}}, "expected an object of the lists"),
+        ({"a": {"text": [3], "answer_start": [1]}}, "holds the answer 3 at 1; expected text at a whole number"),
         ({"a": {"text": ["x"], "answer_start": ["1"]}}, "holds the answer 'x' at '1'"),
-        ({"q": ["x"]}, r"column 'q' holds \['x'\]; wanted text"),
+        ({"q": ["x"]}, r"column 'q' holds \['x'\]; expected text"),
     ],
 )
 def test_a_bad_row_is_refused_by_its_number(
@@ -525,7 +525,7 @@ def test_a_stride_that_leaves_no_room_for_a_question_is_refused(
     imported_model: Path, write_jsonl: Any, tmp_path: Path
 ) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", question_rows(60))
-    message = r"doc_stride=22: two windows of max_seq_length=32 .* wanted at most 21\. Set doc_stride=7, or raise"
+    message = r"doc_stride=22: two windows of max_seq_length=32 .* expected at most 21\. Set doc_stride=7, or raise"
     with pytest.raises(UserError, match=message):
         prepare(imported_model, data, tmp_path / "data", doc_stride=22)
     prepare(imported_model, data, tmp_path / "data", doc_stride=21)
@@ -546,7 +546,7 @@ def test_a_long_question_leaves_its_windows_more_than_they_share(imported_model:
 
 def test_data_without_any_answer_is_refused(imported_model: Path, write_jsonl: Any, tmp_path: Path) -> None:
     rows = [{**row, "a": {"text": [], "answer_start": []}} for row in question_rows(60)]
-    with pytest.raises(UserError, match="column 'a': no training row has an answer; wanted some that do"):
+    with pytest.raises(UserError, match="column 'a': no training row has an answer; expected some that do"):
         prepare(imported_model, write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "data")
 
 
@@ -668,7 +668,7 @@ print(json.dumps(answers))
 try:
     model.predict(payloads[0], params={"n_best_size": 0})
 except mlflow.exceptions.MlflowException as e:
-    assert "params: n_best_size=0 is not valid; wanted a number > 0" in str(e), e
+    assert "params: n_best_size=0 is not valid; expected a number > 0" in str(e), e
 else:
     raise AssertionError("n_best_size=0 was taken")
 assert not [name for name in sys.modules if name.partition(".")[0] in ("tuneport", "steps") and sys.modules[name]]

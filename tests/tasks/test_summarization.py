@@ -186,9 +186,9 @@ def half_tuned(writer: Callable[[str], Path], rows: Any, write_jsonl: Any, tmp_p
 def test_parameters_that_are_unknown_or_not_valid_are_refused(half_tuned: Any) -> None:
     predict = tasks.load(TASK).predictor(*half_tuned)
     for params, message in (
-        ({"beams": 3}, "params: beams not known; wanted some of max_new_tokens, num_beams"),
-        ({"max_new_tokens": 0}, "max_new_tokens=0 is not valid; wanted a number >= 1"),
-        ({"max_new_tokens": 64}, "max_new_tokens=64 is more than the model takes; wanted <= 63"),
+        ({"beams": 3}, "params: beams not known; expected some of max_new_tokens, num_beams"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 is not valid; expected a number >= 1"),
+        ({"max_new_tokens": 64}, "max_new_tokens=64 is more than the model takes; expected <= 63"),
         ({"top_p": 1.5}, "top_p=1.5 is not valid"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -245,8 +245,8 @@ def test_a_language_code_is_read_and_written_and_another_one_changes_that(
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
-        ("t5", {"prompt_template": "summarize"}, r"holds \{text\} 0 times; wanted it once"),
-        ("t5", {"prompt_template": "{text} {text}"}, r"holds \{text\} 2 times; wanted it once"),
+        ("t5", {"prompt_template": "summarize"}, r"holds \{text\} 0 times; expected it once"),
+        ("t5", {"prompt_template": "{text} {text}"}, r"holds \{text\} 2 times; expected it once"),
         ("t5", {"prompt_template": "so " * 70 + "{text}"}, "takes 71 of the 64 tokens of a prompt"),
         ("t5", {"summary_key": "document"}, "document_key and summary_key are both 'document'"),
         ("t5", {"document_key": "text"}, "columns 'document_key=text' not found in rows.jsonl"),
@@ -254,10 +254,10 @@ def test_a_language_code_is_read_and_written_and_another_one_changes_that(
         (
             "nllb",
             {"summarization_lang": "eng_Lat"},
-            "summarization_lang='eng_Lat': .*wanted one of deu_Latn, eng_Latn",
+            "summarization_lang='eng_Lat': .*expected one of deu_Latn, eng_Latn",
         ),
-        ("llama", {"max_target_length": 64}, "prompt and target share max_seq_length=64 tokens; wanted < 64"),
-        ("bart", {"max_target_length": 65}, "the base model writes at most 64 tokens; wanted <= 64"),
+        ("llama", {"max_target_length": 64}, "prompt and target share max_seq_length=64 tokens; expected < 64"),
+        ("bart", {"max_target_length": 65}, "the base model writes at most 64 tokens; expected <= 64"),
     ],
 )
 def test_what_cannot_be_learnt_is_refused(
@@ -291,7 +291,7 @@ def test_more_new_tokens_than_the_model_has_are_refused(run: SimpleNamespace, tm
     if run.name == "t5":  # its positions are relative
         execute(stage)
         return
-    with pytest.raises(UserError, match="max_new_tokens=64: the model takes at most 64 tokens; wanted <= 63, or -1"):
+    with pytest.raises(UserError, match="max_new_tokens=64: the model takes at most 64 tokens; expected <= 63, or -1"):
         execute(stage)
 
 

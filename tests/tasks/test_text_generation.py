@@ -183,7 +183,7 @@ def test_a_prompt_longer_than_the_model_takes_loses_its_start(run: SimpleNamespa
     (answer,) = predict([{"text": "x" * 1000 + tail}])
     room = 256 - GENERATION["max_new_tokens"] - (run.name == "llama")
     assert [answer] == predict([{"text": "x" * (room - len(tail)) + tail}])
-    with pytest.raises(ValueError, match="max_new_tokens=256 leaves no room for a prompt; wanted a number < 256"):
+    with pytest.raises(ValueError, match="max_new_tokens=256 leaves no room for a prompt; expected a number < 256"):
         predict([{"text": "a"}], max_new_tokens=256)
 
 
@@ -218,12 +218,12 @@ def test_a_long_prompt_is_cut_at_its_start_and_counted(decoder: Any, write_jsonl
     [
         (
             {"prompt": "a", "answer": " "},
-            r"column 'answer' holds an empty completion; wanted text, .*\(1 row: rows.jsonl row 81\)",
+            r"column 'answer' holds an empty completion; expected text, .*\(1 row: rows.jsonl row 81\)",
         ),
         ({"prompt": None, "answer": "b"}, "null in column 'prompt'"),
         (
             {"prompt": "a", "answer": [1]},
-            r"column 'answer' holds no text; wanted text \(1 row: rows.jsonl row 81 \(\[1",
+            r"column 'answer' holds no text; expected text \(1 row: rows.jsonl row 81 \(\[1",
         ),
     ],
 )

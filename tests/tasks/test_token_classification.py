@@ -282,9 +282,9 @@ def test_cut_rows_are_counted_and_rows_without_words_dropped(
         ),
         ({"words": ["a"], "tags": ["S-PER"]}, "with 'S-PER'"),
         ({"words": ["a"], "tags": ["B-"]}, "with 'B-'"),
-        ({"words": "a plain sentence", "tags": ["O"]}, "column 'words' holds no list; wanted a list of words"),
-        ({"words": ["a"], "tags": "O"}, "column 'tags' holds no list; wanted a list of tags"),
-        ({"words": ["a"], "tags": [{"x": 1}]}, "holds the entry {'x': 1}; wanted tags as text"),
+        ({"words": "a plain sentence", "tags": ["O"]}, "column 'words' holds no list; expected a list of words"),
+        ({"words": ["a"], "tags": "O"}, "column 'tags' holds no list; expected a list of tags"),
+        ({"words": ["a"], "tags": [{"x": 1}]}, "holds the entry {'x': 1}; expected tags as text"),
         ({"words": ["\u200b"], "tags": ["O"]}, r"1 row\(s\) leave nothing to learn.*: rows.jsonl:91"),
     ],
 )
@@ -310,7 +310,7 @@ def test_all_rows_whose_words_and_tags_differ_in_length_are_named_together(
         f"rows.jsonl row {i + 1} ({len(rows[i]['words'])} words, {len(rows[i]['tags'])} tags)" for i in range(9, 49, 2)
     ]
     assert str(e.value) == (
-        "rows.jsonl: 26 of 91 rows are wrong: columns 'words' and 'tags' differ in length; wanted one tag a word "
+        "rows.jsonl: 26 of 91 rows are wrong: columns 'words' and 'tags' differ in length; expected one tag a word "
         f"(26 rows: {', '.join(listed)} and 6 more). Mend or remove them."
     )
     assert not (tmp_path / "data").exists()
@@ -343,7 +343,7 @@ assert not [name for name in sys.modules if name.partition(".")[0] in ("tuneport
 try:
     model.predict([{"words": 3}])
 except mlflow.exceptions.MlflowException as e:
-    assert "row 1: column 'words' holds 3; wanted text or a list of text" in str(e), e
+    assert "row 1: column 'words' holds 3; expected text or a list of text" in str(e), e
 else:
     raise AssertionError("a number was answered")
 """

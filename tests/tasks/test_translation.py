@@ -227,19 +227,23 @@ def test_a_code_of_m2m_100_may_be_written_without_its_underscores() -> None:
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
-        ("t5", {"target_lang": "en"}, "source_lang and target_lang are both the column 'en'; wanted two columns"),
-        ("t5", {"target_lang_code": "en"}, "source and target are both of the language 'en'; wanted two languages"),
+        ("t5", {"target_lang": "en"}, "source_lang and target_lang are both the column 'en'; expected two columns"),
+        ("t5", {"target_lang_code": "en"}, "source and target are both of the language 'en'; expected two languages"),
         ("t5", {"source_lang": "fr"}, "columns 'source_lang=fr' not found in rows.jsonl; it has: document"),
         ("t5", {"target_lang": "fr"}, "columns 'target_lang=fr' not found"),
-        ("t5", {"prompt_template": "translate"}, r"holds \{text\} 0 times; wanted it once"),
-        ("nllb", {}, "source_lang='en': the base model knows no such language code; wanted one of deu_Latn, eng_Latn"),
-        ("mbart", {"source_lang_code": "en_XX"}, "target_lang='de': .*wanted one of de_DE, en_XX"),
+        ("t5", {"prompt_template": "translate"}, r"holds \{text\} 0 times; expected it once"),
+        (
+            "nllb",
+            {},
+            "source_lang='en': the base model knows no such language code; expected one of deu_Latn, eng_Latn",
+        ),
+        ("mbart", {"source_lang_code": "en_XX"}, "target_lang='de': .*expected one of de_DE, en_XX"),
         (
             "mbart50",
             {"source_lang_code": "en_XX", "target_lang_code": "de_DD"},
-            "target_lang_code='de_DD': .*wanted one of de_DE, en_XX",
+            "target_lang_code='de_DD': .*expected one of de_DE, en_XX",
         ),
-        ("gpt2", {"max_target_length": 64}, "wanted < 64"),
+        ("gpt2", {"max_target_length": 64}, "expected < 64"),
     ],
 )
 def test_what_cannot_be_learnt_is_refused(

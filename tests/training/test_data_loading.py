@@ -1,4 +1,4 @@
-"""Training batches come from worker processes where they are wanted, and are the same ones."""
+"""Training batches come from worker processes where they are expected, and are the same ones."""
 
 from pathlib import Path
 from typing import Any

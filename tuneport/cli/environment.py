@@ -50,6 +50,6 @@ def add_modules(variable: str, kind: str, path: MutableSequence[str]) -> None:
     if not (folder := os.environ.get(variable)):
         return
     if not Path(folder).is_dir():
-        raise UserError(f"{variable}={folder!r}: no such folder; wanted one with a file NAME.py for each {kind}.")
+        raise UserError(f"{variable}={folder!r}: no such folder; expected one with a file NAME.py for each {kind}.")
     if (absolute := str(Path(folder).absolute())) not in path:
         path.append(absolute)

@@ -71,7 +71,7 @@ def commands(
 
     def named(pipeline: str | None) -> Pipeline:
         if pipeline is None:
-            raise UserError(f"no pipeline is named; wanted one of {', '.join(pipelines)}.")
+            raise UserError(f"no pipeline is named; expected one of {', '.join(pipelines)}.")
         return load(pipeline)
 
     for command in (

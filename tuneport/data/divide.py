@@ -78,7 +78,7 @@ def _check_groups(groups: npt.NDArray[np.uint64], group_key: str, collected: Col
         held = "all are of one group" if found == 1 else f"are of {found} groups"
         raise UserError(
             f"group_key='{group_key}': the {len(groups)} training rows of {collected.sources['train'].file} {held}; "
-            f"wanted at least {len(missing) + 1}, as a group stays in one split and {' and '.join(missing)} rows are "
+            f"expected at least {len(missing) + 1}, as a group stays in one split and {' and '.join(missing)} rows are "
             f"taken from them. Give {' and '.join(f'{split}_file_path' for split in missing)}, or group by another "
             "column."
         )
@@ -125,7 +125,7 @@ def _check_left(split: str, left: int, count: SourceCount) -> None:
     if left == 0:
         raise UserError(
             f"{count.file}: none of its {count.read} rows is left for {split}: {count.dropped.total()} cannot be used "
-            f"and {count.copies + count.near_copies} are copies. Wanted at least one."
+            f"and {count.copies + count.near_copies} are copies. Expected at least one."
         )
 
 
@@ -134,7 +134,7 @@ def _check_sizes(splits: Codes, train: SourceCount, options: PrepareParams) -> N
     if sizes["train"] < options.min_rows:
         raise UserError(
             f"{train.file}: leaves {sizes['train']} training rows ({train.read} read, {train.dropped.total()} "
-            f"unusable, {train.copies + train.near_copies} copies, the rest went to other splits); wanted at least "
+            f"unusable, {train.copies + train.near_copies} copies, the rest went to other splits); expected at least "
             f"min_rows={options.min_rows}. Add rows or lower min_rows."
         )
     for split, size in sizes.items():

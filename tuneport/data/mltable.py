@@ -48,7 +48,7 @@ def find_mltable(path: Path, option: str) -> Source:
         found = [find(p, option).shards[0] for p in paths]
         shards = tuple(dc.replace(s, name=n) for s, n in zip(found, names_of(paths), strict=True))
         if len(formats := {s.format for s in shards}) > 1:
-            raise UserError(f"{where}: names files of several formats ({', '.join(sorted(formats))}); wanted one.")
+            raise UserError(f"{where}: names files of several formats ({', '.join(sorted(formats))}); expected one.")
     else:
         shards = tuple(_shard(p, n, name, options, where) for p, n in zip(paths, names_of(paths), strict=True))
     return _hide_columns(Source(path=path, shards=shards), others, where)
@@ -60,13 +60,15 @@ def _load(file: Path, where: str) -> dict[str, t.Any]:
     try:
         table = yaml.safe_load(file.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{where}: has no MLTable file; wanted a folder that holds one, or the file itself.") from None
+        raise UserError(
+            f"{where}: has no MLTable file; expected a folder that holds one, or the file itself."
+        ) from None
     except OSError as e:
         raise UserError(f"{where}: cannot be read ({e.strerror}). Check the path and its permissions.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"{where}: the MLTable file is no YAML ({' '.join(str(e).split())}).") from None
     if not isinstance(table, dict):
-        raise UserError(f"{where}: the MLTable file is no YAML mapping; wanted 'paths:' and 'transformations:'.")
+        raise UserError(f"{where}: the MLTable file is no YAML mapping; expected 'paths:' and 'transformations:'.")
     return table
 
 
@@ -74,14 +76,14 @@ def _entries(table: Mapping[str, t.Any], where: str) -> list[tuple[str, str]]:
     entries = table.get("paths")
     if not isinstance(entries, list) or not entries:
         raise UserError(
-            f"{where}: the MLTable file names no data; wanted 'paths:' with a list, e.g. '- file: ./train.csv'."
+            f"{where}: the MLTable file names no data; expected 'paths:' with a list, e.g. '- file: ./train.csv'."
         )
     found = []
     for entry in entries:
         kinds = [k for k in PATH_KINDS if isinstance(entry, dict) and isinstance(entry.get(k), str)]
         if len(kinds) != 1:
             raise UserError(
-                f"{where}: paths entry {entry!r} not understood; wanted one of file, folder or pattern with a path."
+                f"{where}: paths entry {entry!r} not understood; expected one of file, folder or pattern with a path."
             )
         found.append((kinds[0], entry[kinds[0]]))
     return found
@@ -92,7 +94,7 @@ def _paths(entry: tuple[str, str], root: Path, where: str) -> list[Path]:
     path = value.removeprefix("file://")
     if "://" in path or path.startswith("azureml:"):
         raise UserError(
-            f"{where}: points to {value!r}; wanted a local path. Download the data and name it "
+            f"{where}: points to {value!r}; expected a local path. Download the data and name it "
             "relative to the MLTable file."
         )
     full = root / path
@@ -110,7 +112,7 @@ def _transformations(entries: t.Any, where: str) -> tuple[str | None, dict[str, 
     if entries is None:
         entries = []
     if not isinstance(entries, list):
-        raise UserError(f"{where}: 'transformations:' is no list; wanted e.g. '- read_json_lines:'.")
+        raise UserError(f"{where}: 'transformations:' is not a list; expected e.g. '- read_json_lines:'.")
     named: list[tuple[str, t.Any]] = [
         (e, {}) if isinstance(e, str) else next(iter(e.items()), ("", {})) if isinstance(e, dict) else (str(e), {})
         for e in entries
@@ -118,7 +120,7 @@ def _transformations(entries: t.Any, where: str) -> tuple[str | None, dict[str, 
     readers = [(n, o or {}) for n, o in named if n in READERS]
     if len(readers) > 1:
         raise UserError(
-            f"{where}: names {len(readers)} reading transformations ({', '.join(n for n, _ in readers)}); wanted one."
+            f"{where}: names {len(readers)} reading transformations ({', '.join(n for n, _ in readers)}); expected one."
         )
     name, options = readers[0] if readers else (None, {})
     if name is not None:
@@ -128,7 +130,7 @@ def _transformations(entries: t.Any, where: str) -> tuple[str | None, dict[str, 
 
 def _check_options(name: str, options: t.Any, where: str) -> None:
     if not isinstance(options, dict):
-        raise UserError(f"{where}: {name}: options {options!r} not understood; wanted a mapping.")
+        raise UserError(f"{where}: {name}: options {options!r} not understood; expected a mapping.")
     for key in options:
         if key not in OPTIONS[name]:
             raise UserError(
@@ -137,7 +139,7 @@ def _check_options(name: str, options: t.Any, where: str) -> None:
             )
     if options.get("invalid_lines", "error") != "error":
         raise UserError(
-            f"{where}: {name}: invalid_lines={options['invalid_lines']!r} is not supported; wanted 'error'."
+            f"{where}: {name}: invalid_lines={options['invalid_lines']!r} is not supported; expected 'error'."
         )
 
 
@@ -145,7 +147,8 @@ def _choice(known: Mapping[str, t.Any], options: Mapping[str, t.Any], key: str, 
     value = str(options.get(key, default))
     if value not in known:
         raise UserError(
-            f"{where}: {key}={value!r} is not supported; wanted one of {', '.join(known)}.{did_you_mean(value, known)}"
+            f"{where}: {key}={value!r} is not supported; expected one of {', '.join(known)}."
+            f"{did_you_mean(value, known)}"
         )
     return known[value]
 
@@ -156,7 +159,7 @@ def _shard(path: Path, name: str, reader: str, options: Mapping[str, t.Any], whe
     if reader == "read_delimited":
         delimiter = str(options.get("delimiter", ","))
         if len(delimiter) != 1:
-            raise UserError(f"{where}: delimiter={delimiter!r} is not supported; wanted one character.")
+            raise UserError(f"{where}: delimiter={delimiter!r} is not supported; expected one character.")
         dialect = Dialect(
             delimiter=delimiter,
             encoding=encoding,
@@ -164,7 +167,7 @@ def _shard(path: Path, name: str, reader: str, options: Mapping[str, t.Any], whe
             empty_as_text=options.get("empty_as_string") is True,
         )
     elif encoding != "utf-8-sig":
-        raise UserError(f"{where}: {reader}: encoding={options['encoding']!r} is not supported; wanted 'utf8'.")
+        raise UserError(f"{where}: {reader}: encoding={options['encoding']!r} is not supported; expected 'utf8'.")
     return Shard(path=path, name=name, format=READERS[reader], compression=split_suffixes(path)[1], dialect=dialect)
 
 

@@ -43,7 +43,7 @@ class Prepared:
         """Raise `UserError` where the rows were prepared for another task."""
         if self.info.task_name != task_name:
             raise UserError(
-                f"{self.path}: was prepared for {self.info.task_name}; wanted {task_name}. "
+                f"{self.path}: was prepared for {self.info.task_name}; expected {task_name}. "
                 "Run preprocess for this task."
             )
 

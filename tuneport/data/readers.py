@@ -95,7 +95,7 @@ class Shard:
 
 
 class MissingColumns(UserError):
-    """A file has ``columns``, but not those that are wanted."""
+    """A file has ``columns``, but not those that are expected."""
 
     def __init__(self, message: str, columns: list[str]) -> None:
         super().__init__(message)
@@ -116,7 +116,7 @@ class Source:
         return self.shards[0].name if len(self.shards) == 1 else printable(self.path.name)
 
     def peek(self, wanted: Mapping[str, str]) -> None:
-        """Check, by a look at the first file that is not empty, that there is a row with the wanted columns."""
+        """Check, by a look at the first file that is not empty, that there is a row with the expected columns."""
         for shard in self.shards:
             if self._check(shard, wanted) and next(shard.rows(), None) is not None:
                 return
@@ -148,7 +148,7 @@ class Source:
         return {k: v for k, v in values.items() if k not in self.hidden and (self.kept is None or k in self.kept)}
 
     def _no_rows(self) -> UserError:
-        return UserError(f"{self.name}: is empty; wanted at least one row. Looked at: {printable(self.path)}")
+        return UserError(f"{self.name}: is empty; expected at least one row. Looked at: {printable(self.path)}")
 
 
 def find(path: Path, option: str) -> Source:
@@ -158,14 +158,14 @@ def find(path: Path, option: str) -> Source:
     """
     if path.is_dir() and (path / "MLTable").is_file():
         other = option.replace("_file_", "_mltable_")
-        raise UserError(f"{option}={str(path)!r}: is an MLTable folder; wanted a data file. Pass it as {other}.")
+        raise UserError(f"{option}={str(path)!r}: is an MLTable folder; expected a data file. Pass it as {other}.")
     paths = list_files(path, option)
     shards = tuple(_shard(p, name) for p, name in zip(paths, names_of(paths), strict=True))
     formats = {shard.format: shard.name for shard in shards}
     if len(formats) > 1:
         listed = ", ".join(f"{format} ({name})" for format, name in sorted(formats.items()))
         raise UserError(
-            f"{option}={str(path)!r}: holds files of several formats: {listed}; wanted one. "
+            f"{option}={str(path)!r}: holds files of several formats: {listed}; expected one. "
             "Name them with a glob, e.g. '*.jsonl'."
         )
     return Source(path=path, shards=shards)
@@ -186,20 +186,20 @@ def list_files(path: Path, option: str) -> list[Path]:
         if found:
             return found
         if path.is_dir():
-            raise UserError(f"{option}={str(path)!r}: is a folder without files; wanted data: {_known()}.")
+            raise UserError(f"{option}={str(path)!r}: is a folder without files; expected data: {_known()}.")
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     except OSError as e:
         raise UserError(
             f"{option}={str(path)!r}: cannot be read ({e.strerror}). Check the path and its permissions."
         ) from None
-    wanted = "wanted a file, a folder or a glob of data."
+    wanted = "expected a file, a folder or a glob of data."
     if not path.parent.is_dir() and not glob.has_magic(str(path)):
         raise UserError(f"{option}={str(path)!r}: not found, there is no folder {str(path.parent)!r}; {wanted}")
     raise UserError(f"{option}={str(path)!r}: not found; {wanted}{did_you_mean(path.name, siblings)}")
 
 
 def check_columns(wanted: Mapping[str, str], columns: list[str], file: str) -> None:
-    """Raise `UserError` naming each wanted column that is not among a file's; ``wanted`` is option -> column."""
+    """Raise `UserError` naming each expected column that is not among a file's; ``wanted`` is option -> column."""
     missing = {option: column for option, column in wanted.items() if column not in columns}
     if not missing:
         return
@@ -238,7 +238,7 @@ def _shard(path: Path, name: str) -> Shard:
     format = next((f for f in FORMATS if f == suffix), None)
     if format is None or (format == "parquet" and compression):
         got = f"{suffix}.{compression}" if compression else suffix
-        raise UserError(f"{printable(path)}: unknown file type '.{got}'; wanted {_known()}.")
+        raise UserError(f"{printable(path)}: unknown file type '.{got}'; expected {_known()}.")
     return Shard(path=path, name=name, format=format, compression=compression, dialect=dialect_of(format))
 
 
@@ -300,10 +300,12 @@ def _json_lines_rows(f: io.BufferedReader, shard: Shard) -> Iterator[tuple[int, 
             raise _not_text(shard, number, e, "utf-8") from None
         except (ValueError, RecursionError) as e:
             raise UserError(
-                f"{shard.name} row {number}: is not JSON ({e}); wanted {wanted}. Got: {_excerpt(line)}"
+                f"{shard.name} row {number}: is not JSON ({e}); expected {wanted}. Got: {_excerpt(line)}"
             ) from None
         if not isinstance(values, dict):
-            raise UserError(f"{shard.name} row {number}: is no JSON object; wanted {wanted}. Got: {_excerpt(line)}")
+            raise UserError(
+                f"{shard.name} row {number}: is not a JSON object; expected {wanted}. Got: {_excerpt(line)}"
+            )
         yield number, values
 
 
@@ -315,7 +317,8 @@ def _json_array_rows(f: io.BufferedReader, shard: Shard) -> Iterator[tuple[int, 
         for number, values in enumerate(ijson.items(f, "item", use_float=True), 1):
             if not isinstance(values, dict):
                 raise UserError(
-                    f"{shard.name} row {number}: is no JSON object; wanted an array of objects. Got: {_excerpt(values)}"
+                    f"{shard.name} row {number}: is not a JSON object; expected an array of objects. "
+                    f"Got: {_excerpt(values)}"
                 )
             yield number, values
     except UnicodeDecodeError as e:
@@ -323,7 +326,7 @@ def _json_array_rows(f: io.BufferedReader, shard: Shard) -> Iterator[tuple[int, 
     except (ijson.JSONError, ValueError) as e:
         message = " ".join(str(e).split())
         raise UserError(
-            f"{shard.name} row {number + 1}: is not JSON ({message}); wanted an array of objects."
+            f"{shard.name} row {number + 1}: is not JSON ({message}); expected an array of objects."
         ) from None
 
 
@@ -346,7 +349,7 @@ def _delimited_rows(f: io.BufferedReader, shard: Shard, dialect: Dialect) -> Ite
             number += 1
             if len(cells) != len(header):
                 raise UserError(
-                    f"{shard.name} row {number}: has {len(cells)} cells; wanted {len(header)}: {', '.join(header)}. "
+                    f"{shard.name} row {number}: has {len(cells)} cells; expected {len(header)}: {', '.join(header)}. "
                     f"Quote a cell that holds {dialect.delimiter!r}."
                 )
             yield number, _cells(header, cells, dialect)
@@ -376,7 +379,9 @@ def _header(reader: t.Any, shard: Shard, dialect: Dialect) -> tuple[list[str] | 
     if not dialect.header:
         return [f"Column{i}" for i in range(1, len(first) + 1)], first
     if twice := sorted({name for name in first if first.count(name) > 1}):
-        raise UserError(f"{shard.name}: the header names {', '.join(map(repr, twice))} twice; wanted distinct columns.")
+        raise UserError(
+            f"{shard.name}: the header names {', '.join(map(repr, twice))} twice; expected distinct columns."
+        )
     return first, None
 
 
@@ -399,7 +404,9 @@ def _not_text(shard: Shard, number: int | None, error: UnicodeDecodeError, encod
         f"{shard.name}: the header" if number == 0 else f"{shard.name} row {number}:" if number else f"{shard.name}:"
     )
     byte = error.object[error.start]
-    return UserError(f"{where} is not {encoding} text (byte 0x{byte:02x}); wanted {encoding}. Save the file as UTF-8.")
+    return UserError(
+        f"{where} is not {encoding} text (byte 0x{byte:02x}); expected {encoding}. Save the file as UTF-8."
+    )
 
 
 def _parquet_columns(shard: Shard) -> list[str]:

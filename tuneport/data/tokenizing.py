@@ -31,12 +31,12 @@ def read_json(model: Path, name: str) -> dict[str, Any]:
         value = json.loads((model / name).read_text("utf-8"))
     except OSError as e:
         raise UserError(
-            f"{model / name}: cannot be read ({e.strerror}); wanted a model folder as model_import writes it."
+            f"{model / name}: cannot be read ({e.strerror}); expected a model folder as model_import writes it."
         ) from None
     except ValueError as e:
-        raise UserError(f"{model / name}: is no JSON ({e}). Run model_import again.") from None
+        raise UserError(f"{model / name}: is not JSON ({e}). Run model_import again.") from None
     if not isinstance(value, dict):
-        raise UserError(f"{model / name}: is no JSON object. Run model_import again.")
+        raise UserError(f"{model / name}: is not a JSON object. Run model_import again.")
     return value
 
 
@@ -78,7 +78,7 @@ def resolve_length(max_seq_length: int, longest: int | None) -> int:
         return longest
     if longest is not None and max_seq_length > longest:
         raise UserError(
-            f"max_seq_length={max_seq_length}: the model takes at most {longest} tokens; wanted <= {longest}, or -1."
+            f"max_seq_length={max_seq_length}: the model takes at most {longest} tokens; expected <= {longest}, or -1."
         )
     return max_seq_length
 
@@ -93,7 +93,7 @@ def load_tokenizer(model: Path, tokenizer_config: Mapping[str, Any], max_length:
     path = model / "tokenizer.json"
     if not path.is_file():
         raise UserError(
-            f"{path}: not found; wanted a model folder as model_import writes it. Run model_import on the model."
+            f"{path}: not found; expected a model folder as model_import writes it. Run model_import on the model."
         )
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -103,7 +103,7 @@ def load_tokenizer(model: Path, tokenizer_config: Mapping[str, Any], max_length:
     if max_length <= special:
         raise UserError(
             f"max_seq_length={max_length}: leaves no room for text beside {special} special tokens; "
-            f"wanted > {special}, or -1."
+            f"expected > {special}, or -1."
         )
     tokenizer.enable_truncation(max_length, direction=str(tokenizer_config.get("truncation_side") or "right"))
     tokenizer.no_padding()

@@ -69,13 +69,13 @@ class ConversationEncoder:
         if not answered.startswith(asked):
             raise ValueError(
                 "turns that the chat template writes otherwise than it asks for them, so that the answer's begin is "
-                "not known; wanted a template that marks answers with {% generation %}",
+                "not known; expected a template that marks answers with {% generation %}",
                 f"turn {i + 1}",
             )
         if not text.startswith(answered):
             raise ValueError(
                 "earlier turns that the chat template changes when later ones follow, so that they are never asked for "
-                "as they stand; wanted loss_on=last, or a template that marks answers with {% generation %}",
+                "as they stand; expected loss_on=last, or a template that marks answers with {% generation %}",
                 f"turn {i + 1}",
             )
         return len(asked), len(answered)

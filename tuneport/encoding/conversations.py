@@ -65,7 +65,7 @@ def _of_sharegpt(value: t.Any) -> t.Any:
         return None
     found = Turns().parsed(value, "a list of turns")
     if not isinstance(found, list) or not all(isinstance(turn, dict) and "from" in turn for turn in found):
-        raise ValueError('no list of turns; wanted [{"from": "human", "value": "..."}, ...]', repr(value)[:60])
+        raise ValueError('no list of turns; expected [{"from": "human", "value": "..."}, ...]', repr(value)[:60])
     return [{"role": SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")} for turn in found]
 
 

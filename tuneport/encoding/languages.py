@@ -35,7 +35,7 @@ class Languages:
         found = self.ids.get(code, self.ids.get(f"__{code}__"))
         if found is None:
             raise UserError(
-                f"{option}='{code}': the base model knows no such language code; wanted one of "
+                f"{option}='{code}': the base model knows no such language code; expected one of "
                 f"{', '.join(sorted(self.ids))}.{did_you_mean(code, list(self.ids))}"
             )
         return found

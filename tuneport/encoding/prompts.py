@@ -46,7 +46,7 @@ def specials(base: BaseModel) -> Specials:
     kind = config.get("model_type")
     if kind in ENCODERS:
         raise UserError(
-            f"the base model is of type '{kind}', an encoder, which writes no text; wanted a decoder (such as GPT-2, "
+            f"the base model is of type '{kind}', an encoder, which writes no text; expected a decoder (such as GPT-2, "
             "Llama, Qwen, Mistral, Gemma or Phi) or an encoder–decoder (such as T5, BART, mBART or NLLB). "
             "Choose another base model."
         )

@@ -34,7 +34,7 @@ class TokenIds:
 
     @classmethod
     def same(cls, ids: Sequence[int], wanted: npt.NDArray[np.bool_]) -> TokenIds:
-        """These ids for each text for which they are wanted, else none."""
+        """These ids for each text for which they are expected, else none."""
         return cls(np.tile(np.array(ids, np.int32), int(wanted.sum())), wanted * np.int64(len(ids)))
 
     @cached_property

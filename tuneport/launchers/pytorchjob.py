@@ -83,20 +83,20 @@ def check(manifest: Manifest) -> None:
     spec: Manifest = manifest["spec"]
     replicas: Manifest = spec["pytorchReplicaSpecs"]
     if unknown := set(replicas) - {"Master", "Worker"}:
-        raise ValueError(f"pytorchReplicaSpecs: {', '.join(sorted(unknown))}; wanted Master and Worker")
+        raise ValueError(f"pytorchReplicaSpecs: {', '.join(sorted(unknown))}; expected Master and Worker")
     if not replicas:
         raise ValueError("pytorchReplicaSpecs: none")
     if "Master" in replicas and replicas["Master"].get("replicas", 1) != 1:
-        raise ValueError("pytorchReplicaSpecs.Master.replicas: wanted 1")
+        raise ValueError("pytorchReplicaSpecs.Master.replicas: expected 1")
     for name, replica in replicas.items():
         containers: list[t.Any] = replica["template"]["spec"]["containers"]
         if CONTAINER not in [c["name"] for c in containers] or any(not c.get("image") for c in containers):
-            raise ValueError(f"pytorchReplicaSpecs.{name}: wanted a container named {CONTAINER}, with an image")
+            raise ValueError(f"pytorchReplicaSpecs.{name}: expected a container named {CONTAINER}, with an image")
     if policy := spec.get("elasticPolicy"):
         if "Worker" not in replicas:
-            raise ValueError("elasticPolicy: wanted Worker replicas")
+            raise ValueError("elasticPolicy: expected Worker replicas")
         if policy.get("nProcPerNode") is not None and spec.get("nprocPerNode") is not None:
-            raise ValueError("elasticPolicy.nProcPerNode and nprocPerNode: wanted one of the two")
+            raise ValueError("elasticPolicy.nProcPerNode and nprocPerNode: expected one of the two")
 
 
 def state(manifest: Manifest) -> State:

@@ -73,7 +73,7 @@ def report(environment: Mapping[str, str], code: int, message: str) -> bool:
 def launch(command: Sequence[str], processes: int, nodes: int, environment: Mapping[str, str]) -> tuple[int, str]:
     """Run ``python -m COMMAND`` in ``processes`` ranks here; returns the exit code and the cause where it is not 0.
 
-    Raises `UserError` where other machines are wanted and none is named.
+    Raises `UserError` where other machines are expected and none is named.
     """
     rendezvous = _rendezvous(nodes, environment)
     from torch.distributed import DistError, run

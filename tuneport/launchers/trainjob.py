@@ -80,7 +80,7 @@ def check(manifest: Manifest) -> None:
     patches = spec.get("runtimePatches", [])
     managers = [patch["manager"] for patch in patches]
     if len(managers) != len(set(managers)):
-        raise ValueError("runtimePatches: wanted each manager once")
+        raise ValueError("runtimePatches: expected each manager once")
     for patch in patches:
         for replicated in patch["trainingRuntimeSpec"]["template"]["spec"].get("replicatedJobs", []):
             pod: Manifest = replicated["template"]["spec"]["template"].get("spec", {})

@@ -17,7 +17,7 @@ Parts = tuple[float, float]
 
 
 def draws(counts: np.ndarray, seed: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
-    """Yield blocks (resamples, distinct rows): how often each distinct row is drawn when n rows are drawn anew.
+    """Yield blocks (resamples, distinct rows): how often each distinct row is drawn when n rows are drawn again.
 
     ``counts`` says how often each distinct row stands in the data; it sums to n.
     """

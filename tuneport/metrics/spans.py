@@ -40,7 +40,7 @@ def row_scores(truth: Sequence[Sequence[str]], predicted: Sequence[str]) -> dict
 
 
 def _compare(wanted: list[str], said: str) -> dict[str, float]:
-    """f1 and exact of one answer; the library's own scores are percentages, and it fails without anything wanted."""
+    """f1 and exact of one answer; the library's own scores are percentages, and it fails without anything expected."""
     from torchmetrics.functional.text.squad import squad
 
     found = squad({"prediction_text": said, "id": "0"}, {"answers": {"text": wanted}, "id": "0"})

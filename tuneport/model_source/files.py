@@ -35,13 +35,13 @@ def read_config(folders: list[Path]) -> dict[str, Any]:
             raise UserError(
                 f"{where}: holds a LoRA adapter without its base model. Merge it into the base model first."
             )
-        raise UserError(f"{where}: has no config.json; wanted a Hugging Face model folder.")
+        raise UserError(f"{where}: has no config.json; expected a Hugging Face model folder.")
     try:
         config = json.loads(file.read_text("utf-8"))
     except (ValueError, UnicodeDecodeError) as e:
         raise UserError(f"{file}: is not JSON ({e}). Download the model again.") from None
     if not isinstance(config, dict) or not config.get("model_type"):
-        raise UserError(f"{file}: names no model_type; wanted the config of a Hugging Face model.")
+        raise UserError(f"{file}: names no model_type; expected the config of a Hugging Face model.")
     return config
 
 

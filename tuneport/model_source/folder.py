@@ -38,9 +38,11 @@ def model_folders(path: Path) -> list[Path]:
     if not path.exists():
         id_ = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))
         hub = f" If it is the id of a hub model, set huggingface_id={path} instead." if id_ else ""
-        raise UserError(f"{path}: no such folder; wanted a model folder with config.json, weights and tokenizer.{hub}")
+        raise UserError(
+            f"{path}: no such folder; expected a model folder with config.json, weights and tokenizer.{hub}"
+        )
     if not path.is_dir():
-        raise UserError(f"{path}: is a file; wanted the model's folder, with config.json, weights and tokenizer.")
+        raise UserError(f"{path}: is a file; expected the model's folder, with config.json, weights and tokenizer.")
     if (path / "config.json").is_file() or not (path / "MLmodel").is_file():
         return [path]
     patterns = (*_named_in_mlmodel(path), *MLFLOW_FOLDERS)
@@ -67,19 +69,19 @@ def _named_in_mlmodel(path: Path) -> list[str]:
 def check_mlflow_model(path: Path) -> dict[str, Any]:
     """What the MLmodel file of an MLflow model says.
 
-    Raises `UserError` where a path is no MLflow model.
+    Raises `UserError` where a path is not an MLflow model.
     """
     file = path / "MLmodel"
     if not file.is_file():
         raise UserError(
-            f"{path}: has no MLmodel file, so it is no MLflow model. Pass a plain model as pytorch_model_path."
+            f"{path}: has no MLmodel file, so it is not an MLflow model. Pass a plain model as pytorch_model_path."
         )
     try:
         content = yaml.safe_load(file.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"{file}: is not YAML ({e}). Save the model again.") from None
     if not isinstance(content, dict) or not isinstance(content.get("flavors"), dict):
-        raise UserError(f"{file}: names no flavors, so it is no MLflow model. Save the model again.")
+        raise UserError(f"{file}: names no flavors, so it is not an MLflow model. Save the model again.")
     return content
 
 
@@ -89,10 +91,10 @@ def check_contents(folders: list[Path]) -> None:
     where = folders[0]
     if find(folders, *WEIGHT_FILES) is None:
         raise UserError(
-            f"{where}: has no weights; wanted {WEIGHTS} (or its shards with {WEIGHTS_INDEX}) or pytorch_model.bin."
+            f"{where}: has no weights; expected {WEIGHTS} (or its shards with {WEIGHTS_INDEX}) or pytorch_model.bin."
         )
     if find(folders, *TOKENIZER_SOURCES) is None:
-        raise UserError(f"{where}: has no tokenizer; wanted tokenizer.json or the files it is made from.")
+        raise UserError(f"{where}: has no tokenizer; expected tokenizer.json or the files it is made from.")
 
 
 def check_source(path: Path, gguf_file: str | None = None) -> None:

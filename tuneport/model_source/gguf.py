@@ -42,5 +42,5 @@ def _check(file: Path) -> Path:
         raise UserError(f"{file}: is one part of a split GGUF file. Join the parts with `llama-gguf-split --merge`.")
     with file.open("rb") as f:
         if f.read(len(MAGIC)) != MAGIC:
-            raise UserError(f"{file}: is no GGUF file; wanted a model's folder, or one file of GGUF format.")
+            raise UserError(f"{file}: is no GGUF file; expected a model's folder, or one file of GGUF format.")
     return file

@@ -27,7 +27,7 @@ def check_id(model: str, revision: str | None) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    wanted = "wanted the id of a hub model, as in organisation/name"
+    wanted = "expected the id of a hub model, as in organisation/name"
     if url := re.fullmatch(r"https?://[^/]+/([^/]+/[^/]+)(/.*)?", model):
         raise UserError(f"huggingface_id='{model}': is an address; {wanted}. Set huggingface_id={url[1]}.")
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model, "config.json").is_file():
@@ -37,7 +37,7 @@ def check_id(model: str, revision: str | None) -> None:
     except HFValidationError as e:
         raise UserError(f"huggingface_id='{model}': not valid; {wanted}. {e}") from None
     if revision is not None and not REVISION.fullmatch(revision):
-        raise UserError(f"huggingface_revision='{revision}': not valid; wanted a branch, a tag or a commit.")
+        raise UserError(f"huggingface_revision='{revision}': not valid; expected a branch, a tag or a commit.")
 
 
 def is_commit(revision: str | None) -> bool:

@@ -80,7 +80,7 @@ def merged(folder: Path, base: Path | None, scratch: Path) -> Iterator[Path]:
         return
     if base is None:
         raise UserError(
-            f"{folder}: holds a LoRA adapter; wanted its base model, too. Pass the model that it was trained on as "
+            f"{folder}: holds a LoRA adapter; expected its base model, too. Pass the model that it was trained on as "
             "model_selector_output."
         )
     with tempfile.TemporaryDirectory(prefix=".merging-", dir=scratch) as made:

@@ -24,7 +24,7 @@ class ChatCompleter:
         params = {**self.settings["params"], **params}
         longest, new = self.settings["longest"], params["max_new_tokens"]
         if longest is not None and new >= longest:
-            raise ValueError(f"params: max_new_tokens={new} leaves no room for a prompt; wanted a number < {longest}")
+            raise ValueError(f"params: max_new_tokens={new} leaves no room for a prompt; expected a number < {longest}")
         room = 10**9 if longest is None else longest - new
         prompts = []
         for number, row in enumerate(rows, 1):
@@ -38,7 +38,7 @@ class ChatCompleter:
     def _prompt(self, row: dict[str, t.Any], room: int) -> list[int]:
         turns = self.turns(row["messages"])
         if turns[-1]["role"] == "assistant":
-            raise ValueError("a conversation that ends with the assistant's turn; wanted another one's last")
+            raise ValueError("a conversation that ends with the assistant's turn; expected another one's last")
         tools = row.get("tools")
         tools = None if isinstance(tools, float) else self.turns.parsed(tools, "a list of tools")  # pandas' NaN: none
         while True:

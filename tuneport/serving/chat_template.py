@@ -18,13 +18,13 @@ class Turns:
         """Return the turns of a list or of JSON. Raises ValueError (problem, what was found)."""
         found = self.parsed(value, "a list of turns")
         if not isinstance(found, list):
-            raise ValueError('no list of turns; wanted [{"role": "user", "content": "..."}, ...]', repr(value)[:60])
+            raise ValueError('no list of turns; expected [{"role": "user", "content": "..."}, ...]', repr(value)[:60])
         turns = [self._turn(turn, number) for number, turn in enumerate(found, 1)]
         spoken = [turn["role"] for turn in turns if turn["role"] != "system"]
         if not spoken:
-            raise ValueError("a conversation without turns; wanted a user's at least", f"{len(turns)} turns")
+            raise ValueError("a conversation without turns; expected a user's at least", f"{len(turns)} turns")
         if spoken[0] == "assistant":
-            raise ValueError("a conversation that the assistant begins; wanted a user's turn first", "")
+            raise ValueError("a conversation that the assistant begins; expected a user's turn first", "")
         return turns
 
     def parsed(self, value: t.Any, wanted: str) -> t.Any:
@@ -35,7 +35,7 @@ class Turns:
             try:
                 value = json.loads(value)
             except ValueError:
-                raise ValueError(f"text that is no JSON; wanted {wanted}", repr(value)[:60]) from None
+                raise ValueError(f"text that is not JSON; expected {wanted}", repr(value)[:60]) from None
         return self._plain(value)
 
     def _plain(self, value: t.Any) -> t.Any:
@@ -47,11 +47,11 @@ class Turns:
     def _turn(self, turn: t.Any, number: int) -> dict[str, t.Any]:
         if not isinstance(turn, dict) or "role" not in turn:
             raise ValueError(
-                'a turn without a role; wanted {"role": ..., "content": ...}', f"turn {number}: {turn!r:.60}"
+                'a turn without a role; expected {"role": ..., "content": ...}', f"turn {number}: {turn!r:.60}"
             )
         if turn["role"] not in self.roles:
             raise ValueError(
-                f"an unknown role; wanted one of {', '.join(self.roles)}", f"turn {number}: {turn['role']!r:.60}"
+                f"an unknown role; expected one of {', '.join(self.roles)}", f"turn {number}: {turn['role']!r:.60}"
             )
         if turn.get("weight", 1) not in (0, 1):
             raise ValueError("a weight that is neither 0 nor 1", f"turn {number}: {turn['weight']!r:.60}")
@@ -64,7 +64,7 @@ class Turns:
         if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
             content = "".join(str(part.get("text", "")) for part in content)
         if not isinstance(content, str):
-            raise ValueError("a turn whose content is no text", f"turn {number}: {content!r:.60}")
+            raise ValueError("a turn whose content is not text", f"turn {number}: {content!r:.60}")
         return content
 
     def _call(self, call: t.Any) -> t.Any:

@@ -24,7 +24,7 @@ class Completer:
         """``params`` go before those of the settings. Raises ValueError for one that is not known or not valid."""
         known = self.settings["params"]
         if unknown := [name for name in params if name not in known]:
-            raise ValueError(f"params: {', '.join(unknown)} not known; wanted some of {', '.join(known)}")
+            raise ValueError(f"params: {', '.join(unknown)} not known; expected some of {', '.join(known)}")
         chosen = {**known, **params}
         most = [self._room(chosen["max_new_tokens"])] * len(texts)
         prompts = [ids for ids, _ in self.prompts(texts, most)]
@@ -37,5 +37,5 @@ class Completer:
             return t.cast(int, most)
         left = positions if self.settings["encoder_decoder"] else positions - 1
         if new_tokens > left:
-            raise ValueError(f"params: max_new_tokens={new_tokens} is more than the model takes; wanted <= {left}")
+            raise ValueError(f"params: max_new_tokens={new_tokens} is more than the model takes; expected <= {left}")
         return t.cast(int, most if self.settings["encoder_decoder"] else min(most, positions - new_tokens))

@@ -102,9 +102,9 @@ class Generator:
         least = {"max_new_tokens": 1, "num_beams": 1, "temperature": 0, "top_k": 0, "no_repeat_ngram_size": 0}
         for name, value in least.items():
             if name in params and params[name] < value:
-                raise ValueError(f"params: {name}={params[name]} is not valid; wanted a number >= {value}")
+                raise ValueError(f"params: {name}={params[name]} is not valid; expected a number >= {value}")
         for name in ("top_p", "repetition_penalty"):
             if name in params and params[name] <= 0:
-                raise ValueError(f"params: {name}={params[name]} is not valid; wanted a number > 0")
+                raise ValueError(f"params: {name}={params[name]} is not valid; expected a number > 0")
         if params.get("top_p", 1.0) > 1:
-            raise ValueError(f"params: top_p={params['top_p']} is not valid; wanted a number <= 1")
+            raise ValueError(f"params: top_p={params['top_p']} is not valid; expected a number <= 1")

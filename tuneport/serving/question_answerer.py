@@ -87,7 +87,7 @@ class QuestionAnswerer:
         chosen = {name: self.params[name] if value is None else value for name, value in given.items()}
         for name, value in chosen.items():
             if value < 1:
-                raise ValueError(f"params: {name}={value} is not valid; wanted a number > 0")
+                raise ValueError(f"params: {name}={value} is not valid; expected a number > 0")
         read = self.windows([row["question"] for row in rows], [row["context"] for row in rows])
         windows = [(i, *window) for i, (_, found) in enumerate(read) for window in found]
         windows.sort(key=lambda window: len(window[1]))

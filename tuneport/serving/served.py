@@ -43,7 +43,7 @@ class Served:
 
         params = dict(params or {})
         if (size := params.get("batch_size")) is not None and size < 1:
-            self._refuse(f"params: batch_size={size} is not valid; wanted a number > 0")
+            self._refuse(f"params: batch_size={size} is not valid; expected a number > 0")
         try:
             answers = self.predictor(self._rows(model_input), **params)
         except ValueError as e:
@@ -63,7 +63,7 @@ class Served:
         for column in texts:
             for number, value in enumerate(table[column]):
                 if not isinstance(value, str):
-                    self._refuse(f"row {number + 1}: column '{column}' holds {value!r}; wanted text")
+                    self._refuse(f"row {number + 1}: column '{column}' holds {value!r}; expected text")
         values = {field: table[column].tolist() for field, column in self.columns.items()}
         for field, column in self.columns.items():
             if self.kinds[column] == "dense_union":
@@ -80,7 +80,7 @@ class Served:
         value = value.tolist() if hasattr(value, "tolist") else value
         if isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)):
             return value
-        return self._refuse(f"row {number + 1}: column '{column}' holds {value!r}; wanted text or a list of text")
+        return self._refuse(f"row {number + 1}: column '{column}' holds {value!r}; expected text or a list of text")
 
     def _refuse(self, message: str) -> t.NoReturn:
         from mlflow.exceptions import MlflowException

@@ -23,10 +23,10 @@ class TextGenerator:
         params = {**self.settings["params"], **params}
         longest, new = self.settings["longest"], params["max_new_tokens"]
         if longest is not None and new >= longest:
-            raise ValueError(f"params: max_new_tokens={new} leaves no room for a prompt; wanted a number < {longest}")
+            raise ValueError(f"params: max_new_tokens={new} leaves no room for a prompt; expected a number < {longest}")
         room = 10**9 if longest is None else longest - new
         prompts = [ids for ids, _ in self.prompts([row["text"] for row in rows], [room] * len(rows))]
         for number, ids in enumerate(prompts, 1):
             if not ids:
-                raise ValueError(f"row {number}: is an empty text; wanted one to go on from")
+                raise ValueError(f"row {number}: is an empty text; expected one to go on from")
         return [{"text": text} for text in self.generator(prompts, batch_size or self.batch_size, params)]

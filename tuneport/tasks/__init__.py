@@ -28,7 +28,7 @@ def load(name: str) -> Task:
     """
     if name not in names():
         raise UserError(
-            f"task_name='{name}': not valid; wanted one of {', '.join(names())}.{did_you_mean(name, names())}"
+            f"task_name='{name}': not valid; expected one of {', '.join(names())}.{did_you_mean(name, names())}"
         )
     module = importlib.import_module(f"{__name__}.{name}")
     (task,) = (

@@ -92,7 +92,7 @@ class LanguageModelingTask(GenerationTask):
         if longest is not None and wanted >= longest:
             raise UserError(
                 f"max_new_tokens={wanted}: leaves no room for a prompt, as the model takes {longest} tokens in all; "
-                f"wanted < {longest}."
+                f"expected < {longest}."
             )
         return found
 

@@ -47,7 +47,7 @@ class TextPairTask(CompletionTask):
                 if value is None:
                     raise Drop(f"null in column '{column}'")
                 if not isinstance(value, str):
-                    raise UserError(f"{where}: column '{column}' holds {value!r}; wanted text.")
+                    raise UserError(f"{where}: column '{column}' holds {value!r}; expected text.")
                 if not value.strip():
                     raise Drop(f"empty text in column '{column}'")
                 row[field] = value
@@ -79,7 +79,7 @@ class TextPairTask(CompletionTask):
         if most is not None and found["params"]["max_new_tokens"] > most:
             raise UserError(
                 f"max_new_tokens={found['params']['max_new_tokens']}: the model takes at most {limit} tokens; "
-                f"wanted <= {most}, or -1."
+                f"expected <= {most}, or -1."
             )
         return found
 
@@ -109,7 +109,7 @@ def check_template(template: str | None) -> None:
     """Raise `UserError` for a template without exactly one place for the text."""
     if template is not None and template.count(PLACEHOLDER) != 1:
         raise UserError(
-            f"prompt_template={template!r}: holds {PLACEHOLDER} {template.count(PLACEHOLDER)} times; wanted it once, "
+            f"prompt_template={template!r}: holds {PLACEHOLDER} {template.count(PLACEHOLDER)} times; expected it once, "
             f"where the text of a row goes, as in 'summarize: {PLACEHOLDER}'."
         )
 
@@ -133,13 +133,13 @@ def prompting(
     if decoder and max_target_length >= base.max_seq_length:
         raise UserError(
             f"max_target_length={max_target_length}: with a decoder, prompt and target share max_seq_length="
-            f"{base.max_seq_length} tokens; wanted < {base.max_seq_length}. Lower it, or raise max_seq_length."
+            f"{base.max_seq_length} tokens; expected < {base.max_seq_length}. Lower it, or raise max_seq_length."
         )
     positions = _positions(base, decoder)
     if positions is not None and max_target_length > positions:
         raise UserError(
             f"max_target_length={max_target_length}: the base model writes at most {positions} tokens; "
-            f"wanted <= {positions}."
+            f"expected <= {positions}."
         )
     most = base.max_seq_length - max_target_length if decoder else base.max_seq_length
     fixed = base.tokenizer.encode(template.replace(PLACEHOLDER, ""), add_special_tokens=False)

@@ -117,7 +117,7 @@ class ChatCompletion(LanguageModelingTask):
             end = end_of_turn(ChatTemplate(source, tokens), base.tokenizer)
         except ValueError as e:
             raise UserError(
-                f"chat_template: {': '.join(e.args)}. Wanted one that renders a user's turn and an assistant's; "
+                f"chat_template: {': '.join(e.args)}. Expected one that renders a user's turn and an assistant's; "
                 "set chat_template to such a template."
             ) from None
         stop = list(dict.fromkeys([*prompting["stop"], *([] if end is None else [end])]))
@@ -215,7 +215,7 @@ def _template(given: str | None, base: BaseModel) -> str:
     except (OSError, ValueError) as e:
         reason = getattr(e, "strerror", None) or "no UTF-8 text"
         raise UserError(
-            f"chat_template={given!r}: cannot be read ({reason}); wanted a Jinja template, or a file that holds one."
+            f"chat_template={given!r}: cannot be read ({reason}); expected a Jinja template, or a file that holds one."
         ) from None
 
 

@@ -107,7 +107,7 @@ class QuestionAnswering(Task):
             for text, start in zip(texts, starts, strict=True):
                 if start < 0 or not context.startswith(text, start):
                     raise Refuse(
-                        f"an answer in column '{options.answers_key}' is not in the context; wanted its "
+                        f"an answer in column '{options.answers_key}' is not in the context; expected its "
                         f"'{options.answer_text_key}' at the character '{options.answer_start_key}' of column "
                         f"'{options.context_key}', counted from 0",
                         _misplaced(text, start, context),
@@ -129,7 +129,7 @@ class QuestionAnswering(Task):
         if windows.longest_question < windows.room // 4:
             raise UserError(
                 f"doc_stride={options.doc_stride}: two windows of max_seq_length={base.max_seq_length} tokens share so "
-                "many that the question has less than a quarter; wanted at most "
+                "many that the question has less than a quarter; expected at most "
                 f"{windows.room - windows.room // 4 - 1}. Set doc_stride={windows.room // 4}, or raise max_seq_length."
             )
         if not _has_offsets(windows):
@@ -139,7 +139,7 @@ class QuestionAnswering(Task):
             )
         if ANSWERABLE not in histograms["train"]:
             raise UserError(
-                f"column '{options.answers_key}': no training row has an answer; wanted some that do. "
+                f"column '{options.answers_key}': no training row has an answer; expected some that do. "
                 "Add rows with answers."
             )
         return {
@@ -290,7 +290,7 @@ def _read_text(value: t.Any, where: str, column: str) -> str:
     if value is None:
         raise Drop(f"null in column '{column}'")
     if not isinstance(value, str):
-        raise UserError(f"{where}: column '{column}' holds {value!r}; wanted text.")
+        raise UserError(f"{where}: column '{column}' holds {value!r}; expected text.")
     if not value.strip():
         raise Drop(f"empty text in column '{column}'")
     return value
@@ -309,20 +309,20 @@ def _read_answers(value: t.Any, where: str, options: QuestionAnsweringColumns) -
     if not lists or not all(isinstance(found, (list, tuple)) for found in lists):
         held = f"an object of {', '.join(map(repr, value)) or 'nothing'}" if isinstance(value, Mapping) else "no object"
         raise UserError(
-            f"{where}: column '{column}' holds {held}; wanted an object of the lists '{names[0]}' and '{names[1]}', "
+            f"{where}: column '{column}' holds {held}; expected an object of the lists '{names[0]}' and '{names[1]}', "
             f'in CSV and TSV as JSON in the cell: {{"{names[0]}": ["a"], "{names[1]}": [0]}}. Name them by '
             "answer_text_key and answer_start_key."
         )
     texts, starts = lists
     if len(texts) != len(starts):
         raise Refuse(
-            f"the lists '{names[0]}' and '{names[1]}' in column '{column}' differ in length; wanted one start a text",
+            f"the lists '{names[0]}' and '{names[1]}' in column '{column}' differ in length; expected one start a text",
             f"{len(texts)} texts, {len(starts)} starts",
         )
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
             raise UserError(
-                f"{where}: column '{column}' holds the answer {text!r} at {start!r}; wanted text at a whole number."
+                f"{where}: column '{column}' holds the answer {text!r} at {start!r}; expected text at a whole number."
             )
         if not text.strip():
             raise Drop(f"an empty answer in column '{column}'")

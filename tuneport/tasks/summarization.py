@@ -73,7 +73,7 @@ class Summarization(TextPairTask):
         check_template(options.prompt_template)
         if options.document_key == options.summary_key:
             raise UserError(
-                f"document_key and summary_key are both '{options.document_key}'; wanted two columns, the summary's "
+                f"document_key and summary_key are both '{options.document_key}'; expected two columns, the summary's "
                 "being what the model learns to write."
             )
         return {"document": options.document_key, "summary": options.summary_key}

@@ -32,7 +32,7 @@ class Drop(Exception):
 class Refuse(Exception):
     """This row is wrong, and with it the data: preprocess names all such rows of the source, then refuses.
 
-    ``problem`` is the same for all rows of one kind and says what was wanted; ``found`` is what this row holds.
+    ``problem`` is the same for all rows of one kind and says what was expected; ``found`` is what this row holds.
     """
 
     def __init__(self, problem: str, found: str = "") -> None:

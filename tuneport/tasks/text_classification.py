@@ -91,7 +91,7 @@ class TextClassification(Task):
             if kind != first_kind[0]:
                 raise UserError(
                     f"{where}: column '{options.label_key}' holds {kind} {value!r}, but earlier rows hold "
-                    f"{first_kind[0]}; wanted one type of label. Write all labels as text or all as numbers."
+                    f"{first_kind[0]}; expected one type of label. Write all labels as text or all as numbers."
                 )
             return str(value).lower() if kind == "true or false" else str(value)
 
@@ -102,7 +102,7 @@ class TextClassification(Task):
                 if value is None:
                     raise Drop(f"null in column '{column}'")
                 if not isinstance(value, str):
-                    raise UserError(f"{where}: column '{column}' holds {value!r}; wanted text.")
+                    raise UserError(f"{where}: column '{column}' holds {value!r}; expected text.")
                 if not value.strip():
                     raise Drop(f"empty text in column '{column}'")
                 row[field] = value
@@ -128,7 +128,7 @@ class TextClassification(Task):
         if len(labels) < 2:
             raise UserError(
                 f"column '{options.label_key}' holds {len(labels)} label(s) in the training rows "
-                f"({', '.join(labels)}); wanted at least two. A classifier needs rows of several classes."
+                f"({', '.join(labels)}); expected at least two. A classifier needs rows of several classes."
             )
         for split in ("validation", "test"):
             if unseen := [label for label in _order(histograms[split]) if label not in histograms["train"]]:
@@ -281,7 +281,9 @@ def _kind(value: t.Any, where: str, column: str) -> str:
         return "a whole number"
     if isinstance(value, str):
         return "text"
-    raise UserError(f"{where}: column '{column}' holds {value!r}; wanted a label: text, a whole number, true or false.")
+    raise UserError(
+        f"{where}: column '{column}' holds {value!r}; expected a label: text, a whole number, true or false."
+    )
 
 
 def _read_label(
@@ -293,7 +295,7 @@ def _read_label(
     if not options.multi_label:
         if isinstance(value, (list, tuple)):
             raise UserError(
-                f"{where}: column '{column}' holds a list {value!r}; wanted one label. Set multi_label=true."
+                f"{where}: column '{column}' holds a list {value!r}; expected one label. Set multi_label=true."
             )
         return check(value, where)
     if isinstance(value, str):
@@ -303,7 +305,7 @@ def _read_label(
             value = None
     if not isinstance(value, (list, tuple)):
         raise UserError(
-            f'{where}: column \'{column}\' holds no list; wanted a list of labels, as in ["a", "b"], '
+            f'{where}: column \'{column}\' holds no list; expected a list of labels, as in ["a", "b"], '
             "as multi_label=true."
         )
     if None in value:

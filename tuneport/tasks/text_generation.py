@@ -110,10 +110,10 @@ def _text(value: t.Any, column: str, *, learnt: bool) -> str:
     if value is None:
         raise Drop(f"null in column '{column}'")
     if not isinstance(value, str):
-        raise Refuse(f"column '{column}' holds no text; wanted text", repr(value)[:FOUND_LENGTH])
+        raise Refuse(f"column '{column}' holds no text; expected text", repr(value)[:FOUND_LENGTH])
     if not value.strip():
         if learnt:
-            raise Refuse(f"column '{column}' holds an empty completion; wanted text, as nothing else is learnt")
+            raise Refuse(f"column '{column}' holds an empty completion; expected text, as nothing else is learnt")
         raise Drop(f"empty text in column '{column}'")
     try:
         value.encode()

@@ -98,7 +98,7 @@ class TokenClassification(Task):
             tags = _read_list(raw.get(options.tag_key), where, options.tag_key, "tags")
             if len(tokens) != len(tags):
                 raise Refuse(
-                    f"columns '{options.token_key}' and '{options.tag_key}' differ in length; wanted one tag a word",
+                    f"columns '{options.token_key}' and '{options.tag_key}' differ in length; expected one tag a word",
                     f"{len(tokens)} words, {len(tags)} tags",
                 )
             if not tokens:
@@ -126,7 +126,7 @@ class TokenClassification(Task):
         if len(labels) < 2:
             raise UserError(
                 f"column '{options.tag_key}' holds {len(labels)} tag(s) in the training rows ({', '.join(labels)}); "
-                "wanted at least two. A tagger needs words of several tags."
+                "expected at least two. A tagger needs words of several tags."
             )
         everywhere = {tag: split for split in histograms for tag in histograms[split] if tag != "O"}
         if len({_is_iob(tag) for tag in everywhere}) == 2:
@@ -281,12 +281,12 @@ def _read_list(value: t.Any, where: str, column: str, wanted: str) -> list[str]:
             value = None
     if not isinstance(value, (list, tuple)):
         raise UserError(
-            f"{where}: column '{column}' holds no list; wanted a list of {wanted}, "
+            f"{where}: column '{column}' holds no list; expected a list of {wanted}, "
             'in CSV and TSV as JSON in the cell: ["a", "b"].'
         )
     for entry in value:
         if entry is None:
             raise Drop(f"null in the list in column '{column}'")
         if not isinstance(entry, (str, int, float)):
-            raise UserError(f"{where}: column '{column}' holds the entry {entry!r}; wanted {wanted} as text.")
+            raise UserError(f"{where}: column '{column}' holds the entry {entry!r}; expected {wanted} as text.")
     return [str(entry) for entry in value]

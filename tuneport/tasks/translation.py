@@ -77,13 +77,13 @@ class Translation(TextPairTask):
         check_template(options.prompt_template)
         if options.source_lang == options.target_lang:
             raise UserError(
-                f"source_lang and target_lang are both the column '{options.source_lang}'; wanted two columns, the "
+                f"source_lang and target_lang are both the column '{options.source_lang}'; expected two columns, the "
                 "text and its translation."
             )
         source, target = _codes(options)
         if source == target:
             raise UserError(
-                f"source and target are both of the language '{source}'; wanted two languages. "
+                f"source and target are both of the language '{source}'; expected two languages. "
                 "Set source_lang_code and target_lang_code."
             )
         return {"source": options.source_lang, "target": options.target_lang}

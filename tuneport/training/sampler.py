@@ -47,7 +47,7 @@ def similar(lengths: list[int], rows_per_step: int) -> Draw:
 
 
 def packed(packs: Packs) -> Draw:
-    """Packs at random, made anew each time of what rows fit together."""
+    """Packs at random, made again each time of what rows fit together."""
 
     def draw(generator: torch.Generator) -> list[tuple[int, ...]]:
         made = packs.made(torch.randperm(len(packs.rows), generator=generator).numpy().astype(np.int64))

@@ -261,7 +261,7 @@ def load_model(task: Task, base: Path, prepared: Prepared, **loading: t.Any) -> 
             raise
         kind = json.loads((base / "config.json").read_text("utf-8")).get("model_type")
         raise UserError(
-            f"{base}: a model of type '{kind}' cannot do {task.name}; wanted one of a type that transformers' "
+            f"{base}: a model of type '{kind}' cannot do {task.name}; expected one of a type that transformers' "
             f"{' or '.join(task.architectures)} loads: {', '.join(_types(task.architectures))}. "
             "Choose another base model."
         ) from None

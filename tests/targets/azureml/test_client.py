@@ -41,7 +41,7 @@ def submit(folder: Path, settings: dict[str, str], *flags: str, code: str = "") 
 def test_a_workspace_must_be_named(tmp_path: Path) -> None:
     done = submit(tmp_path, IMAGES)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: the workspace is not named: wanted subscription, resource_group, workspace")
+    assert done.stderr.startswith("error: the workspace is not named: expected subscription, resource_group, workspace")
 
 
 def test_without_azures_libraries_the_message_says_what_to_install(tmp_path: Path) -> None:

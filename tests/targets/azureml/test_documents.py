@@ -92,7 +92,7 @@ def test_bounds_are_inclusive_and_choices_are_listed() -> None:
     inputs = compiled().files["components/finetune.yaml"]["inputs"]
     assert (inputs["num_train_epochs"]["min"], inputs["seed"]["min"], inputs["seed"]["max"]) == (1, 0, 2**32 - 1)
     assert (inputs["learning_rate"]["min"], inputs["learning_rate"]["max"]) == (0, 1)
-    assert inputs["learning_rate"]["description"].endswith("Wanted: a number > 0 and <= 1.")
+    assert inputs["learning_rate"]["description"].endswith("Expected: a number > 0 and <= 1.")
     assert inputs["evaluation_strategy"]["enum"] == ["epoch", "steps"]
     assert "" not in inputs["optim"]["enum"]
     assert "task_name" not in inputs

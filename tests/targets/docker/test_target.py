@@ -49,7 +49,7 @@ def test_equal_requests_compile_to_equal_documents() -> None:
 
 def test_a_size_that_docker_does_not_read_is_refused() -> None:
     compiled(shm_size_finetune="512m")
-    with pytest.raises(UserError, match=r"shm_size_finetune='5 GB': not valid; wanted a size as Docker writes it"):
+    with pytest.raises(UserError, match=r"shm_size_finetune='5 GB': not valid; expected a size as Docker writes it"):
         compiled(shm_size_finetune="5 GB")
 
 

@@ -23,7 +23,7 @@ class Count(Step):
     def run(self):
         text = (self.shouted.path / "text.txt").read_text("utf-8")
         if self.fail == "user":
-            raise UserError("fail='user': not valid; wanted peace.\nTry again.")
+            raise UserError("fail='user': not valid; expected peace.\nTry again.")
         if self.fail == "bug":
             raise RuntimeError("a defect")
         if self.fail == "exit":

@@ -184,7 +184,7 @@ def test_a_lora_parameter_without_lora_is_refused(model: Callable[[str], Path], 
         stage.check()
 
 
-@pytest.mark.parametrize("wanted", ["no_such_module", "query,no_such_module", "query[", " , "])
+@pytest.mark.parametrize("expected", ["no_such_module", "query,no_such_module", "query[", " , "])
 def test_a_target_that_fits_no_module_is_refused(
     wanted: str, model: Callable[[str], Path], prepared: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
@@ -196,7 +196,7 @@ def test_a_target_that_fits_no_module_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("wanted", ["query,value", r".*\.self\.(query|value)"])
+@pytest.mark.parametrize("expected", ["query,value", r".*\.self\.(query|value)"])
 def test_targets_are_names_or_patterns(
     wanted: str, model: Callable[[str], Path], prepared: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
@@ -259,7 +259,7 @@ def test_an_adapter_is_not_exported_without_its_base_model_nor_with_another(
     tuned = finetune(task, base, data, tmp_path / "tuned", merge_lora_weights=False, max_steps=2)
     export = steps.load("model_export", task)
     inputs = {"pytorch_model_folder": tuned, "preprocess_output": data, "mlflow_model_folder": tmp_path / "mlflow"}
-    with pytest.raises(UserError, match="holds a LoRA adapter; wanted its base model, too"):
+    with pytest.raises(UserError, match="holds a LoRA adapter; expected its base model, too"):
         execute(export(**inputs))
     with pytest.raises(UserError, match="is not the base model that the adapter"):
         execute(export(**inputs, model_selector_output=model("llama")))

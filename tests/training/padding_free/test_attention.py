@@ -97,7 +97,7 @@ def test_a_training_uses_the_attention_that_its_log_names(
     )
     assert seen.attention == used
     assert [message for message in caplog.messages if "attention:" in message] == [f"attention: {said}"]
-    assert "attn" not in (tmp_path / "config.json").read_text(), "who loads the model chooses anew"
+    assert "attn" not in (tmp_path / "config.json").read_text(), "who loads the model chooses again"
 
 
 MODELS = {

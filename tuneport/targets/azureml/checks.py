@@ -59,8 +59,8 @@ def _names(pipeline: Pipeline, nodes: tuple[Node, ...], settings: AzureMLSetting
     for name in (pipeline.name, *(node.name for node in nodes)):
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             yield (
-                f"'{name}': is no name for a component of Azure ML; wanted lower-case letters, digits and underscores, "
-                "a letter first."
+                f"'{name}': is not a name for a component of Azure ML; expected lower-case letters, digits and "
+                "underscores, a letter first."
             )
     stages = [node.name for node in nodes]
     for name in settings.stages:
@@ -75,8 +75,8 @@ def _registration(pipeline: Pipeline, nodes: tuple[Node, ...], values: Mapping[s
     for spec in registered(pipeline, values).values():
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,254}", spec["name"]):
             yield (
-                f"registered_model_name={spec['name']!r}: is no name for a model of Azure ML; wanted letters, digits, "
-                "'-', '_' and '.', a letter or digit first, at most 255 of them."
+                f"registered_model_name={spec['name']!r}: is not a name for a model of Azure ML; expected letters, "
+                "digits, '-', '_' and '.', a letter or digit first, at most 255 of them."
             )
     read = inputs_of(nodes)
     for name, port in pipeline.params.items():
@@ -95,25 +95,25 @@ def _value(port: Port, value: t.Any) -> Iterator[str]:
     elif value == "" and port.default != "":
         yield f"{port.name}='': Azure ML has no empty values; leave it out, or give what you mean by it."
     elif port.type is str and port.default in ("true", "false") and value.lower() not in ("true", "false"):
-        yield f"{port.name}={value!r}: no stage on Azure ML can read a path of this machine; wanted true or false."
+        yield f"{port.name}={value!r}: no stage on Azure ML can read a path of this machine; expected true or false."
     elif port.resource in RESOURCES:
         pattern, wanted = RESOURCES[port.resource]
         if not re.fullmatch(pattern, value) or (port.resource == "compute" and value == "local"):
-            yield f"{port.name}={value!r}: not valid on Azure ML; wanted {wanted}."
+            yield f"{port.name}={value!r}: not valid on Azure ML; expected {wanted}."
     elif isinstance(value, str) and "${{" in value:
         yield f"{port.name}={value!r}: holds ${{{{, which Azure ML takes for an expression of its own. Leave it out."
 
 
 def _uri(port: Port, value: str) -> Iterator[str]:
-    """A wrong form, or a model where data is wanted and the other way round."""
+    """A wrong form, or a model where data is expected and the other way round."""
     collection = COLLECTIONS[artifact_type(port)]
     if not any(form.fullmatch(value) for form in (ASSET, LONG, STORAGE)):
         wanted = "azureml:NAME:VERSION, azureml://…, https://…, wasbs://… or abfss://…, or a path"
-        yield f"{port.name}={value!r}: is no address that Azure ML knows; wanted {wanted}."
+        yield f"{port.name}={value!r}: is no address that Azure ML knows; expected {wanted}."
     other = {"models": "data", "data": "models"}[collection]
     if value.startswith("azureml://") and re.search(rf"/{other}/[^/]+/(versions|labels)/", value):
         yield (
-            f"{port.name}={value!r}: names {_asset(other)}; wanted {_asset(collection)} ({artifact_type(port)}) of "
+            f"{port.name}={value!r}: names {_asset(other)}; expected {_asset(collection)} ({artifact_type(port)}) of "
             "Azure ML."
         )
 

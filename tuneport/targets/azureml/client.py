@@ -70,7 +70,7 @@ def _check_workspace(settings: AzureMLSettings) -> None:
     missing = [name for name in ("subscription", "resource_group", "workspace") if getattr(settings, name) is None]
     if missing:
         raise UserError(
-            f"the workspace is not named: wanted {', '.join(missing)} in the configuration, under platform: azureml."
+            f"the workspace is not named: expected {', '.join(missing)} in the configuration, under platform: azureml."
         )
 
 

@@ -160,7 +160,7 @@ def _bounds(port: Port) -> Spec:
 
 def _help(port: Port) -> str:
     exclusive = port.type is float and set(port.bounds) & {"gt", "lt"}
-    return f"{port.help} Wanted: {port.wanted}." if exclusive else port.help
+    return f"{port.help} Expected: {port.wanted}." if exclusive else port.help
 
 
 def _output(port: Port, settings: AzureMLSettings) -> Spec:

@@ -19,7 +19,7 @@ ENVIRONMENT = (
 def _image(value: str) -> str:
     known = ENVIRONMENT if value.startswith("azureml:") else REFERENCE
     if not re.fullmatch(known, value, re.ASCII):
-        raise ValueError("wanted an image, as in registry/name:tag, or azureml:NAME:VERSION of an environment")
+        raise ValueError("expected an image, as in registry/name:tag, or azureml:NAME:VERSION of an environment")
     return value
 
 

@@ -59,7 +59,7 @@ class Kfp(Target):
         from tuneport.errors import UserError
 
         if output.suffix not in (".yaml", ".yml"):
-            raise UserError(f"{output}: not valid; wanted the name of a YAML file, as in pipeline.yaml.")
+            raise UserError(f"{output}: not valid; expected the name of a YAML file, as in pipeline.yaml.")
         try:
             write_atomically(output, document.text)
         except OSError as e:

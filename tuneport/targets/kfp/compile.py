@@ -56,7 +56,7 @@ class Plan:
 
     @cached_property
     def parameters(self) -> dict[str, Port]:
-        """What may be set anew when a run is started, by name: locations, and every value that settles no machine."""
+        """What may be set again when a run is started, by name: locations, and every value that settles no machine."""
         read = {v.port for n in self.nodes for v in n.values.values() if isinstance(v, Ref) and v.node is None}
         return {
             name: port
@@ -297,7 +297,7 @@ def _job_problems(plan: Plan, node: Node) -> list[str]:
             "(ReadWriteMany), on which they read the inputs and leave the model."
         )
     if (fewest := settings.multi_node.elastic_min_nodes) and fewest > nodes:
-        problems.append(f"platform.kfp.multi_node.elastic_min_nodes={fewest}: wanted up to {name} ({nodes}).")
+        problems.append(f"platform.kfp.multi_node.elastic_min_nodes={fewest}: expected up to {name} ({nodes}).")
     if not problems:
         try:  # what this kind of job has no field for
             multi_node.manifest(_job(plan, node), "compile", ("python3",))
@@ -372,7 +372,7 @@ def _shm_size(plan: Plan, node: Node) -> str | None:
         return None
     if not (match := re.fullmatch(r"([1-9]\d*)([bkmg]?)", value)):
         (name,) = (p.name for p in node.step.ports().values() if p.resource == "shm_size")
-        raise UserError(f"{name}={show(value)}: not valid; wanted a size, as in 5g or 512m.")
+        raise UserError(f"{name}={show(value)}: not valid; expected a size, as in 5g or 512m.")
     return match[1] + SHM_SIZES[match[2] or "b"]
 
 

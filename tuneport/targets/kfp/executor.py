@@ -56,7 +56,9 @@ def _parse(text: str) -> JSON:
         task = json.loads(text)
         _ = task["outputs"]["outputFile"]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{FLAG}: not valid; wanted what Kubeflow Pipelines puts in the place of {{{{$}}}}.") from None
+        raise UserError(
+            f"{FLAG}: not valid; expected what Kubeflow Pipelines puts in the place of {{{{$}}}}."
+        ) from None
     return t.cast(JSON, task)
 
 

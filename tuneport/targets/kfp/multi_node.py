@@ -33,7 +33,7 @@ def run(step: type[Step], description: str, run_id: str, given: Mapping[str, t.A
     """Run a stage as a job of this run; ``description``: what was known of it when the pipeline was compiled."""
     known = json.loads(description)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run_id):
-        raise UserError(f"{RUN_FLAG}={run_id!r}: not valid; wanted the id of a run.")
+        raise UserError(f"{RUN_FLAG}={run_id!r}: not valid; expected the id of a run.")
     stage = step(**parse_values(step.ports(), given, step.name()))
     stage.check()
     folder = Path(known["shared"], run_id, step.name())
@@ -53,7 +53,7 @@ def _artifacts(stage: Step, kind: str) -> dict[str, Artifact]:
 
 
 def _resumed(stage: Step) -> Mapping[str, t.Any]:
-    """A job that is started anew for the same run goes on from the checkpoints of the one before."""
+    """A job that is started again for the same run goes on from the checkpoints of the one before."""
     return {} if stage.resumes() else stage.resume_with
 
 

@@ -79,7 +79,7 @@ def _check_reachable(endpoint: str, settings: Settings) -> None:
         return
     if not endpoint.startswith(("http://", "https://")):
         raise UserError(
-            f"platform.kfp.endpoint={endpoint}: not valid; wanted a URL, as in https://kubeflow.example/pipeline."
+            f"platform.kfp.endpoint={endpoint}: not valid; expected a URL, as in https://kubeflow.example/pipeline."
         )
     pool = urllib3.PoolManager(ca_certs=settings.ca_certificate, timeout=10, retries=1)
     try:

@@ -17,7 +17,7 @@ def _matches(pattern: str, wanted: str, length: int = 253) -> AfterValidator:
 
     def check(value: str) -> str:
         if not compiled.fullmatch(value) or len(value) > length:
-            raise ValueError(f"wanted {wanted}")
+            raise ValueError(f"expected {wanted}")
         return value
 
     return AfterValidator(check)
@@ -26,7 +26,7 @@ def _matches(pattern: str, wanted: str, length: int = 253) -> AfterValidator:
 def _mount(value: str) -> str:
     path = PurePosixPath(value)
     if not path.is_absolute() or path == PurePosixPath("/") or ".." in path.parts or ":" in value:
-        raise ValueError("wanted an absolute path below /, as in /mnt/data")
+        raise ValueError("expected an absolute path below /, as in /mnt/data")
     return str(path)
 
 
@@ -75,7 +75,7 @@ def quantity(text: str) -> float:
 
 
 class Strict(BaseModel):
-    """Settings without unknown names; YAML's numbers are text where text is wanted (``cpu_limit: 4``)."""
+    """Settings without unknown names; YAML's numbers are text where text is expected (``cpu_limit: 4``)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, defer_build=True)
 
@@ -95,9 +95,9 @@ class Toleration(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> t.Self:
         if self.operator == "Equal" and self.key is None:
-            raise ValueError("wanted a key, or operator: Exists")
+            raise ValueError("expected a key, or operator: Exists")
         if self.operator == "Exists" and self.value is not None:
-            raise ValueError("wanted no value with operator: Exists")
+            raise ValueError("expected no value with operator: Exists")
         return self
 
 
@@ -121,7 +121,7 @@ class Secret(Strict):
     @model_validator(mode="after")
     def _used(self) -> t.Self:
         if not self.environment and self.path is None:
-            raise ValueError("wanted environment, path, or both")
+            raise ValueError("expected environment, path, or both")
         return self
 
 
@@ -175,7 +175,7 @@ class Resources(Strict):
         for amount in ("cpu", "memory"):
             request, limit = getattr(self, f"{amount}_request"), getattr(self, f"{amount}_limit")
             if request and limit and quantity(request) > quantity(limit):
-                raise ValueError(f"wanted {amount}_request ({request}) up to {amount}_limit ({limit})")
+                raise ValueError(f"expected {amount}_request ({request}) up to {amount}_limit ({limit})")
         return self
 
 
@@ -252,10 +252,12 @@ class Settings(Resources):
         named = {"images.base": self.images.base, "images.trainer": self.images.trainer}
         named |= {f"stages.{name}.image": stage.image for name, stage in self.stages.items() if stage.image}
         if loose := [f"{n}={i}" for n, i in named.items() if not DIGEST.search(i) and not self.allow_image_tags]:
-            raise ValueError(f"wanted images by digest (…@sha256:…), or allow_image_tags: true; got {', '.join(loose)}")
+            raise ValueError(
+                f"expected images by digest (…@sha256:…), or allow_image_tags: true; got {', '.join(loose)}"
+            )
         paths = [v.path for v in (*self.volumes, self.shared_volume) if v] + [s.path for s in self.secrets if s.path]
         if twice := sorted({p for p in paths if paths.count(p) > 1}):
-            raise ValueError(f"wanted each mount path once; got {', '.join(twice)} twice")
+            raise ValueError(f"expected each mount path once; got {', '.join(twice)} twice")
         return self
 
     def stage(self, name: str) -> Resources:

@@ -51,13 +51,13 @@ def _source(port: Port, location: str, volumes: Sequence[Volume]) -> Source:
         return Source(location, imported=False)
     if scheme not in OBJECT_STORES:
         wanted = f"{', '.join(OBJECT_STORES)} or https"
-        raise UserError(f"{got}: not valid; wanted a URI with {wanted}.{did_you_mean(scheme, OBJECT_STORES)}")
+        raise UserError(f"{got}: not valid; expected a URI with {wanted}.{did_you_mean(scheme, OBJECT_STORES)}")
     if scheme == "oci" and kind in ("File", "MLTable"):
         raise UserError(f"{got}: Kubeflow takes models from an image registry, but no data. Use an object store.")
     if set(rest) & set("*?[]"):
         raise UserError(f"{got}: Kubeflow imports no pattern. Name one file, or the folder that holds the shards.")
     if not re.fullmatch(r"[A-Za-z0-9][-A-Za-z0-9._:]*/+[^/].*", rest):
-        raise UserError(f"{got}: not valid; wanted {scheme}://bucket/key.")
+        raise UserError(f"{got}: not valid; expected {scheme}://bucket/key.")
     return Source(location, imported=True)
 
 
@@ -66,6 +66,6 @@ def _check_path(got: str, path: PurePosixPath, volumes: Sequence[Volume]) -> Non
         return
     mounted = ", ".join(volume.path for volume in volumes) or "none is set"
     raise UserError(
-        f"{got}: is a path that no stage on the cluster sees. Wanted a URI ({', '.join(OBJECT_STORES)} or https), or a "
-        f"path on one of platform.kfp.volumes ({mounted})."
+        f"{got}: is a path that no stage on the cluster sees. Expected a URI ({', '.join(OBJECT_STORES)} or https), or "
+        f"a path on one of platform.kfp.volumes ({mounted})."
     )

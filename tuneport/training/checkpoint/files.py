@@ -145,7 +145,7 @@ class CheckpointFolder:
         return None
 
     def keep_up_to(self, last: Checkpoint | None) -> None:
-        """Delete the checkpoints that are newer than ``last`` (None: every one): training writes them anew."""
+        """Delete the checkpoints that are newer than ``last`` (None: every one): training writes them again."""
         for checkpoint in self.all():
             if last is None or checkpoint.step > last.step:
                 shutil.rmtree(checkpoint.path)

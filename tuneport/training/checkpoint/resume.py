@@ -46,7 +46,7 @@ def check(value: str) -> None:
     """Raise `UserError` where a path to resume from does not exist."""
     if wanted(value) not in (NO, YES) and not Path(value).is_dir():
         raise UserError(
-            f"resume_from_checkpoint={show(value)}: no such folder; wanted true, false, a checkpoint, or the folder "
+            f"resume_from_checkpoint={show(value)}: no such folder; expected true, false, a checkpoint, or the folder "
             "of an earlier run."
         )
 
@@ -104,7 +104,7 @@ def _of_earlier_run(path: Path) -> Checkpoint:
         if found := CheckpointFolder(path=place).last_whole():
             return found
     raise UserError(
-        f"resume_from_checkpoint={show(str(path))}: holds no whole checkpoint; wanted a checkpoint, or the folder of "
+        f"resume_from_checkpoint={show(str(path))}: holds no whole checkpoint; expected a checkpoint, or the folder of "
         "an earlier run."
     )
 
@@ -135,6 +135,6 @@ def _check_same_training(
     if differing:
         raise UserError(
             f"{checkpoint.path}: cannot be resumed from, as it was trained with {', '.join(differing)}. Give the same "
-            "again, or start anew with resume_from_checkpoint=false; to go on from its weights alone, import it as the "
-            "base model."
+            "again, or start again with resume_from_checkpoint=false; to go on from its weights alone, import it as "
+            "the base model."
         )

@@ -31,7 +31,7 @@ def configuration(options: TrainingParams, *, bf16: bool, fp16: bool, world_size
     config = _read(options.deepspeed.path) if options.deepspeed else _ours(options)
     problems = list(_fill(config, wanted))
     problems += [
-        f"{path}: 'auto' is not known here; wanted a value"
+        f"{path}: 'auto' is not known here; expected a value"
         for path in _autos(config)
         if path not in FILLED_LATER and path not in wanted
     ]
@@ -135,7 +135,7 @@ def _read(file: Path) -> dict[str, t.Any]:
     except ValueError as e:
         raise UserError(f"deepspeed={file}: is not valid JSON ({e}).") from None
     if not isinstance(config, dict):
-        raise UserError(f"deepspeed={file}: holds no JSON object; wanted DeepSpeed's configuration.")
+        raise UserError(f"deepspeed={file}: holds no JSON object; expected DeepSpeed's configuration.")
     return config
 
 

@@ -130,12 +130,14 @@ def target_modules(model: t.Any, wanted: str, heads: list[str]) -> list[str]:
         fitting = {name for name in linear if name == part or name.endswith(f".{part}") or _fits(part, name)}
         if not fitting:
             raise UserError(
-                f"lora_target_modules={wanted!r}: no linear layer is named or fits {part!r}; wanted auto, or some of: "
-                f"{', '.join(_collapsed(linear))} (* is any number)."
+                f"lora_target_modules={wanted!r}: no linear layer is named or fits {part!r}; expected auto, or some "
+                f"of: {', '.join(_collapsed(linear))} (* is any number)."
             )
         chosen |= fitting
     if not chosen:
-        raise UserError(f"lora_target_modules={wanted!r}: names no module; wanted auto, or names with commas between.")
+        raise UserError(
+            f"lora_target_modules={wanted!r}: names no module; expected auto, or names with commas between."
+        )
     return [name for name in linear if name in chosen]
 
 
@@ -143,7 +145,7 @@ def _fits(pattern: str, name: str) -> bool:
     try:
         return re.fullmatch(pattern, name) is not None
     except re.error as e:
-        raise UserError(f"lora_target_modules: {pattern!r} is no regular expression ({e}).") from None
+        raise UserError(f"lora_target_modules: {pattern!r} is not a regular expression ({e}).") from None
 
 
 def _collapsed(names: list[str]) -> list[str]:

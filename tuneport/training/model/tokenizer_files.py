@@ -13,9 +13,9 @@ from tuneport.model_source.files import TOKENIZER_FILES
 class TokenizerFiles:
     """Stands where transformers' Trainer expects a tokenizer to save.
 
-    Loaded and saved by transformers, a tokenizer may come out as another one: classes of its kind build anew what they
+    Loaded and saved by transformers, a tokenizer may come out as another one: classes of its kind build again what they
     take for its pipeline, and some need packages or files that tokenizer.json makes superfluous. The rows were encoded
-    by tokenizer.json, and so are the requests. Only what training settles is written anew: the length that the model
+    by tokenizer.json, and so are the requests. Only what training settles is written again: the length that the model
     was trained with and, where one is given, the chat template.
     """
 

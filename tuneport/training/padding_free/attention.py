@@ -10,7 +10,7 @@ AUTO, EAGER, FLASH = "auto", "eager", "flash_attention_2"
 
 
 def choose(model: t.Any, wanted: str, machine: Machine, precision: str) -> tuple[str, str]:
-    """Let the model compute with the attention that is wanted; returns which it is and why."""
+    """Let the model compute with the attention that is expected; returns which it is and why."""
     chosen, why = automatic(machine, precision) if wanted == AUTO else (wanted, "as asked for")
     if model.config._attn_implementation != chosen:
         model.set_attn_implementation(chosen)
