@@ -28,6 +28,7 @@ class Machine:
     tf32: bool = True
     flash_attn: bool = False  # whether the package is installed
     model_type: str = "bert"
+    multi_label: bool = False  # whether its classes do not exclude one another
     recomputes: bool = True  # whether the model supports gradient checkpointing
     attentions: frozenset[str] = frozenset({"eager", "sdpa", "flash_attention_2"})  # that the model has code for
 
@@ -235,6 +236,15 @@ CONFLICTS: tuple[Conflict, ...] = (
     ),
     # `distributed/deepspeed.py` refuses a DeepSpeed file that contradicts the parameters: it reads the file.
     # -- what the machine or the model cannot do --------------------------------------------------------------------
+    Conflict(
+        names=("label_smoothing_factor",),
+        conflicts=lambda o, m: o.label_smoothing_factor > 0 and m.multi_label,
+        why="with multi_label=true each label is there or not by itself, so the weight of one cannot go to the others",
+        remedy="Leave it 0",
+        example={"label_smoothing_factor": 0.1},
+        mended={"label_smoothing_factor": 0.0},
+        on=Machine(gpus=0, multi_label=True),
+    ),
     Conflict(
         names=("precision",),
         conflicts=lambda o, m: o.precision in ("fp16", "tf32") and not m.gpus,

@@ -17,6 +17,7 @@ def here(model: t.Any = None) -> Machine:
     if model is not None:
         of_model = {
             "model_type": model.config.model_type,
+            "multi_label": getattr(model.config, "problem_type", None) == "multi_label_classification",
             "recomputes": model.supports_gradient_checkpointing,
             "attentions": _attentions(model),
         }

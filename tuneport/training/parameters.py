@@ -35,6 +35,14 @@ class OptimizerParams(Params):
     adam_beta2: float = param("Decay of AdamW's mean of the squared gradient.", default=0.999, ge=0, lt=1)
     adam_epsilon: float = param("Term that keeps AdamW's denominator from zero.", default=1e-8, gt=0)
     max_grad_norm: float = param("Gradients are clipped to this norm; 0: no clipping.", default=1.0, ge=0)
+    label_smoothing_factor: float = param(
+        "Share of each label's weight in the training loss that goes to all classes alike; a class is a label, a tag, "
+        "a token of the vocabulary or, for the start and end of an answer, a token of its row. The validation loss is "
+        "without it.",
+        default=0.0,
+        ge=0,
+        lt=1,
+    )
 
 
 class BatchParams(Params):

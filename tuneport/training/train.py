@@ -28,7 +28,7 @@ from tuneport.training.checkpoint import resume
 from tuneport.training.checkpoint.files import Checkpoint, CheckpointFolder
 from tuneport.training.distributed import deepspeed, sharding
 from tuneport.training.machine import here
-from tuneport.training.model import quantization
+from tuneport.training.model import label_smoothing, quantization
 from tuneport.training.model.tokenizer_files import TokenizerFiles
 from tuneport.training.packing import Packs
 from tuneport.training.padding_free import attention, choose
@@ -86,6 +86,7 @@ def train(
     plain = load_model(task, base, prepared, **quantization.loading(options))
     machine = here(plain)
     conflicts.check(options, machine)
+    label_smoothing.smooth(plain, options.label_smoothing_factor)
     chosen = attention.choose(plain, options.attention, machine, precision_of(arguments))
     if options.quantization != "none":
         quantization.freeze(plain)
@@ -98,6 +99,7 @@ def train(
         pad_to=prepared.info.pad_to,
         devices=arguments.n_gpu,
         sharded=bool(options.fsdp) or deepspeed.stage(options) == 3,
+        label_smoothing=options.label_smoothing_factor,
     )
     tokenizer = TokenizerFiles(base, prepared.info.max_seq_length, task.chat_template(prepared.info.meta))
     arguments.metric_for_best_model = metric_for_best_model
