@@ -158,6 +158,7 @@ TRIALS: dict[str, Trial] = {
     "learning_rate": trial(2e-3, rates, 1e-3),
     "lr_scheduler_type": trial("cosine", rates, num_train_epochs=2),
     "warmup_steps": trial(2, rates),
+    "warmup_ratio": trial(0.5, rates),
     "optim": trial("adafactor"),
     "weight_decay": trial(0.5),
     "adam_beta1": trial(0.5),

@@ -151,12 +151,20 @@ CONFLICTS: tuple[Conflict, ...] = (
         mended={"group_by_length": False},
     ),
     Conflict(
-        names=("lr_scheduler_type", "warmup_steps"),
-        conflicts=lambda o, _: o.lr_scheduler_type == "constant" and o.warmup_steps > 0,
+        names=("lr_scheduler_type", "warmup_steps", "warmup_ratio"),
+        conflicts=lambda o, _: o.lr_scheduler_type == "constant" and (o.warmup_steps > 0 or o.warmup_ratio > 0),
         why="this schedule has no warm-up",
-        remedy="Take lr_scheduler_type=constant_with_warmup, or leave out warmup_steps",
+        remedy="Take lr_scheduler_type=constant_with_warmup, or leave out warmup_steps and warmup_ratio",
         example={"lr_scheduler_type": "constant", "warmup_steps": 100},
         mended={"lr_scheduler_type": "constant_with_warmup"},
+    ),
+    Conflict(
+        names=("warmup_steps", "warmup_ratio"),
+        conflicts=lambda o, _: o.warmup_steps > 0 and o.warmup_ratio > 0,
+        why="both say how long the warm-up is",
+        remedy="Choose one",
+        example={"warmup_steps": 100, "warmup_ratio": 0.1},
+        mended={"warmup_steps": 0},
     ),
     Conflict(
         names=(

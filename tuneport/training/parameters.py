@@ -21,6 +21,12 @@ class ScheduleParams(Params):
         "", "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
     ] = param("Learning rate schedule. Empty: linear.", default="linear")
     warmup_steps: int = param("Optimizer steps of linear warm-up from 0 to learning_rate.", default=0, ge=0)
+    warmup_ratio: float = param(
+        "The warm-up as a share of all optimizer steps, in place of warmup_steps, rounded up to whole steps.",
+        default=0.0,
+        ge=0,
+        lt=1,
+    )
 
 
 class OptimizerParams(Params):

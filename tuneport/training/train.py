@@ -291,7 +291,7 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         max_steps=options.max_steps,
         learning_rate=options.learning_rate,
         lr_scheduler_type=options.lr_scheduler_type or "linear",
-        warmup_steps=options.warmup_steps,
+        warmup_steps=options.warmup_steps or options.warmup_ratio,  # below 1 it is a share of all steps
         optim="adafactor" if options.optim == "adafactor" else "adamw_torch_fused",  # the same AdamW, in one kernel
         weight_decay=options.weight_decay,
         adam_beta1=options.adam_beta1,
