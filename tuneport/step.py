@@ -58,7 +58,14 @@ def produces(help: str, *, views: Mapping[str, View] | None = None) -> t.Any:
 
 @t.overload
 def param(
-    help: str, *, resource: Resource = ..., gt: float = ..., ge: float = ..., lt: float = ..., le: float = ...
+    help: str,
+    *,
+    resource: Resource = ...,
+    refused: Mapping[str, str] = ...,
+    gt: float = ...,
+    ge: float = ...,
+    lt: float = ...,
+    le: float = ...,
 ) -> t.Any: ...
 @t.overload
 def param(
@@ -66,18 +73,26 @@ def param(
     *,
     default: T,
     resource: Resource = ...,
+    refused: Mapping[str, str] = ...,
     gt: float = ...,
     ge: float = ...,
     lt: float = ...,
     le: float = ...,
 ) -> T: ...
-def param(help: str, *, default: t.Any = REQUIRED, resource: Resource | None = None, **bounds: float) -> t.Any:
+def param(
+    help: str,
+    *,
+    default: t.Any = REQUIRED,
+    resource: Resource | None = None,
+    refused: Mapping[str, str] | None = None,
+    **bounds: float,
+) -> t.Any:
     """Declare a parameter: ``str``, ``int``, ``float``, ``bool`` or a ``Literal``, ``| None`` where it may be unset.
 
     ``resource``: what it asks of the machines that run the step, too; only targets that give it take another value
-    than the default.
+    than the default. ``refused``: values that one might expect among the choices, and why they are not.
     """
-    metadata = {"kind": "param", "help": help, "bounds": bounds, "resource": resource}
+    metadata = {"kind": "param", "help": help, "bounds": bounds, "resource": resource, "refused": refused or {}}
     return dc.field(default=default, metadata=metadata)
 
 
@@ -100,6 +115,7 @@ class Port:
     optional: bool = False
     group: str = ""
     resource: Resource | None = None  # what it asks of the machines that run the step
+    refused: Mapping[str, str] = dc.field(default_factory=dict)  # why these values are not among the choices
     views: Mapping[str, View] = dc.field(default_factory=dict)  # of an output
 
     @property
@@ -153,8 +169,9 @@ class Port:
     def refuse(self, value: t.Any) -> UserError:
         """The one message for a value that a port does not take."""
         default = "" if self.default in (REQUIRED, None) else f" (default {show(self.default)})"
-        guess = did_you_mean(str(value), map(str, self.choices)) if self.choices else ""
-        return UserError(f"{self.name}={show(value)}: not valid; expected {self.wanted}{default}.{guess}")
+        reason = self.refused.get(str(value), "not valid")
+        guess = did_you_mean(str(value), map(str, self.choices)) if self.choices and reason == "not valid" else ""
+        return UserError(f"{self.name}={show(value)}: {reason}; expected {self.wanted}{default}.{guess}")
 
 
 def show(value: t.Any) -> str:
@@ -337,6 +354,7 @@ def _port(f: dc.Field[t.Any], hint: t.Any, owner: type[Params]) -> Port:
         optional=optional,
         group=group,
         resource=f.metadata.get("resource"),
+        refused=f.metadata.get("refused", {}),
         views=f.metadata.get("views", {}),
     )
 

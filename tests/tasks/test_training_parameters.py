@@ -156,7 +156,7 @@ TRIALS: dict[str, Trial] = {
     "num_train_epochs": trial(2, rates),
     "max_steps": trial(1, rates),
     "learning_rate": trial(2e-3, rates, 1e-3),
-    "lr_scheduler_type": trial("cosine", rates, num_train_epochs=2),
+    "lr_scheduler_type": trial("inverse_sqrt", rates),
     "warmup_steps": trial(2, rates),
     "warmup_ratio": trial(0.5, rates),
     "optim": trial("adafactor"),
@@ -349,12 +349,11 @@ def test_parameters_of_groups_of_processes_reach_whoever_starts_them(task: str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["2", "3"])
 @every_task
-def test_two_processes_train_with_deepspeed(task: str, stage: str, ready: Callable[[str], Any], tmp_path: Path) -> None:
+def test_two_processes_train_with_deepspeed(task: str, ready: Callable[[str], Any], tmp_path: Path) -> None:
     made, values = (
         ready(task),
-        {"number_of_gpu_to_use_finetuning": 2, "apply_deepspeed": True, "deepspeed_stage": stage},
+        {"number_of_gpu_to_use_finetuning": 2, "apply_deepspeed": True, "deepspeed_stage": "3"},
     )
     command = [sys.executable, "-m", "steps", "finetune", "--task_name", task]
     command += ["--model_selector_output", str(made.model), "--preprocess_output", str(made.prepared)]

@@ -108,6 +108,8 @@ def _never_stops(options: TrainingParams, machine: Machine) -> bool:
 
 LORA = tuple(name for name in AdapterParams.ports() if name not in ("apply_lora", "quantization"))
 STOPPING = tuple(name for name in EarlyStoppingParams.ports() if name != "apply_early_stopping")
+EVALUATIONS = ("evaluation_strategy", "eval_steps", "evaluation_steps_interval", "num_train_epochs", "max_steps")
+EVALUATIONS_OF_A_PLATEAU = 12  # torch's ReduceLROnPlateau: the first counts as an improvement, it bears with 10 more
 NO_GPU = "needs an NVIDIA GPU, and torch sees none here"
 
 CONFLICTS: tuple[Conflict, ...] = (
@@ -152,11 +154,24 @@ CONFLICTS: tuple[Conflict, ...] = (
     ),
     Conflict(
         names=("lr_scheduler_type", "warmup_steps", "warmup_ratio"),
-        conflicts=lambda o, _: o.lr_scheduler_type == "constant" and (o.warmup_steps > 0 or o.warmup_ratio > 0),
+        conflicts=lambda o, _: (
+            o.lr_scheduler_type in ("constant", "reduce_lr_on_plateau") and (o.warmup_steps > 0 or o.warmup_ratio > 0)
+        ),
         why="this schedule has no warm-up",
         remedy="Take lr_scheduler_type=constant_with_warmup, or leave out warmup_steps and warmup_ratio",
         example={"lr_scheduler_type": "constant", "warmup_steps": 100},
         mended={"lr_scheduler_type": "constant_with_warmup"},
+    ),
+    Conflict(
+        names=("lr_scheduler_type", *EVALUATIONS),
+        conflicts=lambda o, _: (
+            o.lr_scheduler_type == "reduce_lr_on_plateau" and (_evaluations(o) or math.inf) <= EVALUATIONS_OF_A_PLATEAU
+        ),
+        why=f"the learning rate falls after {EVALUATIONS_OF_A_PLATEAU} evaluations at the earliest, so it never would",
+        remedy="Evaluate more often (evaluation_strategy=steps with a lower eval_steps), train longer, or take another "
+        "schedule",
+        example={"lr_scheduler_type": "reduce_lr_on_plateau", "num_train_epochs": 3},
+        mended={"num_train_epochs": 20},
     ),
     Conflict(
         names=("warmup_steps", "warmup_ratio"),
@@ -169,7 +184,7 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(
         names=(
             *("apply_early_stopping", "early_stopping_patience"),
-            *("evaluation_strategy", "eval_steps", "evaluation_steps_interval", "num_train_epochs", "max_steps"),
+            *EVALUATIONS,
         ),
         conflicts=_never_stops,
         why="there are too few evaluations to ever stop early: the first one always counts as an improvement",

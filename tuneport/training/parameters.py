@@ -6,6 +6,8 @@ from tuneport.artifacts import File
 from tuneport.parameters import EvaluationBatchParams, SeedParams
 from tuneport.step import Params, consumes, param
 
+UNSET = "which no parameter gives"
+
 
 class ScheduleParams(Params):
     """Schedule."""
@@ -18,8 +20,26 @@ class ScheduleParams(Params):
     )
     learning_rate: float = param("Peak learning rate.", default=2e-5, gt=0, le=1)
     lr_scheduler_type: Literal[
-        "", "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
-    ] = param("Learning rate schedule. Empty: linear.", default="linear")
+        "",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+        "reduce_lr_on_plateau",
+    ] = param(
+        "Learning rate schedule, one of transformers' that need no settings of their own. Empty: linear. "
+        "cosine_with_restarts has a single cycle, as cosine has. reduce_lr_on_plateau divides the rate by 10 after more than 10 evaluations in which metric_for_best_model got "
+        "no better.",
+        default="linear",
+        refused={
+            **dict.fromkeys(("cosine_with_min_lr", "cosine_warmup_with_min_lr"), f"needs a lowest rate, {UNSET}"),
+            "warmup_stable_decay": f"needs the number of steps of its decay, {UNSET}",
+            "greedy": f"needs bounds of the rate, {UNSET}; its own, from 0.001 on, are above those of fine-tuning",
+        },
+    )
     warmup_steps: int = param("Optimizer steps of linear warm-up from 0 to learning_rate.", default=0, ge=0)
     warmup_ratio: float = param(
         "The warm-up as a share of all optimizer steps, in place of warmup_steps, rounded up to whole steps.",

@@ -102,9 +102,7 @@ def train(
         label_smoothing=options.label_smoothing_factor,
     )
     tokenizer = TokenizerFiles(base, prepared.info.max_seq_length, task.chat_template(prepared.info.meta))
-    arguments.metric_for_best_model = metric_for_best_model
-    arguments.greater_is_better = task.metrics[metric_for_best_model]
-    arguments.label_names = list(task.label_names)
+    _judge_by(arguments, task, metric_for_best_model)
     checkpoints = CheckpointFolder(
         path=output / "checkpoints",
         parameters={n: getattr(options, n) for n, p in options.ports().items() if p.kind == "param"},
@@ -157,6 +155,15 @@ def train(
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     return _result(trainer)
+
+
+def _judge_by(arguments: TrainingArguments, task: Task, metric: str) -> None:
+    """Let the metric, in its own direction, decide which checkpoint is the best, and when a rate has to fall."""
+    arguments.metric_for_best_model = metric
+    arguments.greater_is_better = task.metrics[metric]
+    arguments.label_names = list(task.label_names)
+    if arguments.lr_scheduler_type == "reduce_lr_on_plateau":
+        arguments.lr_scheduler_kwargs = {"mode": "max" if arguments.greater_is_better else "min"}
 
 
 def _rows(prepared: Prepared, split: str) -> ArrowDataset:
