@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from tuneport.artifacts import Artifact
 from tuneport.errors import UserError
 from tuneport.step import show
+from tuneport.training import optimizers
 from tuneport.training.distributed import deepspeed
 from tuneport.training.parameters import AdapterParams, EarlyStoppingParams, TrainingParams
 
@@ -27,6 +28,7 @@ class Machine:
     bf16: bool = True
     tf32: bool = True
     flash_attn: bool = False  # whether the package is installed
+    packages: frozenset[str] = frozenset()  # the modules with optimizers of their own that are installed
     model_type: str = "bert"
     multi_label: bool = False  # whether its classes do not exclude one another
     recomputes: bool = True  # whether the model supports gradient checkpointing
@@ -70,6 +72,11 @@ def _shown(value: t.Any) -> str:
     return str(value.path) if isinstance(value, Artifact) else show(value).strip("'")
 
 
+def _changed(options: t.Any, *names: str) -> bool:
+    """Whether one of the parameters has another value than its default."""
+    return any(getattr(options, name) != options.ports()[name].default for name in names)
+
+
 def _idle(switch: str, on: str, names: tuple[str, ...], example: Mapping[str, t.Any]) -> Conflict:
     """Parameters that would do nothing: another than their default is refused unless ``switch`` is ``on``."""
 
@@ -86,6 +93,19 @@ def _idle(switch: str, on: str, names: tuple[str, ...], example: Mapping[str, t.
         remedy=f"Set {switch}={on}, or leave out what is named",
         example=example,
         mended={switch: on},
+    )
+
+
+def _in_package(module: str, package: str, names: tuple[str, ...]) -> Conflict:
+    """The optimizers of a package that is not installed."""
+    return Conflict(
+        names=("optim",),
+        conflicts=lambda o, m: o.optim in names and module not in m.packages,
+        why=f"is in the package {package}, which is not installed",
+        remedy=f"Install it (pip install {package}), or take optim=adamw_torch",
+        example={"optim": names[0]},
+        mended={"optim": "adamw_torch"},
+        on=Machine(gpus=1),
     )
 
 
@@ -120,18 +140,18 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(
         names=("optim", "adam_beta1", "adam_beta2", "adam_epsilon"),
         conflicts=lambda o, _: (
-            o.optim == "adafactor"
-            and any(getattr(o, n) != o.ports()[n].default for n in ("adam_beta1", "adam_beta2", "adam_epsilon"))
+            (_changed(o, "adam_beta1", "adam_beta2") and not optimizers.takes_betas(o.optim))
+            or (_changed(o, "adam_epsilon") and not optimizers.takes_epsilon(o.optim))
         ),
-        why="Adafactor has no such parameters",
+        why="this optimizer has no such parameters",
         remedy="Take optim=adamw_torch, or leave out the adam_ parameters",
         example={"optim": "adafactor", "adam_beta1": 0.8},
         mended={"optim": "adamw_torch"},
     ),
     Conflict(
         names=("optim", "apply_deepspeed"),
-        conflicts=lambda o, _: o.optim == "adafactor" and o.apply_deepspeed,
-        why="ZeRO makes one long row of all weights, and Adafactor goes by their rows and columns",
+        conflicts=lambda o, _: o.optim not in optimizers.WEIGHT_BY_WEIGHT and o.apply_deepspeed,
+        why="ZeRO makes one long row of all weights, and this optimizer goes by their shapes, or might",
         remedy="Take optim=adamw_torch, or leave out apply_deepspeed",
         example={"optim": "adafactor", "apply_deepspeed": True},
         mended={"optim": "adamw_torch"},
@@ -304,6 +324,7 @@ CONFLICTS: tuple[Conflict, ...] = (
         mended={"quantization": "none"},
         on=CPU,
     ),
+    *(_in_package(module, *of_it) for module, of_it in optimizers.PACKAGES.items()),
     Conflict(
         names=("number_of_gpu_to_use_finetuning",),
         conflicts=lambda o, m: 0 < m.gpus < o.number_of_gpu_to_use_finetuning,

@@ -5,6 +5,7 @@ from typing import Literal
 from tuneport.artifacts import File
 from tuneport.parameters import EvaluationBatchParams, SeedParams
 from tuneport.step import Params, consumes, param
+from tuneport.training import optimizers
 
 UNSET = "which no parameter gives"
 
@@ -31,8 +32,8 @@ class ScheduleParams(Params):
         "reduce_lr_on_plateau",
     ] = param(
         "Learning rate schedule, one of transformers' that need no settings of their own. Empty: linear. "
-        "cosine_with_restarts has a single cycle, as cosine has. reduce_lr_on_plateau divides the rate by 10 after more than 10 evaluations in which metric_for_best_model got "
-        "no better.",
+        "cosine_with_restarts has a single cycle, as cosine has. reduce_lr_on_plateau divides the rate by 10 after "
+        "more than 10 evaluations in which metric_for_best_model got no better.",
         default="linear",
         refused={
             **dict.fromkeys(("cosine_with_min_lr", "cosine_warmup_with_min_lr"), f"needs a lowest rate, {UNSET}"),
@@ -52,9 +53,10 @@ class ScheduleParams(Params):
 class OptimizerParams(Params):
     """Optimizer."""
 
-    optim: Literal["", "adamw_hf", "adamw_torch", "adafactor"] = param(
-        "Optimizer. adamw_hf is the former name of AdamW and runs as adamw_torch. Empty: adamw_torch.",
+    optim: optimizers.Optimizer = param(
+        "Optimizer, by transformers' name. adamw_hf, a former name of AdamW, and empty run as adamw_torch_fused.",
         default="adamw_hf",
+        refused=optimizers.NOT_OFFERED,
     )
     weight_decay: float = param("Weight decay for all weights but biases and normalisation layers.", default=0.0, ge=0)
     adam_beta1: float = param("Decay of AdamW's mean of the gradient.", default=0.9, ge=0, lt=1)

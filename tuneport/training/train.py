@@ -21,7 +21,7 @@ from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.tasks.task import Task
 from tuneport.tracking import Run
-from tuneport.training import conflicts
+from tuneport.training import conflicts, optimizers
 from tuneport.training.auto_batch_size import explained, fit_batch_size
 from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, TrainingProgress
 from tuneport.training.checkpoint import resume
@@ -284,7 +284,7 @@ def _types(auto_classes: t.Sequence[str]) -> list[str]:
 def training_arguments(options: TrainingParams, folder: Path, world_size: int = 1) -> TrainingArguments:
     """Our parameters in transformers' words; evaluation, checkpoints and best model always go together."""
     if options.optim == "adamw_hf":
-        log.info("optim=adamw_hf is gone from transformers and runs as adamw_torch")
+        log.info("optim=adamw_hf is gone from transformers and runs as %s", optimizers.FUSED)
     has_cuda = torch.cuda.is_available()
     has_bf16 = not has_cuda or torch.cuda.is_bf16_supported()
     bf16 = options.precision == "bf16" or (options.precision == "16" and has_bf16)
@@ -299,7 +299,7 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         learning_rate=options.learning_rate,
         lr_scheduler_type=options.lr_scheduler_type or "linear",
         warmup_steps=options.warmup_steps or options.warmup_ratio,  # below 1 it is a share of all steps
-        optim="adafactor" if options.optim == "adafactor" else "adamw_torch_fused",  # the same AdamW, in one kernel
+        optim=optimizers.FUSED if options.optim in optimizers.DEFAULTS else options.optim,
         weight_decay=options.weight_decay,
         adam_beta1=options.adam_beta1,
         adam_beta2=options.adam_beta2,
