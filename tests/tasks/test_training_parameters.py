@@ -165,6 +165,7 @@ TRIALS: dict[str, Trial] = {
     "adam_beta2": trial(0.9),
     "adam_epsilon": trial(1e-2),
     "max_grad_norm": trial(0.01, optim="adafactor"),
+    "neftune_noise_alpha": trial(5.0, losses),
     "label_smoothing_factor": trial(0.2, losses),
     # -- batches and precision
     "per_device_train_batch_size": trial(4, log_lines, 8),

@@ -71,6 +71,12 @@ class OptimizerParams(Params):
         ge=0,
         lt=1,
     )
+    neftune_noise_alpha: float = param(
+        "Strength of the noise on the embeddings of the tokens that the model reads, in training alone (NEFTune, arXiv "
+        "2310.05914, which tries 5, 10 and 15). 0: none.",
+        default=0.0,
+        ge=0,
+    )
 
 
 class BatchParams(Params):

@@ -28,7 +28,7 @@ from tuneport.training.checkpoint import resume
 from tuneport.training.checkpoint.files import Checkpoint, CheckpointFolder
 from tuneport.training.distributed import deepspeed, sharding
 from tuneport.training.machine import here
-from tuneport.training.model import label_smoothing, quantization
+from tuneport.training.model import label_smoothing, neftune, quantization
 from tuneport.training.model.tokenizer_files import TokenizerFiles
 from tuneport.training.packing import Packs
 from tuneport.training.padding_free import attention, choose
@@ -87,6 +87,8 @@ def train(
     machine = here(plain)
     conflicts.check(options, machine)
     label_smoothing.smooth(plain, options.label_smoothing_factor)
+    if options.neftune_noise_alpha:
+        neftune.Noise(plain, options.neftune_noise_alpha)
     chosen = attention.choose(plain, options.attention, machine, precision_of(arguments))
     if options.quantization != "none":
         quantization.freeze(plain)
