@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import EvalLoopContainer
 
 import steps
 from tuneport import tasks
@@ -38,6 +39,7 @@ class Watched(TrainerCallback):  # type: ignore[misc]
         self.attention = ""
         self.layers_computed = 0  # in steps of training
         self.evaluation_batches = 0
+        self.moved_to_cpu = 0  # how many times what metrics need was, in an evaluation
         self.workers = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -193,6 +195,7 @@ TRIALS: dict[str, Trial] = {
     "fsdp": trial("full_shard"),
     # -- evaluation, logging, checkpoints, resume
     "per_device_eval_batch_size": trial(2, watched("evaluation_batches"), 8),
+    "eval_accumulation_steps": trial(1, watched("moved_to_cpu"), per_device_eval_batch_size=2),
     "evaluation_strategy": trial("steps", evaluations, eval_steps=1),
     "eval_steps": trial(2, evaluations, 1, evaluation_strategy="steps"),
     "evaluation_steps_interval": trial(0.5, evaluations),
@@ -261,6 +264,20 @@ def outcome_of(
     gc.unfreeze()
 
 
+@contextmanager
+def moves_counted(callback: Watched) -> Iterator[None]:
+    """Count what transformers moves from the device, on top of doing it."""
+    plain = EvalLoopContainer.to_cpu_and_numpy
+
+    def counted(container: Any) -> None:
+        callback.moved_to_cpu += 1
+        plain(container)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EvalLoopContainer, "to_cpu_and_numpy", counted)
+        yield
+
+
 def trained(ready: Any, values: Mapping[str, Any], folder: Path) -> Outcome:
     """Train in this process, as the stage does."""
     if values.get("resume_from_checkpoint") == EARLIER:
@@ -272,7 +289,7 @@ def trained(ready: Any, values: Mapping[str, Any], folder: Path) -> Outcome:
     metric = values.get("metric_for_best_model", "loss")
     metric = [*task.metrics][-1] if metric == "ANOTHER" else metric
     stage = ready.stage(**{**GIVEN, **values, "metric_for_best_model": metric})
-    with messages() as said:
+    with messages() as said, moves_counted(callback):
         try:
             stage.check()
             result = train(
@@ -334,7 +351,7 @@ def test_training_repeats_itself_so_that_a_difference_shows_an_effect(
         assert shows(first) == shows(second)
     assert first.best_metric == second.best_metric
     assert [m for m in first.messages if "tokens/s" not in m] == [m for m in second.messages if "tokens/s" not in m]
-    names = ("attention", "layers_computed", "evaluation_batches", "workers")
+    names = ("attention", "layers_computed", "evaluation_batches", "workers", "moved_to_cpu")
     assert [watched(name)(first) for name in names] == [watched(name)(second) for name in names]
 
 

@@ -141,6 +141,12 @@ class CheckpointParams(Params):
         ge=0,
         le=1,
     )
+    eval_accumulation_steps: int = param(
+        "Batches of an evaluation after which what metrics need of them is moved from the device to CPU memory: less "
+        "memory on a GPU. -1: once, after the last.",
+        default=-1,
+        ge=-1,
+    )
     logging_strategy: Literal["epoch", "steps"] = param(
         "When to log the training loss: each epoch, or every logging_steps.", default="steps"
     )

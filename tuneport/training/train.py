@@ -310,6 +310,7 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         per_device_train_batch_size=options.per_device_train_batch_size,
         per_device_eval_batch_size=options.per_device_eval_batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
+        eval_accumulation_steps=None if options.eval_accumulation_steps == -1 else options.eval_accumulation_steps,
         train_sampling_strategy="group_by_length" if options.group_by_length else "random",
         bf16=bf16,
         fp16=fp16,
