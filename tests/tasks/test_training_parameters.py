@@ -41,12 +41,14 @@ class Watched(TrainerCallback):  # type: ignore[misc]
         self.evaluation_batches = 0
         self.moved_to_cpu = 0  # how many times what metrics need was, in an evaluation
         self.workers = 0
+        self.deterministic = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model = kwargs["model"]
         self.arguments = args.to_dict()
         self.attention = model.config._attn_implementation
         self.workers = kwargs["train_dataloader"].num_workers
+        self.deterministic = torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
         for layer in model.modules():
             if not [*layer.children()]:
                 layer.register_forward_hook(self._computed)
@@ -179,6 +181,7 @@ TRIALS: dict[str, Trial] = {
     "precision": trial("bf16", losses),
     "gradient_checkpointing": trial(True, watched("layers_computed")),
     "attention": trial("eager", watched("attention")),
+    "enable_full_determinism": trial(True, watched("deterministic")),
     "dataloader_num_workers": trial(1, watched("workers")),
     # -- adapters
     "apply_lora": trial(True),
@@ -265,6 +268,18 @@ def outcome_of(
 
 
 @contextmanager
+def determinism_undone() -> Iterator[None]:
+    """Afterwards, this process computes as before; a stage has a process of its own."""
+    variables = ("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in (*variables, "ASCEND_LAUNCH_BLOCKING", "HCCL_DETERMINISTIC"):
+            patch.delenv(variable, raising=False)
+        patch.setattr(torch.backends.cudnn, "deterministic", False)
+        yield
+        torch.use_deterministic_algorithms(False)
+
+
+@contextmanager
 def moves_counted(callback: Watched) -> Iterator[None]:
     """Count what transformers moves from the device, on top of doing it."""
     plain = EvalLoopContainer.to_cpu_and_numpy
@@ -289,7 +304,7 @@ def trained(ready: Any, values: Mapping[str, Any], folder: Path) -> Outcome:
     metric = values.get("metric_for_best_model", "loss")
     metric = [*task.metrics][-1] if metric == "ANOTHER" else metric
     stage = ready.stage(**{**GIVEN, **values, "metric_for_best_model": metric})
-    with messages() as said, moves_counted(callback):
+    with messages() as said, moves_counted(callback), determinism_undone():
         try:
             stage.check()
             result = train(
@@ -351,7 +366,7 @@ def test_training_repeats_itself_so_that_a_difference_shows_an_effect(
         assert shows(first) == shows(second)
     assert first.best_metric == second.best_metric
     assert [m for m in first.messages if "tokens/s" not in m] == [m for m in second.messages if "tokens/s" not in m]
-    names = ("attention", "layers_computed", "evaluation_batches", "workers", "moved_to_cpu")
+    names = ("attention", "layers_computed", "evaluation_batches", "workers", "moved_to_cpu", "deterministic")
     assert [watched(name)(first) for name in names] == [watched(name)(second) for name in names]
 
 

@@ -122,6 +122,11 @@ class BatchParams(Params):
         "the package flash-attn, in 16 bits on an NVIDIA GPU. auto: the fastest that the machine and the model have.",
         default="auto",
     )
+    enable_full_determinism: bool = param(
+        "Compute with deterministic kernels alone, so that the same seed gives the same weights on a GPU, too: slower, "
+        "and training stops at an operation that has no such kernel.",
+        default=False,
+    )
     dataloader_num_workers: int = param(
         "Processes per device that put training batches together; 0: the training process itself.", default=0, ge=0
     )

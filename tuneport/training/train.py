@@ -78,7 +78,7 @@ def train(
     ``inputs``: the digests by which a checkpoint knows the rows it was trained on.
     Raises `UserError` where the model does not fit the task or no evaluation gave a finite metric.
     """
-    transformers.set_seed(options.seed)
+    (transformers.enable_full_determinism if options.enable_full_determinism else transformers.set_seed)(options.seed)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     conflicts.check(options, here())
@@ -325,6 +325,7 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         fsdp=t.cast(t.Any, bool(options.fsdp)),
         fsdp_config=sharding.fsdp(options) if options.fsdp else None,
         seed=options.seed,
+        full_determinism=options.enable_full_determinism,
         eval_strategy="steps" if options.evaluation_steps_interval else options.evaluation_strategy,
         eval_steps=options.eval_steps,
         save_strategy="steps" if options.evaluation_steps_interval else options.evaluation_strategy,
