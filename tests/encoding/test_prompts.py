@@ -141,7 +141,7 @@ def test_an_encoder_decoder_without_a_start_token_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "completion", "expected"), [("a", "b", " b"), ("a ", "b", "b"), ("a", "\nb", "\nb"), ("", "b", "b")]
+    ("prompt", "completion", "wanted"), [("a", "b", " b"), ("a ", "b", "b"), ("a", "\nb", "\nb"), ("", "b", "b")]
 )
 def test_a_space_stands_at_the_seam_unless_white_space_does(prompt: str, completion: str, wanted: str) -> None:
     assert joined(prompt, completion) == wanted
