@@ -12,6 +12,8 @@ from pathlib import Path
 
 from tuneport.artifacts import INCOMPLETE, MANIFEST, Model, digest
 from tuneport.errors import UserError
+from tuneport.modeling import pretrained
+from tuneport.serving.model_loader import ModelLoader
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHECKPOINTS = "checkpoints"
@@ -45,17 +47,35 @@ def _trained_on(adapter: Path) -> str | None:
 def load_merged(adapter: Path, base: Path) -> t.Any:
     """Load the base model in 32 bits, in the class that was trained, with the adapter's weights added to its own.
 
-    Raises `UserError` where ``base`` is known to be another model.
+    Raises `UserError` where ``base`` is known to be another model, or the adapter does not fit it.
     """
     import transformers
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     check_base(adapter, base)
     config = transformers.AutoConfig.from_pretrained(adapter)
-    loader = getattr(transformers, config.architectures[0])
+    settings = PeftConfig.from_pretrained(str(adapter))
+    loader = ModelLoader(config.architectures[0])
     # What the base model lacks or has in another size, the head, is in the adapter.
-    model = loader.from_pretrained(base, config=config, dtype="float32", ignore_mismatched_sizes=True)
-    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    model = pretrained.load_by(loader, base, new_head=True, config=config, dtype="float32")
+    in_full = settings.modules_to_save or []
+    if random := [name for name in loader.new if not any(f".{module}." in f".{name}" for module in in_full)]:
+        raise _unfit(adapter, base, f"neither of them has {', '.join(random[:3])}")
+    try:
+        adapted = PeftModel(model, settings)
+        found = adapted.load_adapter(str(adapter), adapted.active_adapter)
+    except (ValueError, RuntimeError) as e:  # a layer that is not there; a weight of another size
+        raise _unfit(adapter, base, str(e).strip().splitlines()[-1].strip()) from None
+    if lacking := [*found.missing_keys, *found.unexpected_keys]:
+        raise _unfit(adapter, base, f"{len(lacking)} weights have no counterpart, such as {lacking[0]}")
+    return adapted.merge_and_unload()
+
+
+def _unfit(adapter: Path, base: Path, reason: str) -> UserError:
+    return UserError(
+        f"{adapter}: this LoRA adapter does not fit the base model {base}: {reason}. "
+        "Name the model that it was trained on."
+    )
 
 
 def write_merged(adapter: Path, base: Path, destination: Path) -> None:

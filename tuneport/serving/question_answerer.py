@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typing as t
 
+from tuneport.serving.model_loader import ModelLoader
+
 
 class QuestionWindows:
     """Cuts contexts into windows of ``max_length`` tokens, each behind its question; neighbours share ``doc_stride``.
@@ -66,13 +68,12 @@ class QuestionAnswerer:
         from pathlib import Path
 
         from tokenizers import Tokenizer
-        from transformers import AutoModelForQuestionAnswering
 
         tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
         self.windows = QuestionWindows(tokenizer, settings["max_seq_length"], settings["doc_stride"])
         self.unanswerable = settings["unanswerable"]
         self.params = settings["params"]
-        self.model = (model or AutoModelForQuestionAnswering.from_pretrained(folder)).eval()
+        self.model = (model or ModelLoader("AutoModelForQuestionAnswering")(folder)).eval()
         self.typed = "token_type_ids" in inspect.signature(self.model.forward).parameters
         self.batch_size = batch_size
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typing as t
 
+from tuneport.serving.model_loader import ModelLoader
+
 
 class TokenClassifier:
     """Answers rows with a tag and a score for every word, and with the entities that IOB2 tags spell.
@@ -17,7 +19,6 @@ class TokenClassifier:
         from pathlib import Path
 
         from tokenizers import Tokenizer
-        from transformers import AutoModelForTokenClassification
 
         self.tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
         self.tokenizer.no_padding()
@@ -26,7 +27,7 @@ class TokenClassifier:
         self.prefix = " " if '"ByteLevel"' in json.dumps(json.loads(self.tokenizer.to_str())["pre_tokenizer"]) else ""
         config = json.loads(Path(folder, "tokenizer_config.json").read_text("utf-8"))
         self.max_length = int(min(config.get("model_max_length") or 512, 1_000_000))
-        self.model = (model or AutoModelForTokenClassification.from_pretrained(folder)).eval()
+        self.model = (model or ModelLoader("AutoModelForTokenClassification")(folder)).eval()
         self.labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
         self.batch_size = batch_size
 

@@ -9,9 +9,6 @@ from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.languages import Languages, language_specials, languages
 from tuneport.encoding.prompts import PLACEHOLDER, specials
 from tuneport.errors import UserError
-from tuneport.serving.completer import Completer
-from tuneport.serving.generator import Generator
-from tuneport.serving.prompt_encoder import PromptEncoder
 from tuneport.tasks._generation import CompletionTask
 from tuneport.tasks.task import Drop, Encoder, Meta, Row, ShownAnswer
 
@@ -30,7 +27,6 @@ class TextPairTask(CompletionTask):
     source: t.ClassVar[str]
     target: t.ClassVar[str]
     answer: t.ClassVar[str]
-    served_with = (PromptEncoder, Generator, Completer)
 
     def row_schema(self, options: t.Any) -> pa.Schema:
         import pyarrow as pa

@@ -13,7 +13,6 @@ from tuneport.encoding.prompts import vocabulary_size
 from tuneport.errors import UserError
 from tuneport.serving.chat_completer import ChatCompleter
 from tuneport.serving.chat_template import ChatTemplate, Turns
-from tuneport.serving.generator import Generator
 from tuneport.step import Params, param
 from tuneport.tasks._language_modeling import LanguageModelingTask
 from tuneport.tasks.task import Drop, Encoder, Meta, Refuse, Row
@@ -64,7 +63,6 @@ class ChatCompletion(LanguageModelingTask):
     name = "chat_completion"
     params: t.ClassVar = {"preprocess": ChatCompletionColumns, **LanguageModelingTask.params}
     predictor = ChatCompleter
-    served_with = (Turns, ChatTemplate, Generator)
 
     def columns(self, options: ChatCompletionColumns) -> dict[str, str]:
         tools = {"tools": options.tools_key} if options.tools_key is not None else {}

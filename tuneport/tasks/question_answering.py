@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
+from tuneport.modeling import pretrained
 from tuneport.modeling.batches import collator
 from tuneport.serving.question_answerer import QuestionAnswerer, QuestionWindows
 from tuneport.step import Params, param
@@ -87,7 +88,6 @@ class QuestionAnswering(Task):
     metrics: t.ClassVar = {"loss": False, "f1": True, "exact": True}
     architectures = ("AutoModelForQuestionAnswering",)
     predictor = QuestionAnswerer
-    served_with = (QuestionWindows,)
     label_names = ("start_positions", "end_positions")
 
     def columns(self, options: QuestionAnsweringColumns) -> dict[str, str]:
@@ -172,12 +172,13 @@ class QuestionAnswering(Task):
 
         return encode
 
-    def load_model(self, folder: Path, meta: Meta, **loading: t.Any) -> t.Any:
-        from transformers import AutoConfig, AutoModelForQuestionAnswering
+    def load_model(self, folder: Path, meta: Meta, *, new_head: bool = True, **loading: t.Any) -> t.Any:
+        from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(folder)
         config.num_labels = 2  # start and end; a base model with another head may have more
-        model = AutoModelForQuestionAnswering.from_pretrained(folder, config=config, dtype="float32", **loading)
+        loading |= {"config": config, "dtype": "float32", "new_head": new_head}
+        model = pretrained.load(self.architectures[0], folder, **loading)
         model.register_forward_hook(leave_out_padding, with_kwargs=True)
         return model
 

@@ -61,8 +61,8 @@ class ShownAnswer:
 
 class Predictor(t.Protocol):
     """Answers rows with a model. A task's predictor is self-contained: it imports all it needs inside its methods,
-    so that its source (and that of the task's ``served_with``), without tuneport, serves the model: see
-    `tuneport.export`. ``settings`` are those of `Task.settings`; a call takes their ``params`` by name, too."""
+    so that its source, and that of the classes it names, serve the model without tuneport: see `tuneport.serving`.
+    ``settings`` are those of `Task.settings`; a call takes their ``params`` by name, too."""
 
     def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None: ...
 
@@ -81,7 +81,6 @@ class Task(ABC):
     metrics: t.ClassVar[Mapping[str, bool]]  # training metric -> greater is better
     architectures: t.ClassVar[tuple[str, ...]]  # names of the transformers auto classes that load its models
     predictor: t.ClassVar[type[Predictor]]
-    served_with: t.ClassVar[tuple[type, ...]] = ()  # self-contained classes that the predictor's source needs
     label_names: t.ClassVar[Sequence[str]] = ("labels",)  # what of the collator's batches a model's loss is made from
     likelihood: t.ClassVar[bool] = False  # whether models are also scored by how likely the encoded labels are to them
 
@@ -140,10 +139,11 @@ class Task(ABC):
 
     # -- finetune and evaluation: torch, imported inside ----------------------------------------------------------
     @abstractmethod
-    def load_model(self, folder: Path, meta: Meta, **loading: t.Any) -> t.Any:
-        """Load the model with this task's head; a head that the folder lacks is initialised from torch's seed.
+    def load_model(self, folder: Path, meta: Meta, *, new_head: bool = True, **loading: t.Any) -> t.Any:
+        """Load the model with this task's head, by `tuneport.modeling.pretrained.load`.
 
-        ``loading`` is what from_pretrained takes besides.
+        ``new_head``: a head that the folder lacks is initialised from torch's seed, as before a training; False refuses
+        that. ``loading`` is what from_pretrained takes besides. Raises `UserError` where any other weight is lacking.
         """
 
     def chat_template(self, meta: Meta) -> str | None:

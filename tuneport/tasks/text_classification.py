@@ -204,11 +204,9 @@ class TextClassification(Task):
             return [index[row["label"]] for row in rows]
         return [[float(label in row["label"]) for label in index] for row in rows]
 
-    def load_model(self, folder: Path, meta: Meta, **loading: t.Any) -> t.Any:
-        from transformers import AutoModelForSequenceClassification
-
+    def load_model(self, folder: Path, meta: Meta, *, new_head: bool = True, **loading: t.Any) -> t.Any:
         kind = "multi_label_classification" if meta["multi_label"] else "single_label_classification"
-        return load_with_labels(AutoModelForSequenceClassification, folder, meta["labels"], kind, **loading)
+        return load_with_labels(self.architectures[0], folder, meta["labels"], kind, new_head=new_head, **loading)
 
     def collator(self, model: t.Any, meta: Meta, pad_to: int | None) -> Callable[[list[Row]], dict[str, t.Any]]:
         return collator(model, pad_to, {}, per_row=["labels"])

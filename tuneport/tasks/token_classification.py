@@ -182,10 +182,8 @@ class TokenClassification(Task):
 
         return encoded
 
-    def load_model(self, folder: Path, meta: Meta, **loading: t.Any) -> t.Any:
-        from transformers import AutoModelForTokenClassification
-
-        model = load_with_labels(AutoModelForTokenClassification, folder, meta["labels"], **loading)
+    def load_model(self, folder: Path, meta: Meta, *, new_head: bool = True, **loading: t.Any) -> t.Any:
+        model = load_with_labels(self.architectures[0], folder, meta["labels"], new_head=new_head, **loading)
         model.register_forward_pre_hook(_learn_continued, with_kwargs=True)
         return model
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses as dc
-import json
 import logging
 import math
 import shutil
@@ -83,7 +82,7 @@ def train(
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     conflicts.check(options, here())
     arguments = training_arguments(options, output / "checkpoints", world_size)  # before the model: ZeRO-3 loads parts
-    plain = load_model(task, base, prepared, **quantization.loading(options))
+    plain = task.load_model(base, prepared.info.meta, **quantization.loading(options))
     machine = here(plain)
     conflicts.check(options, machine)
     chosen = attention.choose(plain, options.attention, machine, precision_of(arguments))
@@ -182,8 +181,8 @@ def _unsharded_best(
     best = Path(str(trainer.state.best_model_checkpoint))
     with sharding.set_aside(trainer.args):
         if not options.apply_lora:
-            return load_model(task, best, prepared)
-        plain, output = load_model(task, base, prepared), trainer.checkpoints.path.parent
+            return task.load_model(best, prepared.info.meta, new_head=False)
+        plain, output = task.load_model(base, prepared.info.meta), trainer.checkpoints.path.parent
         model = _adapted(plain, base, output, options, trainer.args)
         model.load_adapter(str(best), model.active_adapter, is_trainable=True)
         return model
@@ -247,29 +246,6 @@ def _scores_of_answers(
         return task.score(rows, answers, meta)
 
     return scores
-
-
-def load_model(task: Task, base: Path, prepared: Prepared, **loading: t.Any) -> t.Any:
-    """The base model with the task's head; ``loading`` is what from_pretrained takes besides.
-
-    Raises `UserError` where the architecture has none.
-    """
-    try:
-        return task.load_model(base, prepared.info.meta, **loading)
-    except ValueError as e:
-        if "Unrecognized configuration class" not in str(e):
-            raise
-        kind = json.loads((base / "config.json").read_text("utf-8")).get("model_type")
-        raise UserError(
-            f"{base}: a model of type '{kind}' cannot do {task.name}; expected one of a type that transformers' "
-            f"{' or '.join(task.architectures)} loads: {', '.join(_types(task.architectures))}. "
-            "Choose another base model."
-        ) from None
-
-
-def _types(auto_classes: t.Sequence[str]) -> list[str]:
-    """The types of model that transformers' auto classes load."""
-    return sorted({config.model_type for name in auto_classes for config in getattr(transformers, name)._model_mapping})
 
 
 def training_arguments(options: TrainingParams, folder: Path, world_size: int = 1) -> TrainingArguments:
