@@ -24,6 +24,7 @@ from tuneport.model_source.files import (
     read_config,
 )
 from tuneport.model_source.gguf import find_gguf
+from tuneport.model_source.weight_names import strip_wrappers
 
 log = logging.getLogger("tuneport.model_import")
 
@@ -139,6 +140,10 @@ def _import_folders(folders: list[Path], destination: Path) -> None:
 
         convert_pickles(folders, destination)
     check_safetensors(destination, folders[0])
+    if prefix := strip_wrappers(destination, read_config(folders)["model_type"]):
+        log.warning(
+            "%s: every weight's name begins with '%s', which a wrapper left there: taken off", folders[0], prefix
+        )
     if not (destination / "tokenizer.json").is_file():
         from tuneport.model_source.conversion import convert_tokenizer
 
