@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,13 @@ from tuneport.data.divide import divide, label_histograms
 from tuneport.data.encode_rows import encode
 from tuneport.data.near_duplicates import NearCopyIndex, sample_rows
 from tuneport.data.options import PrepareParams
-from tuneport.data.read_rows import collect, read_scratch, source_report
+from tuneport.data.read_rows import collect, read_column, read_scratch, source_report
 from tuneport.data.readers import Source
 from tuneport.data.splits import SPLITS
 from tuneport.data.tokenizing import chat_template, load_tokenizer, longest_input, read_json, resolve_length
 from tuneport.encoding.base_model import BaseModel
 from tuneport.stage import save_json
-from tuneport.tasks.task import Task
+from tuneport.tasks.task import Task, TaskData
 
 log = logging.getLogger("tuneport.preprocess")
 
@@ -68,7 +69,8 @@ def prepare(
         chat_template=chat_template(model, tokenizer_config),
         max_seq_length=max_length,
     )
-    meta = task.describe(histograms, base, options)
+    data = TaskData(labels=histograms, training=partial(read_column, scratch, splits == SPLITS.index("train")))
+    meta = task.describe(data, base, options)
     numbers = np.unique(np.linspace(0, len(splits) - 1, COMPARED_ROWS).astype(np.int64))
     to_columns = choose_encoder(
         task,

@@ -211,6 +211,15 @@ def _with_progress(rows: Iterator[RawRow], doing: str) -> Iterator[RawRow]:
             progress.advance(1000)
 
 
+def read_column(scratch: Path, chosen: npt.NDArray[np.bool_], name: str) -> Iterator[pa.Array]:
+    """One column of the scratch file, of the rows that ``chosen`` (one a row) says, a batch at a time."""
+    start = 0
+    with pa.OSFile(os.fsencode(scratch)) as source:
+        for batch in pa.ipc.open_stream(source):
+            yield batch.column(name).filter(pa.array(chosen[start : start + len(batch)]))
+            start += len(batch)
+
+
 @contextmanager
 def _stream_writer(path: Path, schema: pa.Schema) -> Iterator[t.Any]:
     with pa.OSFile(os.fsencode(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:

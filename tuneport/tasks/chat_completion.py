@@ -15,7 +15,7 @@ from tuneport.serving.chat_completer import ChatCompleter
 from tuneport.serving.chat_template import ChatTemplate, Turns
 from tuneport.step import Params, param
 from tuneport.tasks._language_modeling import LanguageModelingTask
-from tuneport.tasks.task import Drop, Encoder, Meta, Refuse, Row
+from tuneport.tasks.task import Drop, Encoder, Meta, Refuse, Row, TaskData
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -106,9 +106,7 @@ class ChatCompletion(LanguageModelingTask):
         turns = [turn for turn in json.loads(row["messages"]) if turn["role"] != "assistant"]
         return "\n".join([*(f"{turn['role']}: {turn['content']}" for turn in turns), row.get("tools") or ""])
 
-    def describe(
-        self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: ChatCompletionColumns
-    ) -> Meta:
+    def describe(self, data: TaskData, base: BaseModel, options: ChatCompletionColumns) -> Meta:
         prompting = self.decoding(base)
         source, tokens = _template(options.chat_template, base), special_tokens(base.tokenizer_config)
         try:

@@ -13,7 +13,7 @@ from tuneport.modeling import pretrained
 from tuneport.modeling.batches import collator
 from tuneport.serving.question_answerer import QuestionAnswerer, QuestionWindows
 from tuneport.step import Params, param
-from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswer, Split, Task
+from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswer, Split, Task, TaskData
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -122,9 +122,7 @@ class QuestionAnswering(Task):
     def labels(self, row: Row) -> list[str]:
         return [ANSWERABLE if row["answer_texts"] else UNANSWERABLE]
 
-    def describe(
-        self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: QuestionAnsweringColumns
-    ) -> Meta:
+    def describe(self, data: TaskData, base: BaseModel, options: QuestionAnsweringColumns) -> Meta:
         windows = QuestionWindows(base.tokenizer, base.max_seq_length, options.doc_stride)
         if windows.longest_question < windows.room // 4:
             raise UserError(
@@ -137,7 +135,7 @@ class QuestionAnswering(Task):
                 "the base model's tokenizer does not tell which characters its tokens stand for, so that answers "
                 f"cannot be found in a context: of {PROBE!r} it finds no single words again. Choose another base model."
             )
-        if ANSWERABLE not in histograms["train"]:
+        if ANSWERABLE not in data.labels["train"]:
             raise UserError(
                 f"column '{options.answers_key}': no training row has an answer; expected some that do. "
                 "Add rows with answers."
@@ -145,7 +143,7 @@ class QuestionAnswering(Task):
         return {
             "max_seq_length": base.max_seq_length,
             "doc_stride": options.doc_stride,
-            "unanswerable": UNANSWERABLE in histograms["train"],
+            "unanswerable": UNANSWERABLE in data.labels["train"],
         }
 
     def encoded_schema(self, meta: Meta, options: QuestionAnsweringColumns) -> pa.Schema:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
@@ -11,7 +11,7 @@ from tuneport.parameters import GenerationParams
 from tuneport.serving.summarizer import Summarizer
 from tuneport.step import Params, param
 from tuneport.tasks._text_pairs import T5_TYPES, TextPairTask, check_template, language_tokens, prompting
-from tuneport.tasks.task import Meta, Row, Split
+from tuneport.tasks.task import Meta, Row, Split, TaskData
 
 if t.TYPE_CHECKING:
     from tuneport.metrics.evaluation import Evaluation
@@ -78,9 +78,7 @@ class Summarization(TextPairTask):
             )
         return {"document": options.document_key, "summary": options.summary_key}
 
-    def describe(
-        self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: SummarizationColumns
-    ) -> Meta:
+    def describe(self, data: TaskData, base: BaseModel, options: SummarizationColumns) -> Meta:
         known, code = language_tokens(base), options.summarization_lang
         if known is None and code is not None:
             raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing as t
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,16 @@ class Split:
 
     rows: Sequence[Row]
     encoded: pa.Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskData:
+    """The data as a task sees it before its rows are encoded."""
+
+    labels: Mapping[str, Mapping[str, int]]  # by split: how many rows have each label
+    training: Callable[
+        [str], Iterator[pa.Array]
+    ]  # a field of `row_schema` -> its values in the training rows, streamed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +124,8 @@ class Task(ABC):
         """A row's labels, for histograms and stratified splits; empty where the task has none."""
 
     @abstractmethod
-    def describe(self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: t.Any) -> Meta:
-        """Learn the `Meta` from label histograms by split and from the base model.
+    def describe(self, data: TaskData, base: BaseModel, options: t.Any) -> Meta:
+        """Learn the `Meta` from the data and from the base model.
 
         Raises `UserError` where the task cannot be learnt from this data, or with this model.
         """

@@ -14,7 +14,7 @@ from tuneport.modeling.batches import collator
 from tuneport.modeling.heads import load_with_labels
 from tuneport.serving.text_classifier import TextClassifier
 from tuneport.step import Params, param
-from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Row, ShownAnswer, Split, Task
+from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Row, ShownAnswer, Split, Task, TaskData
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -120,18 +120,18 @@ class TextClassification(Task):
 
     def describe(
         self,
-        histograms: Mapping[str, Mapping[str, int]],
+        data: TaskData,
         base: BaseModel,
         options: TextClassificationColumns,
     ) -> Meta:
-        labels = _order(histograms["train"])
+        labels = _order(data.labels["train"])
         if len(labels) < 2:
             raise UserError(
                 f"column '{options.label_key}' holds {len(labels)} label(s) in the training rows "
                 f"({', '.join(labels)}); expected at least two. A classifier needs rows of several classes."
             )
         for split in ("validation", "test"):
-            if unseen := [label for label in _order(histograms[split]) if label not in histograms["train"]]:
+            if unseen := [label for label in _order(data.labels[split]) if label not in data.labels["train"]]:
                 raise UserError(
                     f"column '{options.label_key}': the label(s) {', '.join(map(repr, unseen))} are in the {split} "
                     f"rows but in no training row; training rows have: {', '.join(labels)}. "

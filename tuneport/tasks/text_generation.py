@@ -11,7 +11,7 @@ from tuneport.serving.text_generator import TextGenerator
 from tuneport.step import Params, param
 from tuneport.tasks._generation import CompletionTask
 from tuneport.tasks._language_modeling import LanguageModelingTask
-from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row
+from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row, TaskData
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -61,9 +61,7 @@ class TextGeneration(CompletionTask, LanguageModelingTask):
     def identity(self, row: Row) -> str:
         return t.cast(str, row["text"])
 
-    def describe(
-        self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: TextGenerationColumns
-    ) -> Meta:
+    def describe(self, data: TaskData, base: BaseModel, options: TextGenerationColumns) -> Meta:
         return {
             "vocabulary": vocabulary_size(base),
             "prompting": {**self.decoding(base), "template": PLACEHOLDER, "cut": "start"},

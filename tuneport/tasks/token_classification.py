@@ -15,7 +15,7 @@ from tuneport.modeling.batches import collator
 from tuneport.modeling.heads import load_with_labels
 from tuneport.serving.token_classifier import TokenClassifier
 from tuneport.step import Params, param
-from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswer, Split, Task
+from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswer, Split, Task, TaskData
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -118,17 +118,17 @@ class TokenClassification(Task):
 
     def describe(
         self,
-        histograms: Mapping[str, Mapping[str, int]],
+        data: TaskData,
         base: BaseModel,
         options: TokenClassificationColumns,
     ) -> Meta:
-        labels = sorted(histograms["train"], key=lambda tag: (tag != "O", tag[2:] if _is_iob(tag) else tag, tag))
+        labels = sorted(data.labels["train"], key=lambda tag: (tag != "O", tag[2:] if _is_iob(tag) else tag, tag))
         if len(labels) < 2:
             raise UserError(
                 f"column '{options.tag_key}' holds {len(labels)} tag(s) in the training rows ({', '.join(labels)}); "
                 "expected at least two. A tagger needs words of several tags."
             )
-        everywhere = {tag: split for split in histograms for tag in histograms[split] if tag != "O"}
+        everywhere = {tag: split for split in data.labels for tag in data.labels[split] if tag != "O"}
         if len({_is_iob(tag) for tag in everywhere}) == 2:
             iob = next(tag for tag in everywhere if _is_iob(tag))
             plain = next(tag for tag in everywhere if not _is_iob(tag))
@@ -137,7 +137,7 @@ class TokenClassification(Task):
                 f"{everywhere[plain]} rows {plain!r}, which is none. Write every tag as O, B-TYPE or I-TYPE, or none."
             )
         for split in ("validation", "test"):
-            if unseen := [tag for tag in histograms[split] if tag not in histograms["train"]]:
+            if unseen := [tag for tag in data.labels[split] if tag not in data.labels["train"]]:
                 raise UserError(
                     f"column '{options.tag_key}': the tag(s) {', '.join(map(repr, unseen))} are in the {split} rows "
                     f"but in no training row; training rows have: {', '.join(labels)}. "

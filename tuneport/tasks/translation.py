@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
@@ -11,7 +11,7 @@ from tuneport.parameters import GenerationParams
 from tuneport.serving.translator import Translator
 from tuneport.step import Params, param
 from tuneport.tasks._text_pairs import T5_TYPES, TextPairTask, check_template, language_tokens, prompting
-from tuneport.tasks.task import Meta, Row, Split
+from tuneport.tasks.task import Meta, Row, Split, TaskData
 
 if t.TYPE_CHECKING:
     from tuneport.metrics.evaluation import Evaluation
@@ -88,9 +88,7 @@ class Translation(TextPairTask):
             )
         return {"source": options.source_lang, "target": options.target_lang}
 
-    def describe(
-        self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: TranslationColumns
-    ) -> Meta:
+    def describe(self, data: TaskData, base: BaseModel, options: TranslationColumns) -> Meta:
         known, (source, target) = language_tokens(base), _codes(options)
         tongues = None
         if known is not None:
