@@ -10,8 +10,8 @@ import typing as t
 from collections.abc import Mapping
 from pathlib import Path
 
-from tuneport.modeling.adapters import is_adapter, load_merged
 from tuneport.modeling.likelihood import likelihoods
+from tuneport.modeling.merged_adapters import is_adapter, load_merged
 from tuneport.tasks.task import Meta, Row, Split, Task
 
 log = logging.getLogger("tuneport.model_evaluation")

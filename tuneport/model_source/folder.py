@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from tuneport.errors import UserError
-from tuneport.model_source.files import (
+from tuneport.model_source.gguf import find_gguf
+from tuneport.model_source.model_files import (
     TOKENIZER_FILES,
     TOKENIZER_SOURCES,
     WEIGHT_FILES,
@@ -23,7 +24,6 @@ from tuneport.model_source.files import (
     indexed_files,
     read_config,
 )
-from tuneport.model_source.gguf import find_gguf
 from tuneport.model_source.weight_names import strip_wrappers
 
 log = logging.getLogger("tuneport.model_import")

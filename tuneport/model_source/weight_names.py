@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tuneport.artifacts import write_atomically
-from tuneport.model_source.files import WEIGHTS_INDEX
+from tuneport.model_source.model_files import WEIGHTS_INDEX
 
 # torch's DataParallel and DistributedDataParallel, torch.compile, and a model kept as an attribute of another.
 WRAPPERS = ("module.", "_orig_mod.", "model.")

@@ -24,7 +24,7 @@ from tuneport.training import conflicts
 from tuneport.training.auto_batch_size import explained, fit_batch_size
 from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, TrainingProgress
 from tuneport.training.checkpoint import resume
-from tuneport.training.checkpoint.files import Checkpoint, CheckpointFolder
+from tuneport.training.checkpoint.checkpoint_folder import Checkpoint, CheckpointFolder
 from tuneport.training.distributed import deepspeed, sharding
 from tuneport.training.machine import here
 from tuneport.training.model import quantization

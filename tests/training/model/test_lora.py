@@ -17,7 +17,7 @@ import steps
 from tuneport import tasks
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
-from tuneport.modeling.adapters import load_merged
+from tuneport.modeling.merged_adapters import load_merged
 from tuneport.stage import execute
 from tuneport.tracking import Run
 from tuneport.training.model.lora import head_modules, target_modules

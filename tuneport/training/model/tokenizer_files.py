@@ -7,7 +7,7 @@ import shutil
 import typing as t
 from pathlib import Path
 
-from tuneport.model_source.files import TOKENIZER_FILES
+from tuneport.model_source.model_files import TOKENIZER_FILES
 
 
 class TokenizerFiles:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tuneport.errors import UserError
 from tuneport.model_source import hub
 from tuneport.model_source.folder import check_safetensors, check_source, import_model
-from tuneport.modeling.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINTS, check_base, write_merged
+from tuneport.modeling.merged_adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINTS, check_base, write_merged
 
 
 def check_adapter(adapter: Path, given: Path | None) -> None:
