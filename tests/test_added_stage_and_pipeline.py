@@ -80,7 +80,9 @@ def test_one_file_is_a_pipeline_that_runs_is_cached_and_compiles(folder: Path) -
     assert json.loads((folder / "done" / "count_words" / "words" / "words.json").read_text()) == {"a": 3}
     assert "cached" in second.stdout + second.stderr
     images = {"base": "registry/base:1", "trainer": "registry/trainer:1"}
-    (folder / "run.yaml").write_text(yaml.safe_dump({"platform": {"kfp": {"images": images}}}))
+    (folder / "run.yaml").write_text(
+        yaml.safe_dump({"platform": {"kfp": {"images": images, "allow_image_tags": True}}})
+    )
     command = ("pipelines", "compile", "words", "texts=https://host/t.txt", "--config", "run.yaml")
     done = run(folder, *command, "--target", "kfp", "-o", "p.yaml")
     assert done.returncode == 0, done.stderr

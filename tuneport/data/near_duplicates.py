@@ -149,8 +149,8 @@ class NearCopyIndex:
     def find(self, skip: Indices, *, remove: bool) -> NearCopies:
         """Compare the rows but those of ``skip``; uses up the index.
 
-        With ``remove`` a row is paired with the first earlier row that stays, and then stays not itself: no two rows
-        that stay are near copies, and each row that goes is one of a row that stays. Without, all pairs are returned.
+        With ``remove``, a near duplicate of an earlier row that is kept is dropped and paired with that row, so no two
+        kept rows are near duplicates. Without, all pairs are returned.
         """
         self._flush()
         self.file.flush()

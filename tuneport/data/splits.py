@@ -102,7 +102,7 @@ def assign_group_splits(
 def _gain(
     missing: npt.NDArray[np.float64], held: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], *, by_class: bool
 ) -> float:
-    """How many rows nearer to what it should have a split comes with a group of so many rows of the held classes."""
+    """How much closer, in rows, each split gets to its target counts if this group is added."""
     total = float(missing.sum())
     size = abs(total) - abs(total - float(rows.sum()))
     if size <= 0 or not by_class:

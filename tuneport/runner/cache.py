@@ -165,7 +165,7 @@ def _touched(artifact: Artifact, since: int) -> bool:
 
 
 def forget(folder: Path) -> None:
-    """What stands of an earlier run is no result any more, as the user wants it made again."""
+    """Discard the cached result: the user asked to rerun this stage."""
     (folder / RECORD).unlink(missing_ok=True)
 
 

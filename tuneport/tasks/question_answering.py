@@ -41,7 +41,7 @@ class QuestionAnsweringColumns(Params):
     )
     answer_text_key: str = param("Name, in the answers, of the list of their texts.", default="text")
     doc_stride: int = param(
-        "A longer context is read in windows of max_seq_length; as many tokens of it are in two neighbouring ones.",
+        "Overlap, in tokens, between neighbouring windows of a context that is longer than max_seq_length.",
         default=128,
         ge=0,
     )
@@ -126,8 +126,8 @@ class QuestionAnswering(Task):
         windows = QuestionWindows(base.tokenizer, base.max_seq_length, options.doc_stride)
         if windows.longest_question < windows.room // 4:
             raise UserError(
-                f"doc_stride={options.doc_stride}: two windows of max_seq_length={base.max_seq_length} tokens share so "
-                "many that the question has less than a quarter; expected at most "
+                f"doc_stride={options.doc_stride}: is too large for max_seq_length={base.max_seq_length}: it leaves the "
+                "question under a quarter of the window; expected at most "
                 f"{windows.room - windows.room // 4 - 1}. Set doc_stride={windows.room // 4}, or raise max_seq_length."
             )
         if not _has_offsets(windows):

@@ -1,4 +1,4 @@
-"""The Trainer that writes checkpoints and goes on from them so that nothing shows that it ever stopped."""
+"""The Trainer: it writes checkpoints, keeps the best, and resumes bit for bit as if never interrupted."""
 
 from __future__ import annotations
 

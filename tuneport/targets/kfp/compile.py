@@ -56,7 +56,7 @@ class Plan:
 
     @cached_property
     def parameters(self) -> dict[str, Port]:
-        """What may be set again when a run is started, by name: locations, and every value that settles no machine."""
+        """The runtime parameters of the KFP pipeline, by name: data locations, and values that do not choose hardware."""
         read = {v.port for n in self.nodes for v in n.values.values() if isinstance(v, Ref) and v.node is None}
         return {
             name: port

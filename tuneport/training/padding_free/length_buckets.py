@@ -92,7 +92,7 @@ class LengthBuckets:
 
     @contextlib.contextmanager
     def tested(self) -> t.Iterator[None]:
-        """While it is, rows of each length are a part."""
+        """Within this block, rows are grouped by their exact length, for the self-test."""
         kept, self._cost_of_bucket = self._cost_of_bucket, 0
         try:
             yield

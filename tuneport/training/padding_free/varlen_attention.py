@@ -1,7 +1,7 @@
 """Attention over rows that stand one after another without padding, each row by itself, as transformers calls it.
 
-Such rows need no mask. In its place the layers are handed `bounds`, a tensor of a mask's four dimensions, which
-transformers passes on as it is to whatever computes the attention: it says which rows there are.
+Such rows need no mask. We pass their `bounds` (1, 1, longest row, rows + 1) in the attention mask's place, because
+transformers forwards that argument unchanged to the function that computes the attention, whatever the model.
 """
 
 from __future__ import annotations
