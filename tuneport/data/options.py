@@ -20,8 +20,8 @@ class DataParams(Params):
         "Largest share of a source's rows that may be unusable; above it the step fails.", default=0.05, ge=0, le=1
     )
     deduplicate: Literal["none", "exact", "near"] = param(
-        "Remove duplicates, rows with equal (exact) or nearly equal (near) inputs. A duplicate across splits is kept in "
-        "the test rows, else in the validation rows, else in the training rows.",
+        "Remove duplicates, rows with equal (exact) or nearly equal (near) inputs. A duplicate across splits is kept "
+        "in the test rows, else in the validation rows, else in the training rows.",
         default="exact",
     )
     near_duplicate_threshold: float = param(

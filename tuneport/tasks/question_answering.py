@@ -126,8 +126,8 @@ class QuestionAnswering(Task):
         windows = QuestionWindows(base.tokenizer, base.max_seq_length, options.doc_stride)
         if windows.longest_question < windows.room // 4:
             raise UserError(
-                f"doc_stride={options.doc_stride}: is too large for max_seq_length={base.max_seq_length}: it leaves the "
-                "question under a quarter of the window; expected at most "
+                f"doc_stride={options.doc_stride}: is too large for max_seq_length={base.max_seq_length}: it leaves "
+                "the question under a quarter of the window; expected at most "
                 f"{windows.room - windows.room // 4 - 1}. Set doc_stride={windows.room // 4}, or raise max_seq_length."
             )
         if not _has_offsets(windows):

@@ -44,9 +44,9 @@ class BatchParams(Params):
         "Rows per device and forward pass in training; with packing, packs of rows.", default=1, ge=1
     )
     padding_free: bool = param(
-        "Skip padding tokens, and compute logits only where there are labels: the same loss and gradients, in less time "
-        "and memory. A model whose attention needs padded rows, such as an encoder–decoder, computes a batch in length "
-        "buckets. Not with pad_to_max_length. The log says which way was taken.",
+        "Skip padding tokens, and compute logits only where there are labels: the same loss and gradients, in less "
+        "time and memory. A model whose attention needs padded rows, such as an encoder–decoder, computes a batch in "
+        "length buckets. Not with pad_to_max_length. The log says which way was taken.",
         default=True,
     )
     group_by_length: bool = param(
