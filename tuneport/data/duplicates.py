@@ -12,7 +12,7 @@ Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Copies:
+class Duplicates:
     """Rows that repeat an earlier one; ``originals`` holds the first such row of each."""
 
     rows: Indices
@@ -24,7 +24,7 @@ def identity_hash(identity: str) -> int:
     return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "little")
 
 
-def find_copies(identities: npt.NDArray[np.uint64]) -> Copies:
+def find_duplicates(identities: npt.NDArray[np.uint64]) -> Duplicates:
     """Every row whose identity stands on an earlier row, in order; needs 16 bytes a row meanwhile."""
     order = np.argsort(identities, kind="stable")
     ordered = identities[order]
@@ -32,4 +32,4 @@ def find_copies(identities: npt.NDArray[np.uint64]) -> Copies:
     first = np.searchsorted(ordered, ordered[repeats], side="left")
     rows, originals = order[repeats], order[first]
     in_order = np.argsort(rows)
-    return Copies(rows=rows[in_order], originals=originals[in_order])
+    return Duplicates(rows=rows[in_order], originals=originals[in_order])

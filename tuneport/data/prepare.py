@@ -1,8 +1,8 @@
 """Turn a user's rows into tokenised splits, in two passes and in memory that does not grow with the rows.
 
 Pass 1 reads the sources, keeps usable rows in a scratch file and 13 bytes a row in memory: hash of the inputs, code
-of the labels, the source; 8 more with a group; about 100 more where near copies are removed, else sought in
-a bounded sample. Copies and splits follow from those. Pass 2 streams the scratch file through the tokenizer.
+of the labels, the source; 8 more with a group; about 100 more where near duplicates are removed, else sought in
+a bounded sample. Duplicates and splits follow from those. Pass 2 streams the scratch file through the tokenizer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from tuneport.data.choose_encoder import COMPARED_ROWS, choose_encoder
 from tuneport.data.divide import divide, label_histograms
 from tuneport.data.encode_rows import encode
-from tuneport.data.near_duplicates import NearCopyIndex, sample_rows
+from tuneport.data.near_duplicates import NearDuplicateIndex, sample_rows
 from tuneport.data.options import PrepareParams
 from tuneport.data.read_rows import collect, read_column, read_scratch, source_report
 from tuneport.data.readers import Source
@@ -50,7 +50,7 @@ def prepare(
     tokenizer = load_tokenizer(model, tokenizer_config, max_length)
 
     scratch = output / "scratch.arrow"
-    near = NearCopyIndex(output / "scratch.shingles", options.near_duplicate_threshold)
+    near = NearDuplicateIndex(output / "scratch.shingles", options.near_duplicate_threshold)
     collected = collect(
         task, options, sources=sources, wanted=wanted, scratch=scratch, dropped=output / "dropped.jsonl", near=near
     )
@@ -123,12 +123,3 @@ def prepare(
         max_length,
         f"{truncated:,}",
     )
-
-
-# -- pass 1: read ------------------------------------------------------------------------------------------------------
-
-
-# -- between the passes: copies and splits -----------------------------------------------------------------------------
-
-
-# -- pass 2: tokenise --------------------------------------------------------------------------------------------------

@@ -126,4 +126,4 @@ def share_out(
     return quota
 
 
-REMOVED = 255  # the split code of a removed copy
+REMOVED = 255  # the split code of a removed duplicate

@@ -117,7 +117,7 @@ class Task(ABC):
 
     @abstractmethod
     def identity(self, row: Row) -> str:
-        """The part of a row that makes it a copy of another: all inputs, no labels."""
+        """The part of a row that makes it a duplicate of another: all inputs, no labels."""
 
     @abstractmethod
     def labels(self, row: Row) -> list[str]:
