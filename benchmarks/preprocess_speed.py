@@ -4,7 +4,7 @@ Two comparisons on real texts, in pairs of runs one right after the other, on on
 less on what else the machine does than wall seconds. Encoding: Arrow rows to Arrow tokens, which is preprocess's second
 pass, against `map`, both with loaded tokenizers; what the choice of preprocess's encoder costs, which loads and checks
 its fast tokenizer, stands below. Token ids are compared row by row. Whole: the stage as a process of its own, with
-validation, duplicates, near duplicates and the report, against a script that loads the rows, splits, maps and saves them.
+validation, duplicates and the report, against a script that loads the rows, splits, maps and saves them.
 Needs the network the first time, and the extra train.
 """
 
