@@ -200,7 +200,7 @@ def compare_encoding(case: Case, rows: Path, root: Path, pairs: int) -> dict[str
             "template": "{text}",
             "cut": "start",
             "encoder_decoder": False,
-            "max_tokens": case.max_length,
+            "max_seq_length": case.max_length,
             "prompt_prefix": [],
             "prompt_suffix": [],
             "target_prefix": [],

@@ -24,6 +24,7 @@ from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.parameters import GenerationParams
 from tuneport.stage import execute
+from tuneport.tasks.task import Split
 from tuneport.tracking import Run
 from tuneport.training.train import train
 
@@ -211,7 +212,7 @@ def test_trivial_baselines_are_left_out_where_they_are_not_wanted(task: str) -> 
     text, written = {"document": "a b c d", "source": "a b"}, {"summary": "a b", "target": "c d"}
     row = {**text, **written, "question": "who?", "context": "Ann. Bob.", "answer_texts": [], "answer_starts": []}
     encoded = pa.table({"input_ids": [[1, 2, 3]], "labels": [[-100, 2, 3]]})
-    split = task.Split([row], encoded)
+    split = Split([row], encoded)
     meta = {"prompting": {"encoder_decoder": False}, "vocabulary": 9, "unanswerable": True}
     found = {
         wanted: tasks.load(task).baselines(split, split, meta, SimpleNamespace(trivial_baselines=wanted))

@@ -65,7 +65,7 @@ def encoded(
     tokenizer: Tokenizer, settings: dict[str, Any], text: str, completion: str, *, most: int, most_target: int
 ) -> Encoded:
     encode = CompletionEncoder(
-        tokenizer, library_ids(tokenizer), settings, max_tokens=most, max_target_tokens=most_target
+        tokenizer, library_ids(tokenizer), settings, max_seq_length=most, max_target_tokens=most_target
     )
     rows = encode([text], [completion])
     return Encoded(rows.input_ids.values.tolist(), rows.labels.values.tolist(), bool(rows.truncated[0]))

@@ -18,8 +18,8 @@ BINS = 20  # at most
 class TokenLengths:
     """Counts of sequences by length in tokens, in memory bounded by the longest."""
 
-    def __init__(self, max_length: int) -> None:
-        self.counts = np.zeros(max_length + 1, np.int64)
+    def __init__(self, max_seq_length: int) -> None:
+        self.counts = np.zeros(max_seq_length + 1, np.int64)
         self.truncated = 0
 
     def add(self, lengths: npt.NDArray[np.int32], truncated: int) -> None:

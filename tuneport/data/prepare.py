@@ -46,8 +46,8 @@ def prepare(
     ``sources`` are by split; ``wanted`` maps the options that name columns to the columns. Raises `UserError`.
     """
     config, tokenizer_config = read_json(model, "config.json"), read_json(model, "tokenizer_config.json")
-    max_length = resolve_length(options.max_seq_length, longest_input(config, tokenizer_config))
-    tokenizer = load_tokenizer(model, tokenizer_config, max_length)
+    max_seq_length = resolve_length(options.max_seq_length, longest_input(config, tokenizer_config))
+    tokenizer = load_tokenizer(model, tokenizer_config, max_seq_length)
 
     scratch = output / "scratch.arrow"
     near = NearDuplicateIndex(output / "scratch.shingles", options.near_duplicate_threshold)
@@ -67,7 +67,7 @@ def prepare(
         tokenizer_config=tokenizer_config,
         generation_config=read_json(model, GENERATION_CONFIG) if (model / GENERATION_CONFIG).is_file() else {},
         chat_template=chat_template(model, tokenizer_config),
-        max_seq_length=max_length,
+        max_seq_length=max_seq_length,
     )
     data = TaskData(labels=histograms, training=partial(read_column, scratch, splits == SPLITS.index("train")))
     meta = task.describe(data, base, options)
@@ -86,7 +86,7 @@ def prepare(
         to_columns=to_columns,
         meta=meta,
         splits=splits,
-        max_length=max_length,
+        max_seq_length=max_seq_length,
         scratch=scratch,
         output=output,
     )
@@ -99,8 +99,8 @@ def prepare(
             "task_name": task.name,
             "columns": task.columns(options),
             "meta": meta,
-            "max_seq_length": max_length,
-            "pad_to": max_length if options.pad_to_max_length else None,
+            "max_seq_length": max_seq_length,
+            "pad_to": max_seq_length if options.pad_to_max_length else None,
             "splits": {split: {"rows": n} for split, n in rows.items()},
         },
     )
@@ -120,6 +120,6 @@ def prepare(
     log.info(
         "train %s, validation %s, test %s rows of at most %d tokens; %s truncated",
         *(f"{n:,}" for n in rows.values()),
-        max_length,
+        max_seq_length,
         f"{truncated:,}",
     )

@@ -78,21 +78,21 @@ class LanguageModelingTask(GenerationTask):
 
     def decoding(self, base: BaseModel) -> Row:
         """The part of ``meta["prompting"]`` that both tasks have."""
-        longest = base.config.get("max_position_embeddings") or base.config.get("n_positions")
+        max_positions = base.config.get("max_position_embeddings") or base.config.get("n_positions")
         return {
             **vars(self.decoder(base)),
-            "longest": longest,
-            "max_tokens": base.max_seq_length,
+            "max_positions": max_positions,
+            "max_seq_length": base.max_seq_length,
             "max_target_tokens": min(DEFAULT_NEW_TOKENS, max(1, base.max_seq_length // 2)),
         }
 
     def settings(self, meta: Meta, options: t.Any) -> Row:
         found = super().settings(meta, options)
-        wanted, longest = found["params"]["max_new_tokens"], found["longest"]
-        if longest is not None and wanted >= longest:
+        wanted, max_positions = found["params"]["max_new_tokens"], found["max_positions"]
+        if max_positions is not None and wanted >= max_positions:
             raise UserError(
-                f"max_new_tokens={wanted}: leaves no room for a prompt, as the model takes {longest} tokens in all; "
-                f"expected < {longest}."
+                f"max_new_tokens={wanted}: leaves no room for a prompt, as the model takes {max_positions} tokens in "
+                f"all; expected < {max_positions}."
             )
         return found
 

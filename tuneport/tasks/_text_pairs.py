@@ -64,7 +64,7 @@ class TextPairTask(CompletionTask):
             tokenizer,
             to_ids,
             settings,
-            max_tokens=settings["max_tokens"],
+            max_seq_length=settings["max_seq_length"],
             max_target_tokens=settings["max_target_tokens"],
         )
         return lambda rows: encode([row[self.source] for row in rows], [row[self.target] for row in rows]).columns()
@@ -150,7 +150,7 @@ def prompting(
         **found,
         "template": template,
         "cut": "end",
-        "max_tokens": base.max_seq_length,
+        "max_seq_length": base.max_seq_length,
         "max_prompt_tokens": most,
         "max_target_tokens": max_target_length,
         "max_positions": positions,

@@ -137,7 +137,7 @@ class ChatCompletion(LanguageModelingTask):
 
         template = ChatTemplate(settings["chat_template"], settings["tokens"])
         encode = ConversationEncoder(
-            tokenizer, located, template, max_tokens=settings["max_tokens"], last=options.loss_on == "last"
+            tokenizer, located, template, max_seq_length=settings["max_seq_length"], last=options.loss_on == "last"
         )
         return lambda rows: encode(_spans(encode, rows)).columns()
 

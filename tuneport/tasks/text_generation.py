@@ -70,9 +70,9 @@ class TextGeneration(CompletionTask, LanguageModelingTask):
     def completion_encoder(self, tokenizer: Tokenizer, to_ids: ToIds, settings: Meta) -> Encoder:
         from tuneport.encoding.completions import CompletionEncoder
 
-        room = settings["max_tokens"] - len(settings["prompt_prefix"])
+        room = settings["max_seq_length"] - len(settings["prompt_prefix"])
         to_rows = CompletionEncoder(
-            tokenizer, to_ids, settings, max_tokens=settings["max_tokens"], max_target_tokens=max(1, room)
+            tokenizer, to_ids, settings, max_seq_length=settings["max_seq_length"], max_target_tokens=max(1, room)
         )
 
         def encode(rows: Sequence[Row]) -> Columns:

@@ -165,7 +165,7 @@ def _training_rows(prepared: Prepared, options: TrainingParams, model: t.Any) ->
     if not options.packing:
         return rows
     packs = Packs(rows, prepared.info.max_seq_length, targets=bool(model.config.is_encoder_decoder))
-    log.info("packing: %d packs of at most %d tokens, of %d rows", len(packs), packs.capacity, len(rows))
+    log.info("packing: %d packs of at most %d tokens, of %d rows", len(packs), packs.max_seq_length, len(rows))
     return packs
 
 
