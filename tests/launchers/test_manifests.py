@@ -20,7 +20,7 @@ from tuneport import tasks
 from tuneport.errors import UserError
 from tuneport.launchers import pytorchjob, trainjob
 from tuneport.launchers.job import Job, job_name
-from tuneport.targets.kfp import multi_node
+from tuneport.targets.kfp import executor, multi_node
 
 GOLDEN = Path(__file__).parent / "golden"
 OWNER = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "text-classification-x7", "uid": "0a-1b"}
@@ -86,11 +86,13 @@ def strict(schema: Any) -> Any:
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {key: strict(value) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), dict):
-        found["properties"] = {name: strict(value) for name, value in schema["properties"].items()}
-        if "additionalProperties" not in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
-            found["additionalProperties"] = False
+    properties = schema.get("properties")
+    if not isinstance(properties, dict):
+        return {key: strict(value) for key, value in schema.items()}
+    found = {key: strict(value) for key, value in schema.items() if key != "properties"}  # each part once: they nest
+    found["properties"] = {name: strict(value) for name, value in properties.items()}
+    if not schema.get("x-kubernetes-preserve-unknown-fields"):
+        found.setdefault("additionalProperties", False)
     return found
 
 
@@ -136,7 +138,7 @@ def test_every_task_has_a_pipeline_for_each_kind_of_job() -> None:
 def test_the_job_of_every_compiled_pipeline_is_valid_and_a_typo_in_it_is_found(path: Path) -> None:
     pipeline = yaml.safe_load(path.read_text("utf-8").split("\n---\n", maxsplit=1)[0])
     arguments = pipeline["deploymentSpec"]["executors"]["exec-finetune"]["container"]["args"]
-    known = json.loads(arguments[arguments.index(multi_node.JOB_FLAG) + 1])
+    known = json.loads(arguments[arguments.index(executor.JOB_FLAG) + 1])
     manifest = multi_node.manifest(known, "4f1c", PLAIN.command)
     assert manifest["kind"].lower() == path.suffixes[-2].removeprefix(".")
     assert errors(manifest) == []
