@@ -35,7 +35,10 @@ MLFLOW_FOLDERS = ("artifacts/*", "model", "components/tokenizer", "data/model", 
 
 
 def model_folders(path: Path) -> list[Path]:
-    """The folders that together hold a Hugging Face model: the path itself, or the parts of an MLflow model."""
+    """The folders that together hold a Hugging Face model: the path itself, or the parts of an MLflow model.
+
+    Raises `UserError` where there is no folder, or an MLflow model only refers to a hub model.
+    """
     if not path.exists():
         id_ = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))
         hub = f" If it is the id of a hub model, set huggingface_id={path} instead." if id_ else ""

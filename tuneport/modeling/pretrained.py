@@ -25,7 +25,10 @@ def load(architecture: str, folder: Path, *, new_head: bool = False, **loading: 
 
 
 def load_by(loader: ModelLoader, folder: Path, **loading: t.Any) -> t.Any:
-    """As `load`, by a loader that then knows which weights are new, and which unused."""
+    """As `load`, by a loader that then knows which weights are new, and which unused.
+
+    Raises `UserError` as `load` does.
+    """
     try:
         model = loader(str(folder), **loading)
     except ValueError as e:

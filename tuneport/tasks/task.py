@@ -97,7 +97,10 @@ class Task(ABC):
     # -- preprocess: imports no torch ---------------------------------------------------------------------------
     @abstractmethod
     def columns(self, options: t.Any) -> dict[str, str]:
-        """The user's column for each field of the task, ``{"sentence1": "text", ...}``; all must be in the data."""
+        """The user's column for each field of the task, ``{"sentence1": "text", ...}``; all must be in the data.
+
+        Raises `UserError` where the options do not say which.
+        """
 
     def hint(self, columns: Sequence[str], options: t.Any) -> str:
         """What to add, from a space on, to the message that not all of `columns` are among those of the data."""
@@ -183,7 +186,8 @@ class Task(ABC):
     def settings(self, meta: Meta, options: t.Any) -> Row:
         """What the predictor is made with besides the model: JSON-able, by ``options`` or, for None, their defaults.
 
-        ``params`` are those settings that a request to the served model may change: name -> value.
+        ``params`` are those settings that a request to the served model may change: name -> value. Raises `UserError`
+        where the model cannot do what the options ask for.
         """
         return {}
 
