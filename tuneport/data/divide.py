@@ -162,7 +162,7 @@ def _check_sizes(splits: Codes, train: SourceCount, options: PrepareParams) -> N
 
 
 def _rarest_label(classes: npt.NDArray[np.int32], class_labels: list[tuple[str, ...]]) -> npt.NDArray[np.int32]:
-    """The stratum of each row: its label or, of several, the rarest, so that rare labels reach every split."""
+    """The stratum of each row, (rows,): its label or, of several, the rarest, so that rare labels reach every split."""
     rows = np.bincount(classes, minlength=len(class_labels)).tolist()
     total: Counter[str] = Counter()
     for labels, n in zip(class_labels, rows, strict=True):

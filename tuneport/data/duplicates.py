@@ -25,7 +25,7 @@ def identity_hash(identity: str) -> int:
 
 
 def find_duplicates(identities: npt.NDArray[np.uint64]) -> Duplicates:
-    """Every row whose identity stands on an earlier row, in order; needs 16 bytes a row meanwhile."""
+    """Every row whose identity (rows,) an earlier row has, in order; takes 16 bytes a row while it runs."""
     order = np.argsort(identities, kind="stable")
     ordered = identities[order]
     repeats = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1

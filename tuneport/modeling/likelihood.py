@@ -47,7 +47,10 @@ def token_losses(logits: t.Any, labels: torch.Tensor) -> torch.Tensor:
 
 
 def shifted(logits: t.Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A decoder's logits and the labels that they are of: those one place further on."""
+    """A decoder's logits (rows, width, vocabulary) and labels (rows, width), aligned: each is cut to width - 1.
+
+    The logits at a token predict the token after it.
+    """
     logits = logits[0] if isinstance(logits, tuple) else logits
     return logits[:, :-1], labels[:, 1:]
 

@@ -43,7 +43,9 @@ class Packs(Dataset[t.Any]):
 def best_fit_decreasing(lengths: Lengths, capacity: int) -> list[list[int]]:
     """The places of ``lengths`` in as few packs as this gets them into (D. S. Johnson, 1973).
 
-    The longest comes first; each goes where the least room is left that suffices, else into a new pack.
+    Longest first, each goes into the pack with the least room that still fits it, else into a new one. ``rooms`` has a
+    bit set for each room that some pack has left, so the least sufficient room is its lowest set bit from ``length``
+    on: the whole takes time linear in the rows.
     """
     packs: list[list[int]] = []
     by_room: dict[int, list[int]] = {}  # packs, by the room that is left in them
