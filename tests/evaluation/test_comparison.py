@@ -1,16 +1,35 @@
 """The verdict says what the intervals allow it to say, and no more."""
 
+from typing import Any
+
 import pytest
 
 from tuneport.evaluation.comparison import Comparison
 from tuneport.metrics import bootstrap
 from tuneport.metrics.evaluation import Evaluation
+from tuneport.metrics.metric import Headline, Metric
+
+
+def headline(name: str, **more: Any) -> Metric[Any]:
+    """A record as an evaluation names it; nothing is computed by it here."""
+    return Metric(
+        name=name,
+        title=name.capitalize(),
+        compute=lambda rows: 0.0,
+        main=1,
+        headline=Headline(parts=lambda rows: rows, claim=("is right in", "in")),
+        **more,
+    )
+
+
+ACCURACY = headline("accuracy", percent=True)
+AUC: Metric[Any] = Metric(name="auc", title="AUC", compute=lambda rows: 0.0)
 
 
 def found(right: int, of: int = 200) -> Evaluation:
     share = right / of
     return Evaluation(
-        main=("accuracy",),
+        records=(ACCURACY, AUC),
         metrics={"accuracy": share, "auc": None},
         intervals={"accuracy": (share - 0.01, share + 0.01)},
         row_parts=[(float(i < right), 1.0) for i in range(of)],
@@ -70,12 +89,10 @@ def test_json_holds_scores_intervals_and_gains():
 def test_a_metric_that_is_better_when_lower_turns_the_verdict_round():
     def loss(value: float) -> Evaluation:
         return Evaluation(
-            main=("loss",),
+            records=(headline("loss", greater_is_better=False),),
             metrics={"loss": value},
             intervals={"loss": (value, value)},
-            headline="loss",
             row_parts=[(value + i % 3 / 100, 1.0) for i in range(60)],
-            lower_is_better=frozenset({"loss"}),
             row_losses=[0.0] * 60,
             row_correct=[False] * 60,
         )
