@@ -122,17 +122,38 @@ def _hamming_loss(rows: ClassifiedRows) -> float:
     return float(hamming_loss(rows.truth, rows.predicted))
 
 
-def _averaged(name: t.Literal["precision", "recall", "f1"], average: t.Literal["macro", "micro", "weighted"]) -> t.Any:
-    """The function of rows that sklearn's score is; a class without rows and predictions counts as 0."""
+def _averaged(score: str, average: str, **more: t.Any) -> Metric[ClassifiedRows]:
+    """Precision, recall or F1, averaged over classes by sklearn; a class without rows and predictions counts as 0."""
 
     def compute(rows: ClassifiedRows) -> float:
         import sklearn.metrics
 
-        score = getattr(sklearn.metrics, f"{name}_score")
-        labels = range(rows.n_labels)
-        return float(score(rows.truth, rows.predicted, labels=labels, average=average, zero_division=0))
+        function, labels = getattr(sklearn.metrics, f"{score}_score"), range(rows.n_labels)
+        return float(function(rows.truth, rows.predicted, labels=labels, average=average, zero_division=0))
 
-    return compute
+    return Metric(
+        name=f"{score}_{average}",
+        title=f"{score.capitalize()}, {average}",
+        percent=True,
+        compute=compute,
+        sums=_sums(counts.averaged(score, average)),
+        **more,
+    )
+
+
+def _mcc_by(
+    statistic: Callable[[counts.Counts], np.ndarray], applies: Callable[[ClassifiedRows], bool]
+) -> Metric[ClassifiedRows]:
+    return Metric(
+        name="mcc",
+        title="Matthews correlation (MCC)",
+        short_title="MCC",
+        compute=_mcc,
+        sums=_sums(statistic),
+        chooses_checkpoint=True,
+        main=3,
+        applies=applies,
+    )
 
 
 def _check_scores(rows: ClassifiedRows) -> None:
@@ -244,80 +265,15 @@ METRICS: tuple[Metric[ClassifiedRows], ...] = (
         main=1,
         headline=Headline(parts=parts_of_mean(_right), claim=("is right in", "in")),
     ),
-    Metric(
-        name="f1_macro",
-        title="F1, macro",
-        percent=True,
-        compute=_averaged("f1", "macro"),
-        sums=_sums(counts.macro(lambda c: c.f1)),
-        chooses_checkpoint=True,
-        main=2,
-    ),
-    Metric(
-        name="mcc",
-        title="Matthews correlation (MCC)",
-        short_title="MCC",
-        compute=_mcc,
-        sums=_sums(counts.mcc),
-        chooses_checkpoint=True,
-        main=3,
-        applies=_single,
-    ),
-    Metric(
-        name="mcc",
-        title="Matthews correlation (MCC)",
-        short_title="MCC",
-        compute=_mcc,
-        sums=_sums(counts.mcc_of_cells),
-        chooses_checkpoint=True,
-        main=3,
-        applies=_multi,
-    ),
-    Metric(
-        name="precision_macro",
-        title="Precision, macro",
-        percent=True,
-        compute=_averaged("precision", "macro"),
-        sums=_sums(counts.macro(lambda c: c.precision)),
-        chooses_checkpoint=True,
-    ),
-    Metric(
-        name="recall_macro",
-        title="Recall, macro",
-        percent=True,
-        compute=_averaged("recall", "macro"),
-        sums=_sums(counts.macro(lambda c: c.recall)),
-        chooses_checkpoint=True,
-    ),
-    Metric(
-        name="precision_weighted",
-        title="Precision, weighted",
-        percent=True,
-        compute=_averaged("precision", "weighted"),
-        sums=_sums(counts.weighted(lambda c: c.precision)),
-    ),
-    Metric(
-        name="recall_weighted",
-        title="Recall, weighted",
-        percent=True,
-        compute=_averaged("recall", "weighted"),
-        sums=_sums(counts.weighted(lambda c: c.recall)),
-    ),
-    Metric(
-        name="f1_weighted",
-        title="F1, weighted",
-        percent=True,
-        compute=_averaged("f1", "weighted"),
-        sums=_sums(counts.weighted(lambda c: c.f1)),
-    ),
-    Metric(
-        name="f1_micro",
-        title="F1, micro",
-        percent=True,
-        compute=_averaged("f1", "micro"),
-        sums=_sums(lambda c: counts.micro(c).f1[:, 0]),
-        applies=_multi,
-    ),
+    _averaged("f1", "macro", chooses_checkpoint=True, main=2),
+    _mcc_by(counts.mcc, _single),
+    _mcc_by(counts.mcc_of_cells, _multi),
+    _averaged("precision", "macro", chooses_checkpoint=True),
+    _averaged("recall", "macro", chooses_checkpoint=True),
+    _averaged("precision", "weighted"),
+    _averaged("recall", "weighted"),
+    _averaged("f1", "weighted"),
+    _averaged("f1", "micro", applies=_multi),
     Metric(
         name="hamming_loss",
         title="Hamming loss",

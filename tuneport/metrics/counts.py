@@ -74,7 +74,20 @@ def weighted(values: Callable[[Counts], np.ndarray]) -> Callable[[Counts], np.nd
     return lambda counts: ratio((values(counts) * counts.true).sum(axis=1), counts.true.sum(axis=1))
 
 
-def micro(counts: Counts) -> Counts:
+def micro(values: Callable[[Counts], np.ndarray]) -> Callable[[Counts], np.ndarray]:
+    """The value of all classes as one."""
+    return lambda counts: values(pooled(counts))[:, 0]
+
+
+AVERAGES = {"macro": macro, "micro": micro, "weighted": weighted}
+
+
+def averaged(score: str, average: str) -> Callable[[Counts], np.ndarray]:
+    """Precision, recall or F1 of a class, averaged over classes as sklearn's ``average`` does."""
+    return AVERAGES[average](lambda counts: t.cast("np.ndarray", getattr(counts, score)))
+
+
+def pooled(counts: Counts) -> Counts:
     """All classes as one."""
     hit, said, true = (part.sum(axis=1, keepdims=True) for part in (counts.hit, counts.said, counts.true))
     return Counts(hit=hit, said=said, true=true, right=counts.right, total=counts.total)
@@ -93,7 +106,7 @@ def mcc_of_cells(counts: Counts) -> np.ndarray:
     """Matthews correlation of yes and no over all cells (rows x labels)."""
     import numpy as np
 
-    whole = micro(counts)
+    whole = pooled(counts)
     hit, said, true = whole.hit[:, 0], whole.said[:, 0], whole.true[:, 0]
     cells = counts.total * counts.hit.shape[1]
     spread = said * (cells - said) * true * (cells - true)

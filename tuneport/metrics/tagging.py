@@ -81,32 +81,6 @@ def _sums(statistic: Callable[[counts.Counts], np.ndarray]) -> Sums[TaggedRows]:
     return Sums(distinct=_distinct, value=counts.of_counts(statistic))
 
 
-def _of_entities(name: str, **average: str) -> Callable[[TaggedRows], float]:
-    """The function of rows that seqeval's score is: over all entities, or an average over types."""
-
-    def compute(rows: TaggedRows) -> float:
-        from seqeval import metrics
-
-        truth, predicted = ([list(tags) for tags in found] for found in (rows.truth, rows.predicted))
-        with warnings.catch_warnings():  # a type without predictions counts as 0 and needs no warning
-            warnings.simplefilter("ignore")
-            return float(getattr(metrics, f"{name}_score")(truth, predicted, **average, zero_division=0))
-
-    return compute
-
-
-def _of_words(name: str, average: str) -> Callable[[TaggedRows], float]:
-    """The function of rows that sklearn's score is, of words; a tag without words and predictions counts as 0."""
-
-    def compute(rows: TaggedRows) -> float:
-        import sklearn.metrics
-
-        score = getattr(sklearn.metrics, f"{name}_score")
-        return float(score(*rows.words, labels=range(len(rows.labels)), average=average, zero_division=0))
-
-    return compute
-
-
 def _accuracy(rows: TaggedRows) -> float:
     from sklearn.metrics import accuracy_score
 
@@ -133,116 +107,69 @@ def _plain(rows: TaggedRows) -> bool:
     return not rows.iob
 
 
-# Of entities, as seqeval counts them; accuracy is of words.
-ENTITY_METRICS: tuple[Metric[TaggedRows], ...] = (
-    Metric(
-        name="f1",
-        title="F1, entities",
-        percent=True,
-        compute=_of_entities("f1"),
-        sums=_sums(lambda c: counts.micro(c).f1[:, 0]),
-        chooses_checkpoint=True,
-        main=1,
-        headline=Headline(parts=_entity_parts, claim=("has an entity F1 of", "one of")),
-        applies=_iob,
-    ),
-    Metric(
+def _words_right(**more: t.Any) -> Metric[TaggedRows]:
+    return Metric(
         name="accuracy",
         title="Accuracy, words",
         percent=True,
         compute=_accuracy,
         sums=_sums(counts.accuracy),
         chooses_checkpoint=True,
-        applies=_iob,
-    ),
-    Metric(
-        name="precision",
-        title="Precision, entities",
-        percent=True,
-        compute=_of_entities("precision"),
-        sums=_sums(lambda c: counts.micro(c).precision[:, 0]),
-        chooses_checkpoint=True,
-        main=2,
-        applies=_iob,
-    ),
-    Metric(
-        name="recall",
-        title="Recall, entities",
-        percent=True,
-        compute=_of_entities("recall"),
-        sums=_sums(lambda c: counts.micro(c).recall[:, 0]),
-        chooses_checkpoint=True,
-        main=3,
-        applies=_iob,
-    ),
-    Metric(
-        name="f1_macro",
-        title="F1, macro over types",
-        percent=True,
-        compute=_of_entities("f1", average="macro"),
-        sums=_sums(_macro_of_found),
-        applies=_iob,
-    ),
-    Metric(
-        name="f1_weighted",
-        title="F1, weighted over types",
-        percent=True,
-        compute=_of_entities("f1", average="weighted"),
-        sums=_sums(counts.weighted(lambda c: c.f1)),
-        applies=_iob,
-    ),
+        **more,
+    )
+
+
+def _of_entities(
+    name: str,
+    title: str,
+    score: str,
+    average: str,
+    statistic: Callable[[counts.Counts], np.ndarray] | None = None,
+    **more: t.Any,
+) -> Metric[TaggedRows]:
+    """Precision, recall or F1 of entities as seqeval counts them: over all (micro), or an average over types."""
+
+    def compute(rows: TaggedRows) -> float:
+        from seqeval import metrics
+
+        truth, predicted = ([list(tags) for tags in found] for found in (rows.truth, rows.predicted))
+        with warnings.catch_warnings():  # a type without predictions counts as 0 and needs no warning
+            warnings.simplefilter("ignore")
+            return float(getattr(metrics, f"{score}_score")(truth, predicted, average=average, zero_division=0))
+
+    sums = _sums(statistic or counts.averaged(score, average))
+    return Metric(name=name, title=title, percent=True, compute=compute, sums=sums, applies=_iob, **more)
+
+
+def _of_words(name: str, title: str, score: str, average: str, **more: t.Any) -> Metric[TaggedRows]:
+    """Precision, recall or F1 of words, averaged over tags by sklearn; a tag without words and predictions has 0."""
+
+    def compute(rows: TaggedRows) -> float:
+        import sklearn.metrics
+
+        function, labels = getattr(sklearn.metrics, f"{score}_score"), range(len(rows.labels))
+        return float(function(*rows.words, labels=labels, average=average, zero_division=0))
+
+    sums = _sums(counts.averaged(score, average))
+    return Metric(name=name, title=title, percent=True, compute=compute, sums=sums, applies=_plain, **more)
+
+
+ENTITY_HEADLINE = Headline(parts=_entity_parts, claim=("has an entity F1 of", "one of"))
+WORD_HEADLINE = Headline[TaggedRows](parts=lambda rows: rows.counts[:, -2:], claim=("tags words right in", "in"))
+
+METRICS: tuple[Metric[TaggedRows], ...] = (
+    _of_entities("f1", "F1, entities", "f1", "micro", chooses_checkpoint=True, main=1, headline=ENTITY_HEADLINE),
+    _words_right(applies=_iob),
+    _of_entities("precision", "Precision, entities", "precision", "micro", main=2, chooses_checkpoint=True),
+    _of_entities("recall", "Recall, entities", "recall", "micro", main=3, chooses_checkpoint=True),
+    _of_entities("f1_macro", "F1, macro over types", "f1", "macro", statistic=_macro_of_found),
+    _of_entities("f1_weighted", "F1, weighted over types", "f1", "weighted"),
+    _words_right(applies=_plain, main=1, headline=WORD_HEADLINE),
+    _of_words("f1", "F1, macro over tags", "f1", "macro", main=2, chooses_checkpoint=True),
+    _of_words("precision", "Precision, macro over tags", "precision", "macro", chooses_checkpoint=True),
+    _of_words("recall", "Recall, macro over tags", "recall", "macro", chooses_checkpoint=True),
+    _of_words("f1_weighted", "F1, weighted over tags", "f1", "weighted", main=3),
 )
-WORD_METRICS: tuple[Metric[TaggedRows], ...] = (
-    Metric(
-        name="accuracy",
-        title="Accuracy, words",
-        percent=True,
-        compute=_accuracy,
-        sums=_sums(counts.accuracy),
-        chooses_checkpoint=True,
-        main=1,
-        headline=Headline(parts=lambda rows: rows.counts[:, -2:], claim=("tags words right in", "in")),
-        applies=_plain,
-    ),
-    Metric(
-        name="f1",
-        title="F1, macro over tags",
-        percent=True,
-        compute=_of_words("f1", "macro"),
-        sums=_sums(counts.macro(lambda c: c.f1)),
-        chooses_checkpoint=True,
-        main=2,
-        applies=_plain,
-    ),
-    Metric(
-        name="precision",
-        title="Precision, macro over tags",
-        percent=True,
-        compute=_of_words("precision", "macro"),
-        sums=_sums(counts.macro(lambda c: c.precision)),
-        chooses_checkpoint=True,
-        applies=_plain,
-    ),
-    Metric(
-        name="recall",
-        title="Recall, macro over tags",
-        percent=True,
-        compute=_of_words("recall", "macro"),
-        sums=_sums(counts.macro(lambda c: c.recall)),
-        chooses_checkpoint=True,
-        applies=_plain,
-    ),
-    Metric(
-        name="f1_weighted",
-        title="F1, weighted over tags",
-        percent=True,
-        compute=_of_words("f1", "weighted"),
-        sums=_sums(counts.weighted(lambda c: c.f1)),
-        main=3,
-        applies=_plain,
-    ),
-)
-METRICS = (*ENTITY_METRICS, *WORD_METRICS)
 
 
 def evaluate(truth: Tags, answers: Sequence[Answer], labels: Sequence[str], iob: bool, seed: int) -> Evaluation:
