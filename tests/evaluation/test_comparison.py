@@ -1,5 +1,7 @@
 """The verdict says what the intervals allow it to say, and no more."""
 
+import json
+import math
 from typing import Any
 
 import pytest
@@ -61,7 +63,7 @@ def test_the_headline_follows_the_paired_intervals(comparison, level, headline):
 def test_the_gain_is_given_in_points_with_its_interval():
     gain = compare(180, 100).gains["base model"]
     assert gain.value == pytest.approx(0.4)
-    assert 0.3 < gain.low < 0.4 < gain.high < 0.5
+    assert gain.interval is not None and 0.3 < gain.interval[0] < 0.4 < gain.interval[1] < 0.5
     assert "+40.0 points (" in compare(180, 100).verdict.sentences[0]
 
 
@@ -107,3 +109,22 @@ def test_a_gain_may_be_of_a_ratio_of_sums_over_rows():
     gain, (low, high) = bootstrap.difference(base, tuned, 0)
     assert gain == pytest.approx(13 / 16 - 6 / 16)
     assert low <= gain <= high
+
+
+def test_a_headline_that_is_not_a_number_makes_no_verdict_and_no_invalid_json():
+    def loss(value: float) -> Evaluation:
+        finite = math.isfinite(value)
+        return Evaluation(
+            records=(headline("loss", greater_is_better=False),),
+            metrics={"loss": value if finite else None},
+            intervals={"loss": (value, value)} if finite else {},
+            row_parts=[(value, 1.0)] * 20,
+            row_losses=[0.0] * 20,
+            row_correct=None,
+        )
+
+    comparison = Comparison(loss(math.nan), loss(0.9), True, {"guess": loss(0.5)}, 0)
+    assert comparison.verdict.level == "unclear"
+    assert comparison.verdict.headline == "No clear difference from the base model"
+    assert "n/a" in comparison.verdict.sentences[0]
+    assert json.loads(json.dumps(comparison.as_json(), allow_nan=False))["gains"]["base model"]["interval"] is None

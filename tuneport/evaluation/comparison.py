@@ -30,18 +30,17 @@ class Gain:
     """How far the tuned model's headline metric is above another's, with its paired 95 % interval."""
 
     metric: AnyMetric
-    value: float
-    low: float
-    high: float
+    value: float | None  # None, as the interval, where a model's scores are not all numbers
+    interval: tuple[float, float] | None
 
     @property
     def level(self) -> Level:
-        if self.low <= 0 <= self.high:
+        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return "unclear"
-        return "good" if (self.low > 0) == self.metric.greater_is_better else "bad"
+        return "good" if (self.interval[0] > 0) == self.metric.greater_is_better else "bad"
 
     def __str__(self) -> str:
-        return self.metric.gain_in_words(self.value, (self.low, self.high))
+        return self.metric.gain_in_words(self.value, self.interval)
 
 
 @dataclass(frozen=True)
@@ -77,14 +76,21 @@ class Comparison:
         return {name: self._gain(other) for name, other in self.all.items() if other is not self.tuned}
 
     def _gain(self, other: Evaluation) -> Gain:
-        value, (low, high) = bootstrap.difference(other.row_parts, self.tuned.row_parts, self.seed)
-        return Gain(metric=self.tuned.headline, value=value, low=low, high=high)
+        found = bootstrap.difference(other.row_parts, self.tuned.row_parts, self.seed)
+        value, interval = (None, None) if found is None else found
+        return Gain(metric=self.tuned.headline, value=value, interval=interval)
+
+    @property
+    def _rival(self) -> str | None:
+        """The baseline that the tuned model is least ahead of."""
+        sign = 1 if self.tuned.headline.greater_is_better else -1
+        ahead = {name: sign * value for name in self.baselines if (value := self.gains[name].value) is not None}
+        return min(ahead, key=lambda name: ahead[name], default=None)
 
     @cached_property
     def verdict(self) -> Verdict:
         base = self.gains[self.base_name]
-        sign = 1 if self.tuned.headline.greater_is_better else -1
-        rival = min(self.baselines, key=lambda name: sign * self.gains[name].value, default=None)
+        rival = self._rival
         claim, other_claim = self.tuned.claim
         tuned_share, base_share = _share(self.tuned), _share(self.base)
         sentences = [
@@ -128,7 +134,9 @@ class Comparison:
             "tuned": _scores(self.tuned),
             "base": _scores(self.base),
             "baselines": {name: _scores(found) for name, found in self.baselines.items()},
-            "gains": {name: {"value": g.value, "interval": [g.low, g.high]} for name, g in self.gains.items()},
+            "gains": {
+                name: {"value": g.value, "interval": g.interval and list(g.interval)} for name, g in self.gains.items()
+            },
             "per_class": self.tuned.details.get("per_class"),
             "confusion_matrix": self.tuned.details.get("confusion_matrix"),
             "labels": self.tuned.details.get("labels"),
@@ -155,4 +163,4 @@ def _number(value: float | None) -> str:
 
 def _share(found: Evaluation) -> str:
     name = found.headline.name
-    return found.headline.in_words(t.cast(float, found.metrics[name]), found.intervals[name])
+    return found.headline.in_words(found.metrics[name], found.intervals.get(name))

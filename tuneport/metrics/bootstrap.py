@@ -96,10 +96,10 @@ def _computed(metric: Metric[R], rows: R) -> float:
             return float("nan")
 
 
-def difference(base: Sequence[Parts], tuned: Sequence[Parts], seed: int) -> tuple[float, Interval]:
+def difference(base: Sequence[Parts], tuned: Sequence[Parts], seed: int) -> tuple[float, Interval] | None:
     """How far the ratio of ``tuned`` is above that of ``base``, with the interval from drawing the same rows for both.
 
-    A row's parts are a numerator and a denominator, each summed over the rows.
+    A row's parts are a numerator and a denominator, each summed over the rows. None where they are not all numbers.
     """
     import numpy as np
 
@@ -111,9 +111,10 @@ def difference(base: Sequence[Parts], tuned: Sequence[Parts], seed: int) -> tupl
         found: np.ndarray = tuned_ratio - base_ratio
         return found
 
+    if not np.isfinite(rows).all():
+        return None
     drawn = interval(_of_sums(distinct, counts, {"gain": gain}, seed)["gain"])
-    assert drawn is not None, "a ratio with a denominator is finite"
-    return float(gain(rows.sum(axis=0, keepdims=True))[0]), drawn
+    return None if drawn is None else (float(gain(rows.sum(axis=0, keepdims=True))[0]), drawn)
 
 
 def interval(values: np.ndarray) -> Interval | None:

@@ -111,15 +111,19 @@ class Metric(t.Generic[R_contra]):
         """A value as tables and figures show it."""
         return "n/a" if value is None else f"{value:.3f}"
 
-    def in_words(self, value: float, interval: tuple[float, float]) -> str:
+    def in_words(self, value: float | None, interval: tuple[float, float] | None) -> str:
         """A value and its interval as sentences give them."""
+        if value is None or interval is None:
+            return self.number(value)
         low, high = interval
         if not self.percent:
             return f"{value:.3f} ({low:.3f} to {high:.3f})"
         return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
-    def gain_in_words(self, value: float, interval: tuple[float, float]) -> str:
+    def gain_in_words(self, value: float | None, interval: tuple[float, float] | None) -> str:
         """A difference of two values and its interval as sentences give them."""
+        if value is None or interval is None:
+            return "a difference that cannot be computed"
         low, high = interval
         if not self.percent:
             return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
