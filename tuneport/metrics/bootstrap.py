@@ -15,7 +15,7 @@ if t.TYPE_CHECKING:
 RESAMPLES = 1000
 FEWEST_RESAMPLES = 200  # where a resample takes long
 CELLS = 4_000_000  # how many numbers are held at once
-COMPUTED_CELLS = 200_000_000  # how many are computed with, where a metric has no sums: about three seconds
+COMPUTED_CELLS = 100_000_000  # how many are computed with, where a metric has no sums: a few seconds
 COLUMNS_OF_A_CALL = 50  # what a call of a metric's function costs, in arrays of one number per row
 
 Interval = tuple[float, float]
