@@ -144,6 +144,7 @@ def _averaged(score: str, average: str, **more: t.Any) -> Metric[ClassifiedRows]
 def _mcc_by(
     statistic: Callable[[counts.Counts], np.ndarray], applies: Callable[[ClassifiedRows], bool]
 ) -> Metric[ClassifiedRows]:
+    """One name for two statistics: of one class a row, or of yes and no over all cells."""
     return Metric(
         name="mcc",
         title="Matthews correlation (MCC)",
@@ -198,11 +199,10 @@ def _aucs(rows: ClassifiedRows) -> list[float | None]:
 
 def _auc(rows: ClassifiedRows) -> float:
     _check_scores(rows)
-    known = [auc for auc in _aucs(rows) if auc is not None]
-    if len(known) < rows.n_labels:
-        missing = [repr(label) for label, auc in zip(rows.labels, _aucs(rows), strict=True) if auc is None]
+    found = dict(zip(rows.labels, _aucs(rows), strict=True))
+    if missing := [repr(label) for label, auc in found.items() if auc is None]:
         raise Undefined(f"of {', '.join(missing)} the split has no rows, or no others")
-    return sum(known) / len(known)
+    return sum(auc for auc in found.values() if auc is not None) / len(found)
 
 
 def _weighted_auc(rows: ClassifiedRows, weights: np.ndarray) -> np.ndarray:
