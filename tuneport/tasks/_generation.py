@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tuneport.labels import IGNORED
+from tuneport.metrics import perplexity
+from tuneport.metrics.metric import training_scores
 from tuneport.modeling import pretrained
 from tuneport.modeling.batches import collator
-from tuneport.modeling.likelihood import shifted, summary, token_losses
+from tuneport.modeling.likelihood import shifted, token_losses
 from tuneport.parameters import GenerationParams
 from tuneport.tasks.task import Encoder, Meta, Row, Task
 
@@ -53,7 +55,8 @@ class GenerationTask(Task):
 
     def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
         def compute(prediction: t.Any) -> dict[str, float]:
-            found = summary(prediction.predictions)
+            rows = perplexity.LikelihoodRows.of_token_losses(prediction.predictions)
+            found = training_scores(perplexity.METRICS, rows)
             return {"token_loss": found.pop("loss"), **found}  # the trainer takes it for the loss
 
         return compute

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.prompts import Specials, specials
 from tuneport.errors import UserError
+from tuneport.metrics import perplexity
+from tuneport.metrics.metric import choices
 from tuneport.parameters import GenerationParams
 from tuneport.step import Params, param
 from tuneport.tasks._generation import DEFAULT_NEW_TOKENS, GenerationTask
@@ -20,8 +22,10 @@ if t.TYPE_CHECKING:
 class LanguageModelingMetric(Params):
     """Best model."""
 
-    metric_for_best_model: t.Literal["loss", "perplexity", "token_accuracy"] = param(
-        "Validation metric that decides which checkpoint is the best one.", default="loss"
+    metric_for_best_model: str = param(
+        "Validation metric that decides which checkpoint is the best one.",
+        default="loss",
+        choices=choices(perplexity.METRICS),
     )
 
 
@@ -44,7 +48,7 @@ class LanguageModelingTask(GenerationTask):
         "model_evaluation": LanguageModelingEvaluation,
         "model_export": GenerationParams,
     }
-    metrics: t.ClassVar = {"loss": False, "perplexity": False, "token_accuracy": True}
+    scored_by = perplexity.METRICS
     architectures: t.ClassVar[tuple[str, ...]] = ("AutoModelForCausalLM",)
 
     def asked(self, row: Row) -> Row:
@@ -102,18 +106,14 @@ class LanguageModelingTask(GenerationTask):
         return {i: self.asked(rows[i]) for i in sorted(picked)}
 
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
-        from tuneport.metrics.perplexity import evaluate
-
-        return evaluate(answers, seed)
+        return perplexity.evaluate(answers, seed)
 
     def baselines(
         self, train: Split, test: Split, meta: Meta, options: LanguageModelingEvaluation
     ) -> dict[str, list[Row]]:
         if not options.trivial_baselines:
             return {}
-        from tuneport.metrics.perplexity import baselines
-
-        return baselines(train.encoded, test.encoded, meta["vocabulary"])
+        return perplexity.baselines(train.encoded, test.encoded, meta["vocabulary"])
 
     def short(self, answer: Row) -> Row:
         return answer

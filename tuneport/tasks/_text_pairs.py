@@ -9,6 +9,7 @@ from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.languages import Languages, language_specials, languages
 from tuneport.encoding.prompts import PLACEHOLDER, specials
 from tuneport.errors import UserError
+from tuneport.metrics.metric import LOSS
 from tuneport.tasks._generation import CompletionTask
 from tuneport.tasks.task import Drop, Encoder, Meta, Row, ShownAnswer
 
@@ -68,6 +69,9 @@ class TextPairTask(CompletionTask):
             max_target_tokens=settings["max_target_tokens"],
         )
         return lambda rows: encode([row[self.source] for row in rows], [row[self.target] for row in rows]).columns()
+
+    def needs_answers(self, metric_for_best_model: str) -> bool:
+        return metric_for_best_model != LOSS  # any other one is of what the model writes
 
     def settings(self, meta: Meta, options: t.Any) -> Row:
         found, limit = super().settings(meta, options), meta["prompting"]["max_positions"]

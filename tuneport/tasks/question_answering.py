@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
+from tuneport.metrics import spans
+from tuneport.metrics.metric import choices, training_scores
 from tuneport.modeling import pretrained
 from tuneport.modeling.batches import collator
 from tuneport.serving.question_answerer import QuestionAnswerer, QuestionWindows
@@ -50,10 +52,11 @@ class QuestionAnsweringColumns(Params):
 class QuestionAnsweringMetric(Params):
     """Best model."""
 
-    metric_for_best_model: t.Literal["loss", "f1", "exact"] = param(
+    metric_for_best_model: str = param(
         "Validation metric that decides which checkpoint is the best one: f1 and exact are of whole answers, as "
         "SQuAD 2.0 counts them.",
         default="loss",
+        choices=choices(spans.METRICS),
     )
 
 
@@ -85,7 +88,7 @@ class QuestionAnswering(Task):
         "model_export": QuestionAnsweringAnswers,
         "model_evaluation": QuestionAnsweringEvaluation,
     }
-    metrics: t.ClassVar = {"loss": False, "f1": True, "exact": True}
+    scored_by = spans.METRICS
     architectures = ("AutoModelForQuestionAnswering",)
     predictor = QuestionAnswerer
     label_names = ("start_positions", "end_positions")
@@ -193,10 +196,8 @@ class QuestionAnswering(Task):
         return True
 
     def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
-        from tuneport.metrics.spans import row_scores
-
-        found = row_scores([row["answer_texts"] for row in rows], [answer["answer"] for answer in answers])
-        return {name: float(values.mean()) for name, values in found.items()}
+        truth, predicted = [row["answer_texts"] for row in rows], [answer["answer"] for answer in answers]
+        return training_scores(spans.METRICS, spans.AnsweredRows.of(truth, predicted))
 
     def settings(self, meta: Meta, options: t.Any) -> Row:
         ports = QuestionAnsweringAnswers.ports().items()
@@ -210,18 +211,14 @@ class QuestionAnswering(Task):
         return inputs, pa.schema([*answer, ("n_best", pa.list_(pa.struct(answer)))])
 
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
-        from tuneport.metrics.spans import evaluate
-
-        return evaluate([row["answer_texts"] for row in rows], answers, seed)
+        return spans.evaluate([row["answer_texts"] for row in rows], answers, seed)
 
     def baselines(
         self, train: Split, test: Split, meta: Meta, options: QuestionAnsweringEvaluation
     ) -> dict[str, list[Row]]:
         if not options.trivial_baselines:
             return {}
-        from tuneport.metrics.spans import baselines
-
-        return baselines([row["context"] for row in test.rows], meta["unanswerable"])
+        return spans.baselines([row["context"] for row in test.rows], meta["unanswerable"])
 
     def short(self, answer: Row) -> Row:
         return {"answer": answer["answer"], "score": answer["score"]}

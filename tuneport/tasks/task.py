@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneport.encoding.base_model import BaseModel
+from tuneport.metrics.metric import AnyMetric, directions
 from tuneport.step import Params
 
 if t.TYPE_CHECKING:
@@ -88,11 +89,16 @@ class Task(ABC):
 
     name: t.ClassVar[str]
     params: t.ClassVar[Mapping[str, type[Params]]]  # by stage name: the parameters this task adds to that stage
-    metrics: t.ClassVar[Mapping[str, bool]]  # training metric -> greater is better
+    scored_by: t.ClassVar[Sequence[AnyMetric]]  # the records of which its choices, tables and intervals are made
     architectures: t.ClassVar[tuple[str, ...]]  # names of the transformers auto classes that load its models
     predictor: t.ClassVar[type[Predictor]]
     label_names: t.ClassVar[Sequence[str]] = ("labels",)  # what of the collator's batches a model's loss is made from
     likelihood: t.ClassVar[bool] = False  # whether models are also scored by how likely the encoded labels are to them
+
+    @property
+    def metrics(self) -> dict[str, bool]:
+        """Whether greater is better, by the name of each choice of metric_for_best_model."""
+        return directions(self.scored_by)
 
     # -- preprocess: imports no torch ---------------------------------------------------------------------------
     @abstractmethod
@@ -180,7 +186,7 @@ class Task(ABC):
         return False
 
     def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
-        """Metrics of the predictor's answers, by the names that `evaluate` gives them."""
+        """Metrics of the predictor's answers, by the names of their records."""
         return {}
 
     def settings(self, meta: Meta, options: t.Any) -> Row:

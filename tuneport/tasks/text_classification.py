@@ -10,6 +10,8 @@ from pathlib import Path
 from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.prompts import around
 from tuneport.errors import UserError
+from tuneport.metrics import classification
+from tuneport.metrics.metric import choices, training_scores
 from tuneport.modeling.batches import collator
 from tuneport.modeling.heads import load_with_labels
 from tuneport.serving.text_classifier import TextClassifier
@@ -36,8 +38,10 @@ class TextClassificationColumns(Params):
 class TextClassificationMetric(Params):
     """Best model."""
 
-    metric_for_best_model: t.Literal["loss", "accuracy", "f1_macro", "mcc", "precision_macro", "recall_macro"] = param(
-        "Validation metric that decides which checkpoint is the best one.", default="loss"
+    metric_for_best_model: str = param(
+        "Validation metric that decides which checkpoint is the best one.",
+        default="loss",
+        choices=choices(classification.METRICS),
     )
 
 
@@ -58,14 +62,7 @@ class TextClassification(Task):
         "finetune": TextClassificationMetric,
         "model_evaluation": TextClassificationEvaluation,
     }
-    metrics: t.ClassVar = {
-        "loss": False,
-        "accuracy": True,
-        "f1_macro": True,
-        "mcc": True,
-        "precision_macro": True,
-        "recall_macro": True,
-    }
+    scored_by = classification.METRICS
     architectures = ("AutoModelForSequenceClassification",)
     predictor = TextClassifier
 
@@ -215,13 +212,10 @@ class TextClassification(Task):
         return logits[0] if isinstance(logits, tuple) else logits  # encoder–decoders return the encoder's states, too
 
     def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
-        from tuneport.metrics.classification import scores
-
         def compute(prediction: t.Any) -> dict[str, float]:
             logits, truth = prediction.predictions, prediction.label_ids
-            predicted = (logits > 0).astype(int) if meta["multi_label"] else logits.argmax(-1)
-            found = scores(truth.astype(int), predicted, len(meta["labels"]))
-            return {name: found[name] for name in self.metrics if name != "loss"}
+            rows = classification.ClassifiedRows.of_logits(logits, truth, meta["labels"], meta["multi_label"])
+            return training_scores(classification.METRICS, rows)
 
         return compute
 
@@ -235,18 +229,15 @@ class TextClassification(Task):
         return inputs, pa.schema([("label", label), ("score", score), ("scores", pa.map_(pa.string(), pa.float64()))])
 
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
-        from tuneport.metrics.classification import evaluate
-
-        return evaluate([row["label"] for row in rows], answers, meta["labels"], meta["multi_label"], seed)
+        truth = [row["label"] for row in rows]
+        return classification.evaluate(truth, answers, meta["labels"], meta["multi_label"], seed)
 
     def baselines(
         self, train: Split, test: Split, meta: Meta, options: TextClassificationEvaluation
     ) -> dict[str, list[Row]]:
         if not options.trivial_baselines:
             return {}
-        from tuneport.metrics.classification import baselines
-
-        return baselines(
+        return classification.baselines(
             [self.identity(row).replace("\0", " \n ") for row in train.rows],
             [row["label"] for row in train.rows],
             [self.identity(row).replace("\0", " \n ") for row in test.rows],

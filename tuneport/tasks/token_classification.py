@@ -11,6 +11,8 @@ from pathlib import Path
 from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
 from tuneport.labels import IGNORED
+from tuneport.metrics import tagging
+from tuneport.metrics.metric import choices, training_scores
 from tuneport.modeling.batches import collator
 from tuneport.modeling.heads import load_with_labels
 from tuneport.serving.token_classifier import TokenClassifier
@@ -42,10 +44,11 @@ class TokenClassificationColumns(Params):
 class TokenClassificationMetric(Params):
     """Best model."""
 
-    metric_for_best_model: t.Literal["loss", "f1", "accuracy", "precision", "recall"] = param(
+    metric_for_best_model: str = param(
         "Validation metric that decides which checkpoint is the best one: accuracy is of words; the others are of "
         "entities (seqeval) with IOB2 tags, else macro averages over tags.",
         default="loss",
+        choices=choices(tagging.METRICS),
     )
 
 
@@ -66,7 +69,7 @@ class TokenClassification(Task):
         "finetune": TokenClassificationMetric,
         "model_evaluation": TokenClassificationEvaluation,
     }
-    metrics: t.ClassVar = {"loss": False, "f1": True, "accuracy": True, "precision": True, "recall": True}
+    scored_by = tagging.METRICS
     architectures = ("AutoModelForTokenClassification",)
     predictor = TokenClassifier
 
@@ -194,8 +197,6 @@ class TokenClassification(Task):
         return logits.argmax(-1)
 
     def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
-        from tuneport.metrics.tagging import scores
-
         tags = meta["labels"]
 
         def compute(prediction: t.Any) -> dict[str, float]:
@@ -204,8 +205,8 @@ class TokenClassification(Task):
                 [[tags[i] for i in row[kept]] for row, kept in zip(ids, places, strict=True)]
                 for ids in (prediction.label_ids, prediction.predictions)
             )
-            found = scores(truth, predicted, tags, meta["iob"])
-            return {name: found[name] for name in self.metrics if name != "loss"}
+            rows = tagging.TaggedRows(truth=truth, predicted=predicted, labels=tags, iob=meta["iob"])
+            return training_scores(tagging.METRICS, rows)
 
         return compute
 
@@ -219,18 +220,14 @@ class TokenClassification(Task):
         return pa.schema([("tokens", words)]), pa.schema(answers)
 
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
-        from tuneport.metrics.tagging import evaluate
-
-        return evaluate([row["tags"] for row in rows], answers, meta["labels"], meta["iob"], seed)
+        return tagging.evaluate([row["tags"] for row in rows], answers, meta["labels"], meta["iob"], seed)
 
     def baselines(
         self, train: Split, test: Split, meta: Meta, options: TokenClassificationEvaluation
     ) -> dict[str, list[Row]]:
         if not options.trivial_baselines:
             return {}
-        from tuneport.metrics.tagging import baselines
-
-        return baselines(train.rows, test.rows)
+        return tagging.baselines(train.rows, test.rows)
 
     def short(self, answer: Row) -> Row:
         return {"tags": answer["tags"]}
