@@ -8,8 +8,8 @@ import pytest
 
 from tuneport.evaluation.comparison import Comparison
 from tuneport.metrics import bootstrap
-from tuneport.metrics.evaluation import Evaluation
 from tuneport.metrics.metric import Headline, Metric
+from tuneport.metrics.scores import Evaluation
 
 
 def headline(name: str, **more: Any) -> Metric[Any]:

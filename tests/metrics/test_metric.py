@@ -10,7 +10,6 @@ import pytest
 
 from tuneport import tasks
 from tuneport.metrics import bootstrap, perplexity
-from tuneport.metrics.evaluation import Evaluation, evaluated
 from tuneport.metrics.metric import (
     Headline,
     Metric,
@@ -23,6 +22,7 @@ from tuneport.metrics.metric import (
     sums_of_mean,
     training_scores,
 )
+from tuneport.metrics.scores import Evaluation, evaluated
 
 
 @dataclass(frozen=True)

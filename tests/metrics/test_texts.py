@@ -7,8 +7,8 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from tuneport.metrics.evaluation import Evaluation
 from tuneport.metrics.metric import training_scores
+from tuneport.metrics.scores import Evaluation
 from tuneport.metrics.texts import (
     SUMMARY_METRICS,
     TRANSLATION_METRICS,

@@ -22,9 +22,9 @@ from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.stage import execute
 from tuneport.tracking import Run
+from tuneport.training.batch_counts import CONTENTS, Counts, summed, with_contents
 from tuneport.training.callbacks import peak_memory
 from tuneport.training.checkpoint.checkpoint_folder import CheckpointFolder
-from tuneport.training.counts import CONTENTS, Counts, summed, with_contents
 from tuneport.training.monitoring import ObservedStep, _of_any_rank, first_problem
 from tuneport.training.sampler import EpochSampler, shuffled
 from tuneport.training.train import train

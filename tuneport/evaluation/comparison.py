@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tuneport.metrics import bootstrap
-from tuneport.metrics.evaluation import Evaluation
 from tuneport.metrics.metric import AnyMetric
+from tuneport.metrics.scores import Evaluation
 
 TUNED = "tuned model"
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 
-from tuneport.metrics.evaluation import Evaluation
 from tuneport.metrics.metric import AnyMetric
+from tuneport.metrics.scores import Evaluation
 
 if t.TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from pathlib import Path
 from tuneport.artifacts import Artifact, digest, read_manifest
 from tuneport.evaluation import figures
 from tuneport.evaluation.comparison import Comparison
-from tuneport.metrics.evaluation import Evaluation
+from tuneport.metrics.scores import Evaluation
 from tuneport.step import show
 from tuneport.tasks.task import Row, ShownAnswer, Task
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tuneport.metrics import counts
-from tuneport.metrics.evaluation import Evaluation, evaluated
 from tuneport.metrics.metric import (
     Headline,
     Metric,
@@ -19,6 +18,7 @@ from tuneport.metrics.metric import (
     parts_of_mean,
     sums_of_mean,
 )
+from tuneport.metrics.scores import Evaluation, evaluated
 
 if t.TYPE_CHECKING:
     import numpy as np

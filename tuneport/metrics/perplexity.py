@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tuneport.labels import IGNORED
-from tuneport.metrics.evaluation import Evaluation, evaluated
 from tuneport.metrics.metric import Headline, Metric, Rows, Sums, Undefined
+from tuneport.metrics.scores import Evaluation, evaluated
 
 if t.TYPE_CHECKING:
     import numpy as np

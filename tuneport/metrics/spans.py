@@ -7,8 +7,8 @@ import typing as t
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tuneport.metrics.evaluation import Evaluation, evaluated
 from tuneport.metrics.metric import Headline, Metric, mean, parts_of_mean, sums_of_mean
+from tuneport.metrics.scores import Evaluation, evaluated
 
 if t.TYPE_CHECKING:
     import numpy as np

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tuneport.metrics import counts
-from tuneport.metrics.evaluation import Evaluation, evaluated
 from tuneport.metrics.metric import Headline, Metric, Sums
+from tuneport.metrics.scores import Evaluation, evaluated
 
 if t.TYPE_CHECKING:
     import numpy as np

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tuneport.metrics import perplexity
-from tuneport.metrics.evaluation import Evaluation, evaluated
 from tuneport.metrics.metric import Headline, Metric, Sums, mean, parts_of_mean, sums_of_mean
+from tuneport.metrics.scores import Evaluation, evaluated
 
 if t.TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,7 @@ from tuneport.tasks._generation import DEFAULT_NEW_TOKENS, GenerationTask
 from tuneport.tasks.task import Meta, Row, ShownAnswer, Split
 
 if t.TYPE_CHECKING:
-    from tuneport.metrics.evaluation import Evaluation
+    from tuneport.metrics.scores import Evaluation
 
 
 class LanguageModelingMetric(Params):

@@ -21,7 +21,7 @@ if t.TYPE_CHECKING:
     import pyarrow as pa
     from tokenizers import Tokenizer
 
-    from tuneport.metrics.evaluation import Evaluation
+    from tuneport.metrics.scores import Evaluation
 
 ANSWERABLE, UNANSWERABLE = "answerable", "unanswerable"
 PROBE = "ann met bob in paris"

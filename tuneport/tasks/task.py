@@ -17,7 +17,7 @@ if t.TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from tuneport.encoding.fast_tokenizer import FastTokenizer
-    from tuneport.metrics.evaluation import Evaluation
+    from tuneport.metrics.scores import Evaluation
 
 
 Row = dict[str, t.Any]

@@ -25,7 +25,7 @@ if t.TYPE_CHECKING:
 
     from tuneport.encoding.fast_tokenizer import FastTokenizer
     from tuneport.encoding.token_ids import ToIds
-    from tuneport.metrics.evaluation import Evaluation
+    from tuneport.metrics.scores import Evaluation
 
 CONTINUED = -101  # and downwards: the label 0, 1, … of a word's further sub-words; learnt, but not scored
 WORD_SEPARATOR = "\x1f"

@@ -16,7 +16,7 @@ from tuneport.tasks._text_pairs import T5_TYPES, TextPairTask, check_template, l
 from tuneport.tasks.task import Meta, Row, Split, TaskData
 
 if t.TYPE_CHECKING:
-    from tuneport.metrics.evaluation import Evaluation
+    from tuneport.metrics.scores import Evaluation
 
 T5_NAMES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}  # those that T5 was trained to translate
 
