@@ -21,7 +21,7 @@ REVISION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 DOCKER_BUILD = $(DOCKER) build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
   $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) $(DOCKER_BUILD_ARGS)
 
-.PHONY: demo test lint format bench images setup helm clean
+.PHONY: demo test lint format golden bench images setup helm clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.train
@@ -40,6 +40,9 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+golden: $(VENV)/.dev
+	$(BIN)/python -m tests.rewrite_golden
 
 bench: $(VENV)/.dev
 	@missed=0; for script in benchmarks/*.py; do \

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from tuneport.training.checkpoint.async_writer import HostCopy, Writer
-from tuneport.training.checkpoint.files import CheckpointFolder
+from tuneport.training.checkpoint.checkpoint_folder import CheckpointFolder
 
 GOAL = 0.05
 

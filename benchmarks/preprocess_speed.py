@@ -4,7 +4,7 @@ Two comparisons on real texts, in pairs of runs one right after the other, on on
 less on what else the machine does than wall seconds. Encoding: Arrow rows to Arrow tokens, which is preprocess's second
 pass, against `map`, both with loaded tokenizers; what the choice of preprocess's encoder costs, which loads and checks
 its fast tokenizer, stands below. Token ids are compared row by row. Whole: the stage as a process of its own, with
-validation, copies, near copies and the report, against a script that loads the rows, splits, maps and saves them.
+validation, duplicates and the report, against a script that loads the rows, splits, maps and saves them.
 Needs the network the first time, and the extra train.
 """
 
@@ -200,7 +200,7 @@ def compare_encoding(case: Case, rows: Path, root: Path, pairs: int) -> dict[str
             "template": "{text}",
             "cut": "start",
             "encoder_decoder": False,
-            "max_tokens": case.max_length,
+            "max_seq_length": case.max_length,
             "prompt_prefix": [],
             "prompt_suffix": [],
             "target_prefix": [],

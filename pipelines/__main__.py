@@ -18,8 +18,7 @@ def run() -> None:
 
 
 def _run() -> int:
-    add_modules("TUNEPORT_TASKS", "task", tasks.__path__)
-    add_modules("TUNEPORT_TARGETS", "target", targets.__path__)
+    add_modules(tasks=tasks, targets=targets, steps=steps, pipelines=pipelines)
     return main(sys.argv[1:], names=pipelines.names, load=pipelines.load, stages=steps.names, load_stage=steps.load)
 
 

@@ -13,8 +13,7 @@ from tuneport.stage import terminated_on_signal
 def main() -> int:
     """Run the stage; returns the exit code."""
     with terminated_on_signal():  # the first process of a container stops for no signal that it does not handle
-        add_modules("TUNEPORT_TASKS", "task", tasks.__path__)
-        add_modules("TUNEPORT_TARGETS", "target", targets.__path__)
+        add_modules(tasks=tasks, targets=targets, steps=steps)
         return run_stage(sys.argv[1:], names=steps.names(), load=steps.load)
 
 

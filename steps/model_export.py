@@ -26,7 +26,7 @@ class ModelExport(Step, TaskParams):
     def run(self) -> None:
         from tuneport.data.prepared import Prepared
         from tuneport.export import write_mlflow_model
-        from tuneport.modeling.adapters import merged
+        from tuneport.modeling.merged_adapters import merged
         from tuneport.tracking import run_id_of, save_run, tracked
 
         started = time.monotonic()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tuneport.artifacts import CustomMLflowModel, CustomModel, Model
 from tuneport.errors import UserError
-from tuneport.model_source import adapters, folder, hub
-from tuneport.modeling.adapters import is_adapter
+from tuneport.model_source import folder, hub, lora_adapter
+from tuneport.modeling.merged_adapters import is_adapter
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE
 from tuneport.step import Step, consumes, param, produces, resource
 
@@ -61,7 +61,7 @@ class ModelImport(Step):
         if self.mlflow_model_path is not None:
             folder.check_mlflow_model(self.mlflow_model_path.path)
         if self._is_adapter():
-            adapters.check_adapter(self._path(), self._base())
+            lora_adapter.check_adapter(self._path(), self._base())
         else:
             folder.check_source(self._path(), self.gguf_file)
 
@@ -69,7 +69,7 @@ class ModelImport(Step):
         source = self._path()
         destination = self.model_selector_output.path
         if self._is_adapter():
-            adapters.import_adapter(source, self._base(), destination)
+            lora_adapter.import_adapter(source, self._base(), destination)
         else:
             folder.import_model(source, destination, self.gguf_file)
         size = sum(f.stat().st_size for f in destination.iterdir())

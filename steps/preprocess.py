@@ -52,7 +52,7 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
             )
 
     def check_files(self) -> None:
-        """Find missing files and columns by a look at the first row of each source."""
+        """Find missing files and columns by a look at the first row of each source; raises `UserError`."""
         sources, wanted = self.sources(), self.wanted_columns()
         for source in sources.values():
             try:

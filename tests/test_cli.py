@@ -131,7 +131,7 @@ def test_help_imports_no_heavy_library(argv: list[str]) -> None:
         (
             ["rnu"],
             (
-                "unknown command 'rnu'; there are: compile, init, replay, run, schema, submit, validate. "
+                "unknown command 'rnu'; there are: compile, init, replay, run, schema, stage, submit, validate. "
                 "Did you mean 'run'?"
             ),
         ),

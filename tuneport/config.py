@@ -129,7 +129,10 @@ def _entries(file: Path) -> Iterable[tuple[str, str | None, int]]:
 
 
 def platform(file: Path | None) -> dict[str, t.Any]:
-    """The section ``platform`` of a YAML file: by target, how its platform is to be used. Empty where there is none."""
+    """The section ``platform`` of a YAML file: by target, how its platform is to be used. Empty where there is none.
+
+    Raises `UserError` where it is not a mapping of mappings.
+    """
     import yaml
 
     found = [node for key, node in _root(file).value if key.value == PLATFORM] if file else []

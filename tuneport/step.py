@@ -12,7 +12,7 @@ import logging
 import re
 import types
 import typing as t
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -60,6 +60,7 @@ def produces(help: str, *, views: Mapping[str, View] | None = None) -> t.Any:
 def param(
     help: str,
     *,
+    choices: Sequence[str] = ...,
     resource: Resource = ...,
     refused: Mapping[str, str] = ...,
     gt: float = ...,
@@ -72,6 +73,7 @@ def param(
     help: str,
     *,
     default: T,
+    choices: Sequence[str] = ...,
     resource: Resource = ...,
     refused: Mapping[str, str] = ...,
     gt: float = ...,
@@ -83,16 +85,25 @@ def param(
     help: str,
     *,
     default: t.Any = REQUIRED,
+    choices: Sequence[str] = (),
     resource: Resource | None = None,
     refused: Mapping[str, str] | None = None,
     **bounds: float,
 ) -> t.Any:
     """Declare a parameter: ``str``, ``int``, ``float``, ``bool`` or a ``Literal``, ``| None`` where it may be unset.
 
+    ``choices`` are those of a ``str`` whose values are listed elsewhere, so that no ``Literal`` can name them.
     ``resource``: what it asks of the machines that run the step, too; only targets that give it take another value
     than the default. ``refused``: values that one might expect among the choices, and why they are not.
     """
-    metadata = {"kind": "param", "help": help, "bounds": bounds, "resource": resource, "refused": refused or {}}
+    metadata = {
+        "kind": "param",
+        "help": help,
+        "choices": tuple(choices),
+        "bounds": bounds,
+        "resource": resource,
+        "refused": refused or {},
+    }
     return dc.field(default=default, metadata=metadata)
 
 
@@ -333,7 +344,7 @@ def _ports(cls: type[Params]) -> dict[str, Port]:
 
 def _port(f: dc.Field[t.Any], hint: t.Any, owner: type[Params]) -> Port:
     args: tuple[t.Any, ...] = t.get_args(hint)
-    choices: tuple[t.Any, ...] = ()
+    choices: tuple[t.Any, ...] = f.metadata.get("choices", ())
     optional = False
     if t.get_origin(hint) in (t.Union, types.UnionType):
         hint = next(a for a in args if a is not type(None))

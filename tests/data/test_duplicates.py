@@ -1,19 +1,19 @@
-"""Copies are found by their inputs' hashes, the first one is the original."""
+"""Duplicates are found by their inputs' hashes, the first one is the original."""
 
 import numpy as np
 
-from tuneport.data.duplicates import find_copies, identity_hash
+from tuneport.data.duplicates import find_duplicates, identity_hash
 
 
 def test_every_row_after_the_first_is_a_copy_of_the_first():
-    copies = find_copies(np.array([9, 4, 9, 7, 4, 9], np.uint64))
-    assert copies.rows.tolist() == [2, 4, 5]
-    assert copies.originals.tolist() == [0, 1, 0]
+    duplicates = find_duplicates(np.array([9, 4, 9, 7, 4, 9], np.uint64))
+    assert duplicates.rows.tolist() == [2, 4, 5]
+    assert duplicates.originals.tolist() == [0, 1, 0]
 
 
-def test_distinct_rows_have_no_copies():
-    assert len(find_copies(np.arange(100, dtype=np.uint64)).rows) == 0
-    assert len(find_copies(np.array([], np.uint64)).rows) == 0
+def test_distinct_rows_have_no_duplicates():
+    assert len(find_duplicates(np.arange(100, dtype=np.uint64)).rows) == 0
+    assert len(find_duplicates(np.array([], np.uint64)).rows) == 0
 
 
 def test_equal_identities_have_equal_hashes_of_64_bits():

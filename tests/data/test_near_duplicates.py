@@ -1,11 +1,18 @@
-"""Near copies are found, and only they: what is proposed by MinHash is decided by the exact Jaccard index."""
+"""Near duplicates are found, and only they: what is proposed by MinHash is decided by the exact Jaccard index."""
 
 import random
 
 import numpy as np
 import pytest
 
-from tuneport.data.near_duplicates import SAMPLE_ROWS, NearCopyIndex, rows_per_band, sample_rows, shingles, similarity
+from tuneport.data.near_duplicates import (
+    SAMPLE_ROWS,
+    NearDuplicateIndex,
+    rows_per_band,
+    sample_rows,
+    shingles,
+    similarity,
+)
 
 NONE = np.array([], np.int64)
 WORDS = [
@@ -19,7 +26,7 @@ def texts(count: int) -> list[str]:
 
 
 def find(tmp_path, rows, *, threshold=0.8, remove=True, skip=NONE):
-    index = NearCopyIndex(tmp_path / "scratch", threshold)
+    index = NearDuplicateIndex(tmp_path / "scratch", threshold)
     for number, row in enumerate(rows):
         index.add(number, row)
     found = index.find(skip, remove=remove)
@@ -33,10 +40,10 @@ def jaccard(a: str, b: str) -> float:
     return len(one & other) / len(one | other)
 
 
-def test_planted_near_copies_are_found_and_nothing_else(tmp_path):
+def test_planted_near_duplicates_are_found_and_nothing_else(tmp_path):
     rows = texts(2000)
-    copies = [row.capitalize().replace(" ", "  ", 2) + "!" for row in rows[:100]]
-    found = find(tmp_path, [*rows, *copies])
+    duplicates = [row.capitalize().replace(" ", "  ", 2) + "!" for row in rows[:100]]
+    found = find(tmp_path, [*rows, *duplicates])
     assert found.rows.tolist() == list(range(2000, 2100))
     assert found.originals.tolist() == list(range(100))
     assert found.checked == 2100
@@ -70,7 +77,7 @@ def test_short_and_empty_texts_are_compared_whole(tmp_path):
     assert find(tmp_path, ["ab", "ac", "AB", "", "日本", "日本"]).rows.tolist() == [2, 5]
 
 
-def test_no_two_rows_that_stay_are_near_copies_in_a_chain_of_them(tmp_path):
+def test_no_two_rows_that_stay_are_near_duplicates_in_a_chain_of_them(tmp_path):
     words = texts(5)[0].split() * 3
     chain = [" ".join([*words[:i], "other", *words[i + 1 :]]) for i in range(20)]
     found = find(tmp_path, chain)
@@ -96,7 +103,7 @@ def test_all_pairs_are_reported_where_nothing_is_removed_and_skipped_rows_are_le
 
 def test_a_pair_just_at_the_threshold_is_found_nearly_always(tmp_path):
     rng = np.random.default_rng(0)
-    index = NearCopyIndex(tmp_path / "scratch", 0.8)
+    index = NearDuplicateIndex(tmp_path / "scratch", 0.8)
     pairs = 2000
     sets = []
     for _ in range(pairs):

@@ -8,7 +8,7 @@ import pytest
 
 import steps
 from tuneport.data import read_rows
-from tuneport.data.near_duplicates import NearCopyIndex
+from tuneport.data.near_duplicates import NearDuplicateIndex
 from tuneport.data.readers import find
 from tuneport.errors import UserError
 from tuneport.tasks.task import Refuse, Row
@@ -45,7 +45,7 @@ def collect(tmp_path: Path) -> Callable[..., Any]:
             wanted={"sentence1_key": "text", "label_key": "label"},
             scratch=tmp_path / "scratch",
             dropped=tmp_path / "dropped",
-            near=NearCopyIndex(tmp_path / "shingles", 0.8),
+            near=NearDuplicateIndex(tmp_path / "shingles", 0.8),
         )
 
     return run

@@ -73,7 +73,7 @@ def test_rows_together_are_what_each_is_alone(
     texts, completions = (
         ["".join(rng.choices(ALPHABET, k=rng.choice((0, 1, 3, 8, 20, 40)))) for _ in range(80)] for _ in range(2)
     )
-    encode = CompletionEncoder(tokenizer, library_ids(tokenizer), settings, max_tokens=32, max_target_tokens=14)
+    encode = CompletionEncoder(tokenizer, library_ids(tokenizer), settings, max_seq_length=32, max_target_tokens=14)
     columns = encode(texts, completions).columns()
     wanted = [alone(tokenizer, settings, *row, most=32, most_target=14) for row in zip(texts, completions, strict=True)]
     assert columns["input_ids"].to_pylist() == [row[0] for row in wanted]

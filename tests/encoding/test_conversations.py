@@ -92,7 +92,7 @@ def encoder(
     tokenizer: Tokenizer, template: str, *, max_tokens: int = 1000, last: bool = False
 ) -> Callable[..., Encoded]:
     encode = ConversationEncoder(
-        tokenizer, library_located(tokenizer), ChatTemplate(template, TOKENS), max_tokens=max_tokens, last=last
+        tokenizer, library_located(tokenizer), ChatTemplate(template, TOKENS), max_seq_length=max_tokens, last=last
     )
 
     def encoded(turns: Any, tools: Any = None) -> Encoded:

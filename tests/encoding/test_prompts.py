@@ -65,7 +65,7 @@ def encoded(
     tokenizer: Tokenizer, settings: dict[str, Any], text: str, completion: str, *, most: int, most_target: int
 ) -> Encoded:
     encode = CompletionEncoder(
-        tokenizer, library_ids(tokenizer), settings, max_tokens=most, max_target_tokens=most_target
+        tokenizer, library_ids(tokenizer), settings, max_seq_length=most, max_target_tokens=most_target
     )
     rows = encode([text], [completion])
     return Encoded(rows.input_ids.values.tolist(), rows.labels.values.tolist(), bool(rows.truncated[0]))
@@ -141,7 +141,7 @@ def test_an_encoder_decoder_without_a_start_token_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "completion", "expected"), [("a", "b", " b"), ("a ", "b", "b"), ("a", "\nb", "\nb"), ("", "b", "b")]
+    ("prompt", "completion", "wanted"), [("a", "b", " b"), ("a ", "b", "b"), ("a", "\nb", "\nb"), ("", "b", "b")]
 )
 def test_a_space_stands_at_the_seam_unless_white_space_does(prompt: str, completion: str, wanted: str) -> None:
     assert joined(prompt, completion) == wanted

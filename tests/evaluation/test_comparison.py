@@ -1,16 +1,37 @@
 """The verdict says what the intervals allow it to say, and no more."""
 
+import json
+import math
+from typing import Any
+
 import pytest
 
 from tuneport.evaluation.comparison import Comparison
 from tuneport.metrics import bootstrap
-from tuneport.metrics.evaluation import Evaluation
+from tuneport.metrics.metric import Headline, Metric
+from tuneport.metrics.scores import Evaluation
+
+
+def headline(name: str, **more: Any) -> Metric[Any]:
+    """A record as an evaluation names it; nothing is computed by it here."""
+    return Metric(
+        name=name,
+        title=name.capitalize(),
+        compute=lambda rows: 0.0,
+        main=1,
+        headline=Headline(parts=lambda rows: rows, claim=("is right in", "in")),
+        **more,
+    )
+
+
+ACCURACY = headline("accuracy", percent=True)
+AUC: Metric[Any] = Metric(name="auc", title="AUC", compute=lambda rows: 0.0)
 
 
 def found(right: int, of: int = 200) -> Evaluation:
     share = right / of
     return Evaluation(
-        main=("accuracy",),
+        records=(ACCURACY, AUC),
         metrics={"accuracy": share, "auc": None},
         intervals={"accuracy": (share - 0.01, share + 0.01)},
         row_parts=[(float(i < right), 1.0) for i in range(of)],
@@ -42,7 +63,7 @@ def test_the_headline_follows_the_paired_intervals(comparison, level, headline):
 def test_the_gain_is_given_in_points_with_its_interval():
     gain = compare(180, 100).gains["base model"]
     assert gain.value == pytest.approx(0.4)
-    assert 0.3 < gain.low < 0.4 < gain.high < 0.5
+    assert gain.interval is not None and 0.3 < gain.interval[0] < 0.4 < gain.interval[1] < 0.5
     assert "+40.0 points (" in compare(180, 100).verdict.sentences[0]
 
 
@@ -70,12 +91,10 @@ def test_json_holds_scores_intervals_and_gains():
 def test_a_metric_that_is_better_when_lower_turns_the_verdict_round():
     def loss(value: float) -> Evaluation:
         return Evaluation(
-            main=("loss",),
+            records=(headline("loss", greater_is_better=False),),
             metrics={"loss": value},
             intervals={"loss": (value, value)},
-            headline="loss",
             row_parts=[(value + i % 3 / 100, 1.0) for i in range(60)],
-            lower_is_better=frozenset({"loss"}),
             row_losses=[0.0] * 60,
             row_correct=[False] * 60,
         )
@@ -90,3 +109,22 @@ def test_a_gain_may_be_of_a_ratio_of_sums_over_rows():
     gain, (low, high) = bootstrap.difference(base, tuned, 0)
     assert gain == pytest.approx(13 / 16 - 6 / 16)
     assert low <= gain <= high
+
+
+def test_a_headline_that_is_not_a_number_makes_no_verdict_and_no_invalid_json():
+    def loss(value: float) -> Evaluation:
+        finite = math.isfinite(value)
+        return Evaluation(
+            records=(headline("loss", greater_is_better=False),),
+            metrics={"loss": value if finite else None},
+            intervals={"loss": (value, value)} if finite else {},
+            row_parts=[(value, 1.0)] * 20,
+            row_losses=[0.0] * 20,
+            row_correct=None,
+        )
+
+    comparison = Comparison(loss(math.nan), loss(0.9), True, {"guess": loss(0.5)}, 0)
+    assert comparison.verdict.level == "unclear"
+    assert comparison.verdict.headline == "No clear difference from the base model"
+    assert "n/a" in comparison.verdict.sentences[0]
+    assert json.loads(json.dumps(comparison.as_json(), allow_nan=False))["gains"]["base model"]["interval"] is None

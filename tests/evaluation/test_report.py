@@ -69,12 +69,12 @@ def page(*, labels=("desc", "hum", "loc"), rows=90, skill=0.3, text="who wrote i
                     "file": "a.csv",
                     "read": 100,
                     "kept": 90,
-                    "copies_removed": 7,
+                    "duplicates_removed": 7,
                     "dropped": dropped,
                 }
             },
             "splits": {"train": split, "validation": split, "test": split},
-            "duplicates": {"deduplicate": "exact", "copies": 7, "with_another_label": 2, "removed": {"train": 7}},
+            "duplicates": {"deduplicate": "exact", "duplicates": 7, "with_another_label": 2, "removed": {"train": 7}},
         },
         max_seq_length=64,
         lineage=[origin],
@@ -130,17 +130,17 @@ def test_the_data_report_is_in_it():
     html = page()
     assert "null in column &#39;text&#39;, 3 rows" in html
     assert "a.csv row 4, a.csv row 9, a.csv row 11" in html
-    assert "7 copies of other rows were removed before the split, 2 of them with another label" in html
+    assert "7 duplicates of other rows were removed before the split, 2 of them with another label" in html
 
 
-def test_copies_that_were_left_in_are_named_with_their_splits():
+def test_duplicates_that_were_left_in_are_named_with_their_splits():
     split = {"rows": 3, "labels": {}, "tokens": None, "truncated": 0}
     data = {
-        "sources": {"train": {"file": "a", "read": 9, "kept": 9, "copies_removed": 0, "dropped": {}}},
+        "sources": {"train": {"file": "a", "read": 9, "kept": 9, "duplicates_removed": 0, "dropped": {}}},
         "splits": dict.fromkeys(("train", "validation", "test"), split),
         "duplicates": {
             "deduplicate": "none",
-            "copies": 4,
+            "duplicates": 4,
             "with_another_label": 0,
             "within": {},
             "across": {"test rows also in train": 3, "validation rows also in train": 0},

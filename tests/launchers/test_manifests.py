@@ -1,7 +1,7 @@
 """The objects that launchers create: compared whole with golden files, and valid by Kubeflow's own schemas.
 
 The schemas are read where TUNEPORT_CRDS points: a folder with pytorchjobs.yaml and trainjobs.yaml, as Kubeflow ships
-them. `python tests/launchers/test_manifests.py` writes the golden files again.
+them. `make golden` writes the golden files again.
 """
 
 import copy
@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.golden import dumped
+from tests.targets.kfp import documents
 from tuneport import tasks
 from tuneport.errors import UserError
 from tuneport.launchers import pytorchjob, trainjob
 from tuneport.launchers.job import Job, job_name
-from tuneport.targets.kfp import multi_node
+from tuneport.targets.kfp import executor, multi_node
 
 GOLDEN = Path(__file__).parent / "golden"
 OWNER = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "text-classification-x7", "uid": "0a-1b"}
@@ -67,10 +69,15 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
+def golden() -> dict[str, str]:
+    """What stands in each golden file, by its name."""
+    return {f"{name}.yaml": dumped(case()) for name, case in CASES.items()}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_job_is_the_one_in_its_golden_file(name: str) -> None:
     expected = yaml.safe_load((GOLDEN / f"{name}.yaml").read_text("utf-8"))
-    assert CASES[name]() == expected, "if the change is meant: python tests/launchers/test_manifests.py"
+    assert CASES[name]() == expected, "if the change is meant: make golden"
 
 
 def test_every_golden_file_has_its_job() -> None:
@@ -86,11 +93,13 @@ def strict(schema: Any) -> Any:
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {key: strict(value) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), dict):
-        found["properties"] = {name: strict(value) for name, value in schema["properties"].items()}
-        if "additionalProperties" not in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
-            found["additionalProperties"] = False
+    properties = schema.get("properties")
+    if not isinstance(properties, dict):
+        return {key: strict(value) for key, value in schema.items()}
+    found = {key: strict(value) for key, value in schema.items() if key != "properties"}  # each part once: they nest
+    found["properties"] = {name: strict(value) for name, value in properties.items()}
+    if not schema.get("x-kubernetes-preserve-unknown-fields"):
+        found.setdefault("additionalProperties", False)
     return found
 
 
@@ -125,20 +134,20 @@ def test_a_job_is_valid_by_kubeflows_schema_and_webhooks(name: str) -> None:
     module(manifest).check(manifest)
 
 
-COMPILED = sorted((Path(__file__).parents[1] / "targets" / "golden" / "kfp").glob("*.*job.yaml"))
+COMPILED = [file for file in documents.FILES if file.endswith("job")]
 
 
 def test_every_task_has_a_pipeline_for_each_kind_of_job() -> None:
     assert len(COMPILED) == 2 * len(tasks.names())
 
 
-@pytest.mark.parametrize("path", COMPILED, ids=lambda path: path.stem)
-def test_the_job_of_every_compiled_pipeline_is_valid_and_a_typo_in_it_is_found(path: Path) -> None:
-    pipeline = yaml.safe_load(path.read_text("utf-8").split("\n---\n", maxsplit=1)[0])
+@pytest.mark.parametrize("file", COMPILED)
+def test_the_job_of_every_compiled_pipeline_is_valid_and_a_typo_in_it_is_found(file: str) -> None:
+    pipeline, _ = documents.parsed(documents.compiled(file))
     arguments = pipeline["deploymentSpec"]["executors"]["exec-finetune"]["container"]["args"]
-    known = json.loads(arguments[arguments.index(multi_node.JOB_FLAG) + 1])
+    known = json.loads(arguments[arguments.index(executor.JOB_FLAG) + 1])
     manifest = multi_node.manifest(known, "4f1c", PLAIN.command)
-    assert manifest["kind"].lower() == path.suffixes[-2].removeprefix(".")
+    assert manifest["kind"].lower() == file.partition(".")[2]
     assert errors(manifest) == []
     module(manifest).check(manifest)
     typo = json.loads(json.dumps(manifest).replace('"imagePullPolicy"', '"imagePolicy"').replace('"image"', '"imgae"'))
@@ -253,8 +262,3 @@ def test_a_jobs_state_is_read_from_its_conditions() -> None:
     assert trainjob.state({"spec": {}, "status": running}).phase == "running"
     ended = {"conditions": [{"type": "Complete", "status": "True"}]}
     assert trainjob.state({"spec": {}, "status": ended}).phase == "succeeded"
-
-
-if __name__ == "__main__":
-    for case, make in CASES.items():
-        (GOLDEN / f"{case}.yaml").write_text(yaml.safe_dump(make(), sort_keys=False), "utf-8")

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from tuneport.metrics import bootstrap
-from tuneport.metrics.classification import _patterns, baselines, evaluate, scores, statistics_of_sums
+from tuneport.metrics.classification import METRICS, ClassifiedRows, baselines, evaluate, rank_auc
 
 LABELS = ["desc", "hum", "loc"]
 
@@ -29,6 +29,26 @@ def random_cells(rows, n_labels, seed):
     rng = np.random.default_rng(seed)
     truth = (rng.random((rows, n_labels)) < 0.3).astype(int)
     return truth, np.where(rng.random((rows, n_labels)) < 0.8, truth, 1 - truth)
+
+
+def classified(truth, predicted, n_labels):
+    """Rows of given classes; a class that is predicted has a probability of 1."""
+    multi_label = truth.ndim == 2
+    cells = predicted if multi_label else np.eye(n_labels)[predicted]
+    return ClassifiedRows(
+        truth=truth, predicted=predicted, probabilities=cells.astype(float), labels=[str(i) for i in range(n_labels)]
+    )
+
+
+def counted(rows):
+    """The metrics that are made of counts of classes."""
+    return [m for m in METRICS if m.applies(rows) and m.name not in ("auc", "log_loss")]
+
+
+def by_sums(metric, rows):
+    """The metric's value by its sums."""
+    features, counts = metric.sums.distinct(rows)
+    return metric.sums.value((counts @ features)[None])[0]
 
 
 def test_a_perfect_predictor_scores_one():
@@ -59,10 +79,10 @@ def test_the_vectorised_statistics_equal_sklearn_on_every_random_draw(multi_labe
     for seed in range(20):
         truth, predicted = random_cells(40, 4, seed) if multi_label else random_classes(40, 4, seed)
         drawn = np.random.default_rng(seed).integers(0, 40, 40)
-        features, counts = _patterns(truth[drawn], predicted[drawn], 4)
-        fast = statistics_of_sums(multi_label)((counts @ features)[None])
-        for name, value in scores(truth[drawn], predicted[drawn], 4).items():
-            assert fast[name][0] == pytest.approx(value, abs=1e-12), (seed, name)
+        rows = classified(truth, predicted, 4).take(drawn)
+        assert len(counted(rows)) == (10 if multi_label else 8)
+        for metric in counted(rows):
+            assert by_sums(metric, rows) == pytest.approx(metric.compute(rows), abs=1e-12), (seed, metric.name)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -70,37 +90,49 @@ def test_the_vectorised_statistics_equal_sklearn_where_a_class_is_absent(multi_l
     truth, predicted = np.zeros(6, int), np.array([0, 0, 1, 0, 0, 0])
     if multi_label:
         truth, predicted = np.eye(3, dtype=int)[truth] * 0, np.eye(3, dtype=int)[predicted]
-    features, counts = _patterns(truth, predicted, 3)
-    fast = statistics_of_sums(multi_label)((counts @ features)[None])
-    for name, value in scores(truth, predicted, 3).items():
-        assert fast[name][0] == pytest.approx(value), name
+    rows = classified(truth, predicted, 3)
+    for metric in counted(rows):
+        assert by_sums(metric, rows) == pytest.approx(metric.compute(rows)), metric.name
 
 
 def test_intervals_agree_with_scipys_bootstrap_and_hold_the_metric():
     from scipy.stats import bootstrap as scipy_bootstrap
 
     truth, predicted = random_classes(300, 3, 1)
-    found = bootstrap.intervals(*_patterns(truth, predicted, 3), statistics_of_sums(False), seed=0)
+    rows = classified(truth, predicted, 3)
+    drawn = bootstrap.resampled(counted(rows), rows, seed=0)
+    found = {name: bootstrap.interval(values) for name, values in drawn.items()}
     right = (truth == predicted).astype(float)
     reference = scipy_bootstrap((right,), np.mean, n_resamples=2000, method="percentile", rng=0).confidence_interval
     assert found["accuracy"] == pytest.approx(tuple(reference), abs=0.012)
-    metrics = scores(truth, predicted, 3)
-    for name, (low, high) in found.items():
-        assert low < metrics[name] < high, name
+    for metric in counted(rows):
+        low, high = found[metric.name]
+        assert low < metric.compute(rows) < high, metric.name
 
 
 def test_the_seed_decides_the_intervals():
     truth, predicted = random_classes(200, 3, 1)
-    args = (*_patterns(truth, predicted, 3), statistics_of_sums(False))
-    assert bootstrap.intervals(*args, seed=3) == bootstrap.intervals(*args, seed=3)
-    assert bootstrap.intervals(*args, seed=3) != bootstrap.intervals(*args, seed=4)
+    rows = classified(truth, predicted, 3)
+
+    def drawn(seed):
+        return {k: values.tolist() for k, values in bootstrap.resampled(METRICS[:2], rows, seed).items()}
+
+    assert drawn(3) == drawn(3)
+    assert drawn(3) != drawn(4)
 
 
 def test_more_rows_than_fit_one_block_give_the_same_kind_of_interval(monkeypatch):
-    values = np.random.default_rng(0).random(500).tolist()
-    whole = bootstrap.mean_interval(values, 0)
+    probabilities = np.random.default_rng(0).dirichlet([1, 1, 1], 500)
+    answers = [answer(p.tolist()) for p in probabilities]
+
+    def found():
+        return evaluate([LABELS[i % 3] for i in range(500)], answers, LABELS, False, 0).intervals
+
+    whole = found()
     monkeypatch.setattr(bootstrap, "CELLS", 10_000)
-    assert bootstrap.mean_interval(values, 0) == pytest.approx(whole)
+    again = found()
+    assert whole.keys() == again.keys() >= {"auc", "log_loss", "accuracy"}
+    assert all(again[name] == pytest.approx(whole[name]) for name in whole)
 
 
 def test_log_loss_and_auc_equal_sklearn():
@@ -129,6 +161,73 @@ def test_scores_that_are_not_numbers_are_reported_and_rank_worst():
     assert "log_loss" not in found.intervals
     assert "diverged" in " ".join(found.details["notes"])
     assert found.row_losses[1] > found.row_losses[0]
+
+
+@pytest.mark.parametrize("decimals", [8, 1])
+def test_auc_of_ranks_equals_sklearn_on_every_draw_also_where_scores_are_equal(decimals):
+    rng = np.random.default_rng(decimals)
+    truth, scores = rng.integers(0, 2, 50), rng.random(50).round(decimals)
+    drawn = np.stack([np.bincount(rng.integers(0, 50, 50), minlength=50) for _ in range(20)], axis=1)
+    expected = [roc_auc_score(truth, scores, sample_weight=weights) for weights in drawn.T]
+    assert rank_auc(truth, scores, drawn) == pytest.approx(expected)
+    nobody = np.where(truth[:, None] == 1, 0, drawn)
+    assert np.isnan(rank_auc(truth, scores, nobody)).all(), "no positive row is drawn"
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_auc_has_the_interval_that_sklearn_gives_on_rows_drawn_again(multi_label):
+    rng = np.random.default_rng(3)
+    truth, _ = random_cells(120, 3, 0) if multi_label else random_classes(120, 3, 0)
+    cells = truth if multi_label else np.eye(3, dtype=int)[truth]
+    probabilities = np.clip(0.3 * cells + 0.7 * rng.random((120, 3)), 0, 1)
+    labels = [[LABELS[j] for j in np.flatnonzero(row)] if multi_label else LABELS[row.argmax()] for row in cells]
+    found = evaluate(labels, [answer(p.tolist(), LABELS, multi_label) for p in probabilities], LABELS, multi_label, 0)
+    values = []
+    for _ in range(300):
+        drawn = rng.integers(0, 120, 120)
+        values.append(np.mean([roc_auc_score(cells[drawn, j], probabilities[drawn, j]) for j in range(3)]))
+    assert found.intervals["auc"] == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])), abs=0.015)
+    low, high = found.intervals["auc"]
+    assert low < found.metrics["auc"] < high
+
+
+def test_a_class_that_a_resample_lacks_is_left_out_of_its_auc():
+    truth = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 2])  # four of ten resamples lack the last class
+    probabilities = np.eye(3)[truth] * 0.5 + np.random.default_rng(0).dirichlet([1, 1, 1], 10) * 0.5
+    found = evaluate([LABELS[i] for i in truth], [answer(p.tolist()) for p in probabilities], LABELS, False, 0)
+    low, high = found.intervals["auc"]
+    assert 0 < low <= found.metrics["auc"] <= high <= 1
+    rows = ClassifiedRows(truth=truth, predicted=truth, probabilities=probabilities, labels=LABELS)
+    (auc,) = (metric for metric in METRICS if metric.name == "auc")
+    weights = np.array([[1, 1, 1, 1, 1, 1, 1, 1, 2, 0], [10, 0, 0, 0, 0, 0, 0, 0, 0, 0]])
+    without, undefined = auc.weighted.value(rows, weights)
+    expected = [roc_auc_score(truth == i, probabilities[:, i], sample_weight=weights[0]) for i in (0, 1)]
+    assert without == pytest.approx(sum(expected) / 2)
+    assert np.isnan(undefined), "all drawn rows are of one class"
+
+
+def test_every_metric_with_a_value_has_an_interval():
+    for multi_label in (False, True):
+        truth, _ = random_cells(80, 3, 0) if multi_label else random_classes(80, 3, 0)
+        probabilities = np.random.default_rng(0).random((80, 3))
+        labels = (
+            [[LABELS[j] for j in np.flatnonzero(row)] for row in truth] if multi_label else [LABELS[i] for i in truth]
+        )
+        answers = [answer(p.tolist(), LABELS, multi_label) for p in probabilities]
+        found = evaluate(labels, answers, LABELS, multi_label, 0)
+        assert found.intervals.keys() == found.metrics.keys() and None not in found.metrics.values()
+
+
+def test_training_and_evaluation_read_the_same_out_of_logits():
+    logits = np.array([[2.0, -1.0, 0.5], [-800.0, 800.0, 0.0]])
+    single = ClassifiedRows.of_logits(logits, np.array([0, 1]), LABELS, False)
+    assert single.predicted.tolist() == [0, 1]
+    assert single.probabilities[0] == pytest.approx(np.exp(logits[0]) / np.exp(logits[0]).sum())
+    assert single.probabilities[1] == pytest.approx([0, 1, 0])
+    multi = ClassifiedRows.of_logits(logits, np.array([[1.0, 0, 1], [0, 1, 0]]), LABELS, True)
+    assert multi.predicted.tolist() == [[1, 0, 1], [0, 1, 0]]
+    assert multi.probabilities[0] == pytest.approx(1 / (1 + np.exp(-logits[0])))
+    assert multi.probabilities[1] == pytest.approx([0, 1, 0.5])
 
 
 def test_multi_label_counts_a_row_as_right_only_if_all_its_labels_are():

@@ -5,7 +5,7 @@ import pytest
 from seqeval import metrics as seqeval
 from sklearn import metrics as sklearn
 
-from tuneport.metrics.tagging import _features, _statistics, baselines, evaluate, scores
+from tuneport.metrics.tagging import METRICS, TaggedRows, baselines, evaluate
 
 IOB = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 PLAIN = ["ADJ", "NOUN", "VERB"]
@@ -49,12 +49,14 @@ def test_entity_scores_are_seqevals_and_word_scores_sklearns(seed):
 @pytest.mark.parametrize(("labels", "iob"), [(IOB, True), (PLAIN, False)])
 def test_the_vectorised_statistics_equal_the_scores_and_the_intervals_hold_them(labels, iob):
     truth, said = sentences(labels, 3)
-    kinds = ["LOC", "PER"] if iob else labels
-    fast = _statistics(_features(truth, said, kinds, iob).sum(axis=0, keepdims=True), iob)
-    slow = scores(truth, said, labels, iob)
-    assert all(values[0] == pytest.approx(slow[name]) for name, values in fast.items())
+    rows = TaggedRows(truth=truth, predicted=said, labels=labels, iob=iob)
+    sums = rows.counts.sum(axis=0, keepdims=True)
+    slow = {metric.name: metric.compute(rows) for metric in METRICS if metric.applies(rows)}
+    for metric in METRICS:
+        if metric.applies(rows):
+            assert metric.sums.value(sums)[0] == pytest.approx(slow[metric.name]), metric.name
     found = evaluate(truth, answers(said), labels, iob, 0)
-    assert found.intervals.keys() == fast.keys() >= set(found.main)
+    assert found.intervals.keys() == slow.keys() >= {metric.name for metric in found.main}
     assert all(low < slow[name] < high for name, (low, high) in found.intervals.items())
 
 
@@ -63,7 +65,7 @@ def test_the_headline_is_the_ratio_of_the_sums_of_the_rows_parts(labels, iob):
     truth, said = sentences(labels, 5)
     found = evaluate(truth, answers(said), labels, iob, 0)
     above, below = (sum(part) for part in zip(*found.row_parts, strict=True))
-    assert above / below == pytest.approx(found.metrics[found.headline])
+    assert above / below == pytest.approx(found.metrics[found.headline.name])
 
 
 def test_scores_by_entity_type_and_the_confusion_of_tags():
@@ -73,6 +75,16 @@ def test_scores_by_entity_type_and_the_confusion_of_tags():
     assert by_type == {"LOC": (1.0, 1.0, 1), "PER": (0.0, 0.0, 1)}
     assert found.details["confusion_matrix"][IOB.index("I-PER")][IOB.index("O")] == 1
     assert found.row_losses == [0.75] and found.row_correct == [False]
+
+
+def test_the_average_over_types_is_seqevals_where_a_draw_lacks_a_type():
+    truth, said = [["B-PER", "O"], ["B-PER", "O"], ["B-LOC", "O"]], [["B-PER", "O"], ["O", "B-PER"], ["B-LOC", "O"]]
+    rows = TaggedRows(truth=truth, predicted=said, labels=IOB, iob=True)
+    (macro,) = (metric for metric in METRICS if metric.name == "f1_macro")
+    drawn = rows.take(np.array([0, 1, 1]))  # no LOC
+    by_sums = macro.sums.value(drawn.counts.sum(axis=0, keepdims=True))[0]
+    assert by_sums == pytest.approx(seqeval.f1_score(drawn.truth, drawn.predicted, average="macro"))
+    assert by_sums == pytest.approx(1 / 3)  # with LOC's 0 it would be a half of that
 
 
 def test_no_entity_at_all_is_a_score_of_zero_not_an_error():

@@ -20,7 +20,7 @@ from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.stage import execute
 from tuneport.tracking import Run
-from tuneport.training.train import Result, load_model, train
+from tuneport.training.train import Result, train
 
 FAST = {
     "learning_rate": 3e-3,
@@ -241,8 +241,8 @@ def test_a_model_that_cannot_classify_is_refused_by_its_type(
 
     marian = tmp_path / "marian"
     MarianConfig().save_pretrained(marian)
-    with pytest.raises(UserError, match="'marian' cannot do text_classification"):
-        load_model(tasks.load("text_classification"), marian, Prepared(prepared_questions))
+    with pytest.raises(UserError, match="no AutoModelForSequenceClassification for a model of type 'marian'"):
+        tasks.load("text_classification").load_model(marian, Prepared(prepared_questions).info.meta)
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_steps", 0), ("save_total_limit", 0), ("eval_accumulation_steps", 0)])

@@ -242,7 +242,7 @@ def test_no_torch_is_imported(model, train, tmp_path):
     assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
 
 
-# -- dropped rows and copies -------------------------------------------------------------------------------------------
+# -- dropped rows and duplicates ---------------------------------------------------------------------------------------
 
 
 def test_unusable_rows_are_counted_explained_and_exported(preprocess, questions, write_jsonl, tmp_path):
@@ -282,7 +282,7 @@ def test_text_with_half_a_surrogate_pair_is_dropped(preprocess, questions, tmp_p
     assert sum(prepared.info.splits.values()) == 120
 
 
-def test_copies_are_removed_before_splitting_and_not_counted_as_dropped(
+def test_duplicates_are_removed_before_splitting_and_not_counted_as_dropped(
     preprocess, questions, write_jsonl, tmp_path, caplog
 ):
     other = [{"text": q["text"], "label": "other"} for q in questions[:5]]
@@ -292,12 +292,12 @@ def test_copies_are_removed_before_splitting_and_not_counted_as_dropped(
     assert kept == list(range(1, 121)), "the first of each is kept"
     assert prepared.report()["duplicates"] == {
         "deduplicate": "exact",
-        "copies": 125,
+        "duplicates": 125,
         "with_another_label": 5,
         "removed": {"train": 125, "validation": 0, "test": 0},
     }
     warnings = [r.message for r in caplog.records if r.levelno == logging.WARNING and "near" not in r.message]
-    assert warnings == ["125 copies removed, of which 5 with another label"]
+    assert warnings == ["125 duplicates removed, of which 5 with another label"]
 
 
 def test_a_copy_stays_in_the_test_rows_rather_than_in_validation_or_train(preprocess, questions, write_jsonl, tmp_path):
@@ -314,7 +314,7 @@ def test_a_copy_stays_in_the_test_rows_rather_than_in_validation_or_train(prepro
     assert [prepared.report()["sources"][s]["kept"] for s in SPLITS] == [80, 10, 30]
 
 
-def test_copies_may_be_kept_and_are_then_reported(preprocess, questions, write_jsonl, tmp_path):
+def test_duplicates_may_be_kept_and_are_then_reported(preprocess, questions, write_jsonl, tmp_path):
     files = {
         "train_file_path": write_jsonl(tmp_path / "train.jsonl", [*questions[:100], questions[0]]),
         "validation_file_path": write_jsonl(tmp_path / "validation.jsonl", questions[95:110]),
@@ -324,19 +324,19 @@ def test_copies_may_be_kept_and_are_then_reported(preprocess, questions, write_j
     assert prepared.info.splits == {"train": 101, "validation": 15, "test": 12}
     assert prepared.report()["duplicates"] == {
         "deduplicate": "none",
-        "copies": 8,
+        "duplicates": 8,
         "with_another_label": 0,
         "within": {"train": 1, "validation": 0, "test": 0},
         "across": {"validation rows also in train": 5, "test rows also in train": 0, "test rows also in validation": 2},
     }
 
 
-# -- near copies and groups --------------------------------------------------------------------------------------------
+# -- near duplicates and groups ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def apart(questions) -> list[dict[str, str]]:
-    """The questions with a long text of its own each, so that no two are near copies."""
+    """The questions with a long text of its own each, so that no two are near duplicates."""
     return [
         {"text": f"{hashlib.sha256(q['text'].encode()).hexdigest()} {q['text']}", "label": q["label"]}
         for q in questions
@@ -361,11 +361,11 @@ def test_a_planted_near_copy_across_splits_is_removed_and_stays_in_test(
         "threshold": 0.8,
         "checked_rows": 124,
         "rows": 126,
-        "near_copies": 3,
+        "near_duplicates": 3,
         "removed": {"train": 3, "validation": 0, "test": 0},
     }
-    assert "3 near copies removed, of which 2 with another label" in caplog.text
-    assert report["sources"]["train"]["near_copies_removed"] == 3
+    assert "3 near duplicates removed, of which 2 with another label" in caplog.text
+    assert report["sources"]["train"]["near_duplicates_removed"] == 3
     assert report["sources"]["train"]["kept"] == 117
 
     caplog.clear()
@@ -378,7 +378,7 @@ def test_a_planted_near_copy_across_splits_is_removed_and_stays_in_test(
         "test rows also in validation": 0,
     }
     assert (
-        "near copies across splits, 1 validation rows also in train, 2 test rows also in train "
+        "near duplicates across splits, 1 validation rows also in train, 2 test rows also in train "
         "(looked for in 124 of 124 rows): deduplicate=near removes them" in caplog.text
     )
 
@@ -555,7 +555,7 @@ def test_an_mltable_pointing_nowhere_is_refused(refuse, tmp_path):
     assert "points nowhere: file: 'gone.jsonl'" in message
 
 
-def test_a_validation_file_of_copies_only_is_refused(refuse, train, questions, write_jsonl, tmp_path):
+def test_a_validation_file_of_duplicates_only_is_refused(refuse, train, questions, write_jsonl, tmp_path):
     files = {f"{s}_file_path": write_jsonl(tmp_path / f"{s}.jsonl", questions[:3]) for s in ("validation", "test")}
     message = refuse(train_file_path=train, **files)
     assert message.startswith("validation.jsonl: none of its 3 rows is left for validation")

@@ -82,7 +82,8 @@ def test_a_users_folder_counts_by_its_bytes_even_if_it_holds_a_manifest(tmp_path
     [
         ("step.py", True),
         ("data/readers.py", True),
-        ("cli.py", False),
+        ("cli/main.py", False),
+        ("runner/run.py", False),
         ("config.py", False),
         ("targets/__init__.py", False),
     ],

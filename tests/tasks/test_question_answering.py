@@ -525,7 +525,7 @@ def test_a_stride_that_leaves_no_room_for_a_question_is_refused(
     imported_model: Path, write_jsonl: Any, tmp_path: Path
 ) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", question_rows(60))
-    message = r"doc_stride=22: two windows of max_seq_length=32 .* expected at most 21\. Set doc_stride=7, or raise"
+    message = r"doc_stride=22: is too large for max_seq_length=32.* expected at most 21\. Set doc_stride=7, or raise"
     with pytest.raises(UserError, match=message):
         prepare(imported_model, data, tmp_path / "data", doc_stride=22)
     prepare(imported_model, data, tmp_path / "data", doc_stride=21)

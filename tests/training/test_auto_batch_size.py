@@ -155,7 +155,7 @@ def test_recomputed_activations_take_less_memory(inputs: list[str], tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("expected", "effective", "sizes"),
+    ("wanted", "effective", "sizes"),
     [(8, 8, [8, 4, 2, 1]), (6, 12, [6, 3, 1]), (5, 10, [5, 2, 1]), (1, 4, [1]), (7, 7, [7, 1])],
 )
 def test_candidates_divide_the_effective_batch(wanted: int, effective: int, sizes: list[int]) -> None:

@@ -17,7 +17,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from tuneport.training.counts import Counts
+from tuneport.training.batch_counts import Counts
 from tuneport.training.flops import cost, peak
 from tuneport.training.padding_free import choose
 

@@ -22,10 +22,10 @@ from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.stage import execute
 from tuneport.tracking import Run
+from tuneport.training.batch_counts import CONTENTS, Counts, summed, with_contents
 from tuneport.training.callbacks import peak_memory
-from tuneport.training.checkpoint.files import CheckpointFolder
-from tuneport.training.counts import CONTENTS, Counts, summed, with_contents
-from tuneport.training.monitoring import Step, _of_any_rank, first_problem
+from tuneport.training.checkpoint.checkpoint_folder import CheckpointFolder
+from tuneport.training.monitoring import ObservedStep, _of_any_rank, first_problem
 from tuneport.training.sampler import EpochSampler, shuffled
 from tuneport.training.train import train
 
@@ -260,7 +260,7 @@ def test_a_gradient_or_a_weight_that_is_no_number_stops_before_a_checkpoint_is_w
 
 
 def test_a_batch_of_many_rows_is_named_by_its_first_ones() -> None:
-    step = Step(number=7, batches=[(tuple(f"a.csv:{i}" for i in range(50)), torch.tensor(math.nan))])
-    problem = first_problem([Step(number=6, batches=[(("a.csv:9",), torch.tensor(1.0))]), step])
+    step = ObservedStep(number=7, batches=[(tuple(f"a.csv:{i}" for i in range(50)), torch.tensor(math.nan))])
+    problem = first_problem([ObservedStep(number=6, batches=[(("a.csv:9",), torch.tensor(1.0))]), step])
     assert problem is not None and problem.startswith("step 7: the loss is nan on these training rows: a.csv:0, ")
     assert problem.endswith("a.csv:19 and 30 more")

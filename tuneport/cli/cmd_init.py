@@ -15,7 +15,7 @@ if t.TYPE_CHECKING:
 
 
 def command(load: Callable[[str | None], Pipeline]) -> click.Command:
-    """Write a commented configuration."""
+    """Write a commented configuration; raises `UserError` where it cannot."""
 
     @click.command("init", help="Write a commented example configuration for a task.")
     @click.argument("task", required=False)

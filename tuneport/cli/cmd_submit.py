@@ -16,7 +16,7 @@ if t.TYPE_CHECKING:
 
 
 def command(load: Callable[[str | None], Pipeline], argv: Sequence[str]) -> click.Command:
-    """Send a pipeline to a platform."""
+    """Send a pipeline to a platform; raises `UserError` where it cannot."""
 
     def submit(
         pipeline: Pipeline,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import MutableSequence
 from pathlib import Path
+from types import ModuleType
 
 from tuneport.errors import UserError
 from tuneport.launchers import torchrun
@@ -41,15 +41,18 @@ def _tracking_uri(uri: str | None) -> str | None:
     return targets.load(scheme).tracking_uri(str(uri)) if scheme in targets.names() else uri
 
 
-def add_modules(variable: str, kind: str, path: MutableSequence[str]) -> None:
-    """Let each file of the folder that a variable names be a task or target, too, by its name.
+def add_modules(**packages: ModuleType) -> None:
+    """Let each file of the user's own folders be a task, target, stage or pipeline, too, by its name.
 
-    ``path`` is the ``__path__`` of the package it then belongs to; what that has itself goes before one of the same
-    name. The stages of a run inherit the variable. Raises `UserError` where there is no such folder.
+    ``packages``: what a folder's files then belong to, as ``tasks=tuneport.tasks``; the folder is named by a variable,
+    TUNEPORT_TASKS. What a package has itself goes before a file of the same name. The stages of a run inherit the
+    variables. Raises `UserError` where there is no such folder.
     """
-    if not (folder := os.environ.get(variable)):
-        return
-    if not Path(folder).is_dir():
-        raise UserError(f"{variable}={folder!r}: no such folder; expected one with a file NAME.py for each {kind}.")
-    if (absolute := str(Path(folder).absolute())) not in path:
-        path.append(absolute)
+    for kind, package in packages.items():
+        variable = f"TUNEPORT_{kind.upper()}"
+        if not (folder := os.environ.get(variable)):
+            continue
+        if not Path(folder).is_dir():
+            raise UserError(f"{variable}={folder!r}: no such folder; expected one with files NAME.py, {kind}.")
+        if (absolute := str(Path(folder).absolute())) not in package.__path__:
+            package.__path__.append(absolute)

@@ -54,7 +54,10 @@ def main(argv: Sequence[str], names: Names, load: Load, load_stage: LoadStage, s
 def commands(
     pipelines: Sequence[str], load: Load, load_stage: LoadStage, stages: Names, argv: Sequence[str]
 ) -> click.Group:
-    """The commands; ``argv`` is what the user typed, shown again as the way to go on after a failure."""
+    """The commands; ``argv`` is what the user typed, shown again as the way to go on after a failure.
+
+    Each raises `UserError` for a mistake in what was typed; `guard` makes it the exit code.
+    """
 
     @click.group(
         cls=Commands,

@@ -1,1 +1,1 @@
-"""From a user's rows to tokenised splits: readers, splits, copies, encoding; imports no torch."""
+"""From a user's rows to tokenised splits: readers, splits, duplicates, encoding; imports no torch."""

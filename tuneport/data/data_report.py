@@ -1,4 +1,4 @@
-"""What the data report says of copies, near copies, groups and token lengths."""
+"""What the data report says of duplicates, near duplicates, groups and token lengths."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tuneport.data.duplicates import Copies
-from tuneport.data.near_duplicates import NearCopies
+from tuneport.data.duplicates import Duplicates
+from tuneport.data.near_duplicates import NearDuplicates
 from tuneport.data.splits import SPLITS, Codes
 
 LISTED_ROWS = 20  # of the rows dropped for one reason, so many are named
@@ -18,8 +18,8 @@ BINS = 20  # at most
 class TokenLengths:
     """Counts of sequences by length in tokens, in memory bounded by the longest."""
 
-    def __init__(self, max_length: int) -> None:
-        self.counts = np.zeros(max_length + 1, np.int64)
+    def __init__(self, max_seq_length: int) -> None:
+        self.counts = np.zeros(max_seq_length + 1, np.int64)
         self.truncated = 0
 
     def add(self, lengths: npt.NDArray[np.int32], truncated: int) -> None:
@@ -53,13 +53,23 @@ class TokenLengths:
         }
 
 
-def copies_report(
-    mode: str, copies: Copies, *, splits: Codes, sources: Codes, identities: npt.NDArray[np.uint64], other_label: int
+def duplicates_report(
+    mode: str,
+    duplicates: Duplicates,
+    *,
+    splits: Codes,
+    sources: Codes,
+    identities: npt.NDArray[np.uint64],
+    other_label: int,
 ) -> dict[str, Any]:
     """How many rows repeat another one's inputs: removed, or left within and across splits (``none``)."""
-    report: dict[str, Any] = {"deduplicate": mode, "copies": len(copies.rows), "with_another_label": other_label}
+    report: dict[str, Any] = {
+        "deduplicate": mode,
+        "duplicates": len(duplicates.rows),
+        "with_another_label": other_label,
+    }
     if mode != "none":
-        removed = np.bincount(sources[copies.rows], minlength=len(SPLITS)).tolist()
+        removed = np.bincount(sources[duplicates.rows], minlength=len(SPLITS)).tolist()
         return report | {"removed": dict(zip(SPLITS, removed, strict=True))}
     distinct = [np.unique(identities[splits == code]) for code in range(len(SPLITS))]
     within = {split: int((splits == code).sum()) - len(distinct[code]) for code, split in enumerate(SPLITS)}
@@ -71,19 +81,19 @@ def copies_report(
     return report | {"within": within, "across": across}
 
 
-def near_copies_report(
-    near: NearCopies, *, splits: Codes, sources: Codes, threshold: float, removed: bool
+def near_duplicates_report(
+    near: NearDuplicates, *, splits: Codes, sources: Codes, threshold: float, removed: bool
 ) -> dict[str, Any]:
     """How many rows nearly repeat another one: removed, or left within and across splits.
 
-    Copies are not counted. Where ``checked_rows`` is less than ``rows``, it was a sample that was compared with itself:
+    Duplicates are not counted. Where ``checked_rows`` is less than ``rows``, a sample was compared with itself:
     the counts are those of the sample, and the whole has more.
     """
     rows = len(splits) if removed else int((splits < len(SPLITS)).sum())
     report: dict[str, Any] = {"threshold": threshold, "checked_rows": near.checked, "rows": rows}
     if removed:
         counts = np.bincount(sources[near.rows], minlength=len(SPLITS)).tolist()
-        return report | {"near_copies": len(near.rows), "removed": dict(zip(SPLITS, counts, strict=True))}
+        return report | {"near_duplicates": len(near.rows), "removed": dict(zip(SPLITS, counts, strict=True))}
     one, other = splits[near.rows], splits[near.originals]
     within = {split: len(np.unique(near.rows[(one == code) & (other == code)])) for code, split in enumerate(SPLITS)}
     across = {
@@ -93,7 +103,7 @@ def near_copies_report(
         for b in range(len(SPLITS))
         for a in range(b)
     }
-    return report | {"near_copies": len(np.unique(near.rows)), "within": within, "across": across}
+    return report | {"near_duplicates": len(np.unique(near.rows)), "within": within, "across": across}
 
 
 def groups_report(group_key: str, groups: npt.NDArray[np.uint64], splits: Codes) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from tuneport.data.data_report import copies_report, groups_report, near_copies_report
-from tuneport.data.duplicates import Copies, find_copies
-from tuneport.data.near_duplicates import NearCopies, NearCopyIndex
+from tuneport.data.data_report import duplicates_report, groups_report, near_duplicates_report
+from tuneport.data.duplicates import Duplicates, find_duplicates
+from tuneport.data.near_duplicates import NearDuplicateIndex, NearDuplicates
 from tuneport.data.options import PrepareParams
 from tuneport.data.read_rows import Collected, SourceCount
 from tuneport.data.splits import REMOVED, SPLITS, Codes, assign_group_splits, assign_splits
@@ -22,26 +22,26 @@ log = logging.getLogger("tuneport.preprocess")
 
 
 def divide(
-    collected: Collected, options: PrepareParams, near: NearCopyIndex
+    collected: Collected, options: PrepareParams, near: NearDuplicateIndex
 ) -> tuple[Codes, dict[str, dict[str, t.Any]]]:
-    """Return the split of each row (or `REMOVED`) and what the data report says of copies, near copies and groups.
+    """Return the split of each row (or `REMOVED`) and what the data report says of duplicates and groups.
 
     Raises `UserError` where too few rows are left.
     """
     identities = np.frombuffer(collected.identities, np.uint64)
     classes = np.frombuffer(collected.classes, np.int32)
     sources = collected.source_codes()
-    copies = find_copies(identities)
-    other_label = int((classes[copies.rows] != classes[copies.originals]).sum())
+    duplicates = find_duplicates(identities)
+    other_label = int((classes[duplicates.rows] != classes[duplicates.originals]).sum())
     splits = np.full(len(sources), REMOVED, np.uint8)
     keep = np.ones(len(sources), bool)
     if options.deduplicate != "none":
-        keep[copies.rows] = False
-        _note_removed(collected, sources, copies, other_label)
-    near_copies = near.find(copies.rows, remove=options.deduplicate == "near")
+        keep[duplicates.rows] = False
+        _note_removed(collected, sources, duplicates, other_label)
+    near_duplicates = near.find(duplicates.rows, remove=options.deduplicate == "near")
     if options.deduplicate == "near":
-        keep[near_copies.rows] = False
-        _note_near_removed(collected, sources, near_copies, classes)
+        keep[near_duplicates.rows] = False
+        _note_near_removed(collected, sources, near_duplicates, classes)
     for split, count in collected.sources.items():
         _check_left(split, int((sources[keep] == SPLITS.index(split)).sum()), count)
     strata = _rarest_label(classes, collected.class_labels)
@@ -58,11 +58,20 @@ def divide(
         splits[keep] = assign_group_splits(sources[keep], strata[keep], groups[keep], collected.sources, **ratios)
     _check_sizes(splits, collected.sources["train"], options)
     leakage = {
-        "duplicates": copies_report(
-            options.deduplicate, copies, splits=splits, sources=sources, identities=identities, other_label=other_label
+        "duplicates": duplicates_report(
+            options.deduplicate,
+            duplicates,
+            splits=splits,
+            sources=sources,
+            identities=identities,
+            other_label=other_label,
         ),
-        "near_duplicates": near_copies_report(
-            near_copies, splits=splits, sources=sources, threshold=near.threshold, removed=options.deduplicate == "near"
+        "near_duplicates": near_duplicates_report(
+            near_duplicates,
+            splits=splits,
+            sources=sources,
+            threshold=near.threshold,
+            removed=options.deduplicate == "near",
         ),
     }
     if options.group_key is not None:
@@ -89,7 +98,7 @@ def _warn(leakage: Mapping[str, Mapping[str, t.Any]]) -> None:
     near = leakage["near_duplicates"]
     if found := [f"{n:,} {where}" for where, n in near.get("across", {}).items() if n]:
         log.warning(
-            "near copies across splits, %s (looked for in %s of %s rows): deduplicate=near removes them",
+            "near duplicates across splits, %s (looked for in %s of %s rows): deduplicate=near removes them",
             ", ".join(found),
             f"{near['checked_rows']:,}",
             f"{near['rows']:,}",
@@ -104,28 +113,34 @@ def _warn(leakage: Mapping[str, Mapping[str, t.Any]]) -> None:
             )
 
 
-def _note_near_removed(collected: Collected, sources: Codes, near: NearCopies, classes: npt.NDArray[np.int32]) -> None:
+def _note_near_removed(
+    collected: Collected, sources: Codes, near: NearDuplicates, classes: npt.NDArray[np.int32]
+) -> None:
     removed = np.bincount(sources[near.rows], minlength=len(SPLITS))
     for split, count in collected.sources.items():
-        count.near_copies = int(removed[SPLITS.index(split)])
+        count.near_duplicates = int(removed[SPLITS.index(split)])
     if len(near.rows):
         other_label = int((classes[near.rows] != classes[near.originals]).sum())
-        log.warning("%s near copies removed, of which %s with another label", f"{len(near.rows):,}", f"{other_label:,}")
+        log.warning(
+            "%s near duplicates removed, of which %s with another label", f"{len(near.rows):,}", f"{other_label:,}"
+        )
 
 
-def _note_removed(collected: Collected, sources: Codes, copies: Copies, other_label: int) -> None:
-    removed = np.bincount(sources[copies.rows], minlength=len(SPLITS))
+def _note_removed(collected: Collected, sources: Codes, duplicates: Duplicates, other_label: int) -> None:
+    removed = np.bincount(sources[duplicates.rows], minlength=len(SPLITS))
     for split, count in collected.sources.items():
-        count.copies = int(removed[SPLITS.index(split)])
-    if len(copies.rows):
-        log.warning("%s copies removed, of which %s with another label", f"{len(copies.rows):,}", f"{other_label:,}")
+        count.duplicates = int(removed[SPLITS.index(split)])
+    if len(duplicates.rows):
+        log.warning(
+            "%s duplicates removed, of which %s with another label", f"{len(duplicates.rows):,}", f"{other_label:,}"
+        )
 
 
 def _check_left(split: str, left: int, count: SourceCount) -> None:
     if left == 0:
         raise UserError(
             f"{count.file}: none of its {count.read} rows is left for {split}: {count.dropped.total()} cannot be used "
-            f"and {count.copies + count.near_copies} are copies. Expected at least one."
+            f"and {count.duplicates + count.near_duplicates} are duplicates. Expected at least one."
         )
 
 
@@ -134,8 +149,8 @@ def _check_sizes(splits: Codes, train: SourceCount, options: PrepareParams) -> N
     if sizes["train"] < options.min_rows:
         raise UserError(
             f"{train.file}: leaves {sizes['train']} training rows ({train.read} read, {train.dropped.total()} "
-            f"unusable, {train.copies + train.near_copies} copies, the rest went to other splits); expected at least "
-            f"min_rows={options.min_rows}. Add rows or lower min_rows."
+            f"unusable, {train.duplicates + train.near_duplicates} duplicates, the rest went to other splits); "
+            f"expected at least min_rows={options.min_rows}. Add rows or lower min_rows."
         )
     for split, size in sizes.items():
         if size == 0:
@@ -147,7 +162,7 @@ def _check_sizes(splits: Codes, train: SourceCount, options: PrepareParams) -> N
 
 
 def _rarest_label(classes: npt.NDArray[np.int32], class_labels: list[tuple[str, ...]]) -> npt.NDArray[np.int32]:
-    """The stratum of each row: its label or, of several, the rarest, so that rare labels reach every split."""
+    """The stratum of each row, (rows,): its label or, of several, the rarest, so that rare labels reach every split."""
     rows = np.bincount(classes, minlength=len(class_labels)).tolist()
     total: Counter[str] = Counter()
     for labels, n in zip(class_labels, rows, strict=True):

@@ -12,7 +12,7 @@ Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Copies:
+class Duplicates:
     """Rows that repeat an earlier one; ``originals`` holds the first such row of each."""
 
     rows: Indices
@@ -24,12 +24,12 @@ def identity_hash(identity: str) -> int:
     return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "little")
 
 
-def find_copies(identities: npt.NDArray[np.uint64]) -> Copies:
-    """Every row whose identity stands on an earlier row, in order; needs 16 bytes a row meanwhile."""
+def find_duplicates(identities: npt.NDArray[np.uint64]) -> Duplicates:
+    """Every row whose identity (rows,) an earlier row has, in order; takes 16 bytes a row while it runs."""
     order = np.argsort(identities, kind="stable")
     ordered = identities[order]
     repeats = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
     first = np.searchsorted(ordered, ordered[repeats], side="left")
     rows, originals = order[repeats], order[first]
     in_order = np.argsort(rows)
-    return Copies(rows=rows[in_order], originals=originals[in_order])
+    return Duplicates(rows=rows[in_order], originals=originals[in_order])

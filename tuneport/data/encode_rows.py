@@ -27,7 +27,7 @@ def encode(
     to_columns: Encoder,
     meta: Meta,
     splits: Codes,
-    max_length: int,
+    max_seq_length: int,
     scratch: Path,
     output: Path,
 ) -> dict[str, TokenLengths]:
@@ -46,7 +46,7 @@ def encode(
                 encoded=encoded_schema,
                 rows=row_schema,
                 batch_size=options.batch_size,
-                max_length=max_length,
+                max_seq_length=max_seq_length,
             )
             for split in SPLITS
         ]
@@ -73,7 +73,7 @@ def encode(
                 chosen, of_chosen = codes == code, codes[made_from] == code
                 writer.write(encoded.filter(pa.array(of_chosen)), batch.filter(pa.array(chosen)), truncated[of_chosen])
             progress.advance(len(batch))
-        untrainable.refuse(max_length)
+        untrainable.refuse(max_seq_length)
         for writer in writers:
             writer.flush()
     return {split: writer.lengths for split, writer in zip(SPLITS, writers, strict=True)}
@@ -90,12 +90,12 @@ class Untrainable:
         self.rows += len(row_ids)
         self.first += row_ids[: LISTED_ROWS - len(self.first)]
 
-    def refuse(self, max_length: int) -> None:
+    def refuse(self, max_seq_length: int) -> None:
         """Raise `UserError` if there are any."""
         if self.rows:
             listed = ", ".join(self.first) + (", …" if self.rows > len(self.first) else "")
             raise UserError(
-                f"{self.rows} row(s) leave nothing to learn: within max_seq_length={max_length} tokens none has a "
+                f"{self.rows} row(s) leave nothing to learn: within max_seq_length={max_seq_length} tokens none has a "
                 f"label: {listed}. Remove or mend them, or raise max_seq_length."
             )
 
@@ -112,10 +112,10 @@ class SplitWriter:
         encoded: pa.Schema,
         rows: pa.Schema,
         batch_size: int,
-        max_length: int,
+        max_seq_length: int,
     ) -> None:
         self.batch_size = batch_size
-        self.lengths = TokenLengths(max_length)
+        self.lengths = TokenLengths(max_seq_length)
         self.pending: tuple[list[pa.RecordBatch], list[pa.RecordBatch]] = ([], [])
         self.writers = []
         for kind, schema in (("encoded", encoded), ("rows", rows)):

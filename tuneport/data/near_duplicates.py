@@ -1,7 +1,7 @@
 """Find rows whose texts are nearly equal: MinHash bands propose pairs, the exact Jaccard index of the shingles decides.
 
 A text's shingles are its runs of `SHINGLE` characters, lower case, single spaces. A row of several texts is a
-near copy of another only if each of its texts is. The method is that of Leskovec, Rajaraman and Ullman, Mining of
+near duplicate of another only if each of its texts is. The method is that of Leskovec, Rajaraman and Ullman, Mining of
 Massive Datasets, chapter 3.
 """
 
@@ -30,7 +30,7 @@ Shingles = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class NearCopies:
+class NearDuplicates:
     """Pairs of nearly equal rows, the earlier one in ``originals``; ``checked`` of the rows were compared."""
 
     rows: Indices
@@ -87,7 +87,7 @@ def sample_rows(rows: int, seed: int) -> Indices:
     return np.sort(chosen).astype(np.int64)
 
 
-class NearCopyIndex:
+class NearDuplicateIndex:
     """Rows to compare: band hashes in memory, shingles in a scratch file.
 
     At the default threshold of 0.8 a row takes 104 bytes of memory, and 4 bytes of disk for each character of its text.
@@ -146,11 +146,11 @@ class NearCopyIndex:
         self.file.close()
         Path(self.file.name).unlink()
 
-    def find(self, skip: Indices, *, remove: bool) -> NearCopies:
+    def find(self, skip: Indices, *, remove: bool) -> NearDuplicates:
         """Compare the rows but those of ``skip``; uses up the index.
 
-        With ``remove`` a row is paired with the first earlier row that stays, and then stays not itself: no two rows
-        that stay are near copies, and each row that goes is one of a row that stays. Without, all pairs are returned.
+        With ``remove``, a near duplicate of an earlier row that is kept is dropped and paired with that row, so no two
+        kept rows are near duplicates. Without, all pairs are returned.
         """
         self._flush()
         self.file.flush()
@@ -170,7 +170,7 @@ class NearCopyIndex:
                 if len(bucket) < BUCKET:
                     bucket.append(slot)
         found = np.array(pairs, np.int64).reshape(-1, 2)
-        return NearCopies(rows=found[:, 0], originals=found[:, 1], checked=int(wanted.sum()))
+        return NearDuplicates(rows=found[:, 0], originals=found[:, 1], checked=int(wanted.sum()))
 
     def _number_buckets(self) -> npt.NDArray[np.uint32]:
         """In place of each band hash, the number of the bucket of rows that share it; 0 where no other row does."""

@@ -20,12 +20,12 @@ class DataParams(Params):
         "Largest share of a source's rows that may be unusable; above it the step fails.", default=0.05, ge=0, le=1
     )
     deduplicate: Literal["none", "exact", "near"] = param(
-        "Of rows with equal (exact) or nearly equal (near) inputs keep one, in the test rows before validation before "
-        "training rows.",
+        "Remove duplicates, rows with equal (exact) or nearly equal (near) inputs. A duplicate across splits is kept "
+        "in the test rows, else in the validation rows, else in the training rows.",
         default="exact",
     )
     near_duplicate_threshold: float = param(
-        "Smallest Jaccard index of two texts' runs of 5 characters at which they are nearly equal; 1: the same runs.",
+        "Jaccard similarity of character 5-grams from which two texts count as near duplicates; 1: the same 5-grams.",
         default=0.8,
         ge=0.5,
         le=1,

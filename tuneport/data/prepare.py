@@ -1,14 +1,15 @@
 """Turn a user's rows into tokenised splits, in two passes and in memory that does not grow with the rows.
 
 Pass 1 reads the sources, keeps usable rows in a scratch file and 13 bytes a row in memory: hash of the inputs, code
-of the labels, the source; 8 more with a group; about 100 more where near copies are removed, else sought in
-a bounded sample. Copies and splits follow from those. Pass 2 streams the scratch file through the tokenizer.
+of the labels, the source; 8 more with a group; about 100 more where near duplicates are removed, else sought in
+a bounded sample. Duplicates and splits follow from those. Pass 2 streams the scratch file through the tokenizer.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,15 @@ import numpy as np
 from tuneport.data.choose_encoder import COMPARED_ROWS, choose_encoder
 from tuneport.data.divide import divide, label_histograms
 from tuneport.data.encode_rows import encode
-from tuneport.data.near_duplicates import NearCopyIndex, sample_rows
+from tuneport.data.near_duplicates import NearDuplicateIndex, sample_rows
 from tuneport.data.options import PrepareParams
-from tuneport.data.read_rows import collect, read_scratch, source_report
+from tuneport.data.read_rows import collect, read_column, read_scratch, source_report
 from tuneport.data.readers import Source
 from tuneport.data.splits import SPLITS
 from tuneport.data.tokenizing import chat_template, load_tokenizer, longest_input, read_json, resolve_length
 from tuneport.encoding.base_model import BaseModel
 from tuneport.stage import save_json
-from tuneport.tasks.task import Task
+from tuneport.tasks.task import Task, TaskData
 
 log = logging.getLogger("tuneport.preprocess")
 
@@ -45,11 +46,11 @@ def prepare(
     ``sources`` are by split; ``wanted`` maps the options that name columns to the columns. Raises `UserError`.
     """
     config, tokenizer_config = read_json(model, "config.json"), read_json(model, "tokenizer_config.json")
-    max_length = resolve_length(options.max_seq_length, longest_input(config, tokenizer_config))
-    tokenizer = load_tokenizer(model, tokenizer_config, max_length)
+    max_seq_length = resolve_length(options.max_seq_length, longest_input(config, tokenizer_config))
+    tokenizer = load_tokenizer(model, tokenizer_config, max_seq_length)
 
     scratch = output / "scratch.arrow"
-    near = NearCopyIndex(output / "scratch.shingles", options.near_duplicate_threshold)
+    near = NearDuplicateIndex(output / "scratch.shingles", options.near_duplicate_threshold)
     collected = collect(
         task, options, sources=sources, wanted=wanted, scratch=scratch, dropped=output / "dropped.jsonl", near=near
     )
@@ -66,9 +67,10 @@ def prepare(
         tokenizer_config=tokenizer_config,
         generation_config=read_json(model, GENERATION_CONFIG) if (model / GENERATION_CONFIG).is_file() else {},
         chat_template=chat_template(model, tokenizer_config),
-        max_seq_length=max_length,
+        max_seq_length=max_seq_length,
     )
-    meta = task.describe(histograms, base, options)
+    data = TaskData(labels=histograms, training=partial(read_column, scratch, splits == SPLITS.index("train")))
+    meta = task.describe(data, base, options)
     numbers = np.unique(np.linspace(0, len(splits) - 1, COMPARED_ROWS).astype(np.int64))
     to_columns = choose_encoder(
         task,
@@ -84,7 +86,7 @@ def prepare(
         to_columns=to_columns,
         meta=meta,
         splits=splits,
-        max_length=max_length,
+        max_seq_length=max_seq_length,
         scratch=scratch,
         output=output,
     )
@@ -97,8 +99,8 @@ def prepare(
             "task_name": task.name,
             "columns": task.columns(options),
             "meta": meta,
-            "max_seq_length": max_length,
-            "pad_to": max_length if options.pad_to_max_length else None,
+            "max_seq_length": max_seq_length,
+            "pad_to": max_seq_length if options.pad_to_max_length else None,
             "splits": {split: {"rows": n} for split, n in rows.items()},
         },
     )
@@ -118,15 +120,6 @@ def prepare(
     log.info(
         "train %s, validation %s, test %s rows of at most %d tokens; %s truncated",
         *(f"{n:,}" for n in rows.values()),
-        max_length,
+        max_seq_length,
         f"{truncated:,}",
     )
-
-
-# -- pass 1: read ------------------------------------------------------------------------------------------------------
-
-
-# -- between the passes: copies and splits -----------------------------------------------------------------------------
-
-
-# -- pass 2: tokenise --------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from tuneport.data.data_report import LISTED_ROWS
 from tuneport.data.duplicates import identity_hash
-from tuneport.data.near_duplicates import NearCopyIndex
+from tuneport.data.near_duplicates import NearDuplicateIndex
 from tuneport.data.options import PrepareParams
 from tuneport.data.readers import RawRow, Source
 from tuneport.data.row_progress import RowProgress
@@ -29,7 +29,7 @@ from tuneport.errors import UserError
 from tuneport.tasks.task import Drop, Refuse, Row, Task
 
 log = logging.getLogger("tuneport.preprocess")
-# A copy is removed from the training rows rather than from what they are measured with, so those are read first.
+# A duplicate is removed from the training rows rather than from what they are measured with, so those are read first.
 READ_ORDER = ("test", "validation", "train")
 
 
@@ -43,8 +43,8 @@ class SourceCount:
     dropped_where: dict[str, list[str]] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
     refused_where: dict[str, list[str]] = field(default_factory=dict)
-    copies: int = 0
-    near_copies: int = 0
+    duplicates: int = 0
+    near_duplicates: int = 0
 
     @property
     def usable(self) -> int:
@@ -74,7 +74,7 @@ def collect(
     wanted: Mapping[str, str],
     scratch: Path,
     dropped: Path,
-    near: NearCopyIndex,
+    near: NearDuplicateIndex,
 ) -> Collected:
     """Write the usable rows of every source to the scratch file and return what the split needs to know of them.
 
@@ -211,6 +211,15 @@ def _with_progress(rows: Iterator[RawRow], doing: str) -> Iterator[RawRow]:
             progress.advance(1000)
 
 
+def read_column(scratch: Path, chosen: npt.NDArray[np.bool_], name: str) -> Iterator[pa.Array]:
+    """One column of the scratch file, of the rows that ``chosen`` (one a row) says, a batch at a time."""
+    start = 0
+    with pa.OSFile(os.fsencode(scratch)) as source:
+        for batch in pa.ipc.open_stream(source):
+            yield batch.column(name).filter(pa.array(chosen[start : start + len(batch)]))
+            start += len(batch)
+
+
 @contextmanager
 def _stream_writer(path: Path, schema: pa.Schema) -> Iterator[t.Any]:
     with pa.OSFile(os.fsencode(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
@@ -222,9 +231,9 @@ def source_report(count: SourceCount) -> dict[str, t.Any]:
     return {
         "file": count.file,
         "read": count.read,
-        "kept": count.usable - count.copies - count.near_copies,
-        "copies_removed": count.copies,
-        "near_copies_removed": count.near_copies,
+        "kept": count.usable - count.duplicates - count.near_duplicates,
+        "duplicates_removed": count.duplicates,
+        "near_duplicates_removed": count.near_duplicates,
         "dropped": {
             reason: {"rows": n, "first": count.dropped_where[reason]} for reason, n in count.dropped.most_common()
         },

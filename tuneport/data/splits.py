@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 SPLITS = ("train", "validation", "test")
+REMOVED = 255  # the split code of a removed duplicate
 Codes = npt.NDArray[np.uint8]
 Strata = npt.NDArray[np.int32]
 
@@ -102,7 +103,7 @@ def assign_group_splits(
 def _gain(
     missing: npt.NDArray[np.float64], held: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], *, by_class: bool
 ) -> float:
-    """How many rows nearer to what it should have a split comes with a group of so many rows of the held classes."""
+    """How much closer, in rows, each split gets to its target counts if this group is added."""
     total = float(missing.sum())
     size = abs(total) - abs(total - float(rows.sum()))
     if size <= 0 or not by_class:
@@ -113,7 +114,7 @@ def _gain(
 def share_out(
     counts: npt.NDArray[np.int64], ratio: float, spare: npt.NDArray[np.int64], rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """How many rows each class gives: its share rounded down, then one more where the remainder is largest.
+    """How many rows each class gives, (classes,): its share rounded down, then one more where the remainder is largest.
 
     Ties are broken by chance; no class gives more than its ``spare`` rows; at least one row is given if there is one.
     """
@@ -124,6 +125,3 @@ def share_out(
     can_give = order[(quota < spare)[order] & (quota <= exact)[order]]
     quota[can_give[: max(0, missing)]] += 1
     return quota
-
-
-REMOVED = 255  # the split code of a removed copy

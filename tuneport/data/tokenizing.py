@@ -65,28 +65,29 @@ def longest_input(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
     return min(limits, default=None)
 
 
-def resolve_length(max_seq_length: int, longest: int | None) -> int:
+def resolve_length(max_seq_length: int, max_positions: int | None) -> int:
     """The longest sequence in tokens; ``max_seq_length`` -1 means what the model takes.
 
     Raises `UserError` where it is more than the model takes, or -1 and the model does not say.
     """
     if max_seq_length == -1:
-        if longest is None:
+        if max_positions is None:
             raise UserError(
                 "max_seq_length=-1: the model's configuration names no maximum; set max_seq_length, e.g. 512."
             )
-        return longest
-    if longest is not None and max_seq_length > longest:
+        return max_positions
+    if max_positions is not None and max_seq_length > max_positions:
         raise UserError(
-            f"max_seq_length={max_seq_length}: the model takes at most {longest} tokens; expected <= {longest}, or -1."
+            f"max_seq_length={max_seq_length}: the model takes at most {max_positions} tokens; "
+            f"expected <= {max_positions}, or -1."
         )
     return max_seq_length
 
 
-def load_tokenizer(model: Path, tokenizer_config: Mapping[str, Any], max_length: int) -> Tokenizer:
-    """The tokenizer of a model folder, cutting at ``max_length`` tokens and padding nothing.
+def load_tokenizer(model: Path, tokenizer_config: Mapping[str, Any], max_seq_length: int) -> Tokenizer:
+    """The tokenizer of a model folder, cutting at ``max_seq_length`` tokens and padding nothing.
 
-    Raises `UserError` where it is absent or damaged, or the special tokens alone fill ``max_length``.
+    Raises `UserError` where it is absent or damaged, or the special tokens alone fill ``max_seq_length``.
     """
     from tokenizers import Tokenizer
 
@@ -100,11 +101,11 @@ def load_tokenizer(model: Path, tokenizer_config: Mapping[str, Any], max_length:
     except Exception as e:  # the library raises nothing narrower
         raise UserError(f"{path}: is damaged or of a newer format ({e}). Run model_import again.") from None
     special = tokenizer.num_special_tokens_to_add(is_pair=True)
-    if max_length <= special:
+    if max_seq_length <= special:
         raise UserError(
-            f"max_seq_length={max_length}: leaves no room for text beside {special} special tokens; "
+            f"max_seq_length={max_seq_length}: leaves no room for text beside {special} special tokens; "
             f"expected > {special}, or -1."
         )
-    tokenizer.enable_truncation(max_length, direction=str(tokenizer_config.get("truncation_side") or "right"))
+    tokenizer.enable_truncation(max_seq_length, direction=str(tokenizer_config.get("truncation_side") or "right"))
     tokenizer.no_padding()
     return tokenizer

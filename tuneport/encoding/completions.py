@@ -44,7 +44,7 @@ class CompletionEncoder:
 
     ``settings`` are the prompt's (see `PromptEncoder`) plus ``encoder_decoder``, ``target_prefix``, ``target_suffix``.
     A prompt has at most ``max_prompt_tokens``, where the settings say so. With a decoder, prompt and completion share
-    ``max_tokens``; of a completion, at most ``max_target_tokens`` stay, its end token among them only if it was not cut
+    ``max_seq_length``; of a completion, at most ``max_target_tokens`` stay, its end token among them if it was not cut
     or the settings say ``always_ends``. ``to_ids`` gives the ids that ``tokenizer`` gives.
     """
 
@@ -54,7 +54,7 @@ class CompletionEncoder:
         to_ids: ToIds,
         settings: Mapping[str, t.Any],
         *,
-        max_tokens: int,
+        max_seq_length: int,
         max_target_tokens: int,
     ) -> None:
         tokenizer.no_truncation()
@@ -62,8 +62,8 @@ class CompletionEncoder:
         self.prompts = PromptEncoder(tokenizer, dict(settings))
         self.encoder_decoder = bool(settings["encoder_decoder"])
         self.prefix, self.suffix = settings["target_prefix"], settings["target_suffix"]
-        self.max_tokens, self.max_target_tokens = max_tokens, max_target_tokens
-        self.max_prompt_tokens = settings.get("max_prompt_tokens") or max_tokens
+        self.max_seq_length, self.max_target_tokens = max_seq_length, max_target_tokens
+        self.max_prompt_tokens = settings.get("max_prompt_tokens") or max_seq_length
         self.always_ends = settings.get("always_ends", False)
 
     def __call__(self, texts: Sequence[str], completions: Sequence[str]) -> EncodedRows:
@@ -71,12 +71,12 @@ class CompletionEncoder:
         if not self.encoder_decoder:
             completions = [joined(self.prompts.after or text, c) for text, c in zip(texts, completions, strict=True)]
         targets, target_cut = self._targets(completions)
-        rooms = np.full(len(texts), self.max_tokens) - (0 if self.encoder_decoder else targets.lengths)
+        rooms = np.full(len(texts), self.max_seq_length) - (0 if self.encoder_decoder else targets.lengths)
         prompts, prompt_cut = self._prompts(texts, np.minimum(rooms, self.max_prompt_tokens))
         cut = prompt_cut | target_cut
         if self.encoder_decoder:
             return EncodedRows(prompts, targets, cut)
-        ids = concatenate(prompts, targets).cut(self.max_tokens)
+        ids = concatenate(prompts, targets).cut(self.max_seq_length)
         unlearnt = np.maximum(1, prompts.lengths)  # nothing stands before the first token to predict it from
         labels = np.where(ids.places < np.repeat(unlearnt, ids.lengths), np.int32(IGNORED), ids.values)
         return EncodedRows(ids, TokenIds(labels, ids.lengths), cut)

@@ -26,19 +26,19 @@ class ConversationEncoder:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, located: Locate, template: ChatTemplate, *, max_tokens: int, last: bool
+        self, tokenizer: Tokenizer, located: Locate, template: ChatTemplate, *, max_seq_length: int, last: bool
     ) -> None:
         tokenizer.no_truncation()
-        self.located, self.template, self.max_tokens, self.last = located, template, max_tokens, last
+        self.located, self.template, self.max_seq_length, self.last = located, template, max_seq_length, last
         self.special = tuple(special_ids(tokenizer))
 
     def __call__(self, conversations: Sequence[tuple[str, Spans]]) -> EncodedRows:
         """Encode what `spans` found of conversations; what is too long is cut at its end."""
         ids, learnt = self.located([text for text, _ in conversations], [spans for _, spans in conversations])
-        kept, learnt = ids.cut(self.max_tokens), learnt.cut(self.max_tokens)
+        kept, learnt = ids.cut(self.max_seq_length), learnt.cut(self.max_seq_length)
         labelled = (learnt.values == 1) & (kept.places > 0)  # nothing stands before the first token to predict it from
         labels = np.where(labelled, kept.values, np.int32(IGNORED))
-        return EncodedRows(kept, TokenIds(labels, kept.lengths), ids.lengths > self.max_tokens)
+        return EncodedRows(kept, TokenIds(labels, kept.lengths), ids.lengths > self.max_seq_length)
 
     def spans(self, turns: Sequence[Mapping[str, t.Any]], tools: t.Any = None) -> tuple[str, Spans]:
         """Return the text up to the last answer to learn, and where in it those answers stand.

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tuneport.metrics import bootstrap
-from tuneport.metrics.evaluation import Evaluation
+from tuneport.metrics.metric import AnyMetric
+from tuneport.metrics.scores import Evaluation
 
 TUNED = "tuned model"
 
@@ -28,22 +29,18 @@ class Verdict:
 class Gain:
     """How far the tuned model's headline metric is above another's, with its paired 95 % interval."""
 
-    value: float
-    low: float
-    high: float
-    lower_is_better: bool = False
-    percent: bool = True
+    metric: AnyMetric
+    value: float | None  # None, as the interval, where a model's scores are not all numbers
+    interval: tuple[float, float] | None
 
     @property
     def level(self) -> Level:
-        if self.low <= 0 <= self.high:
+        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return "unclear"
-        return "bad" if (self.low > 0) == self.lower_is_better else "good"
+        return "good" if (self.interval[0] > 0) == self.metric.greater_is_better else "bad"
 
     def __str__(self) -> str:
-        if not self.percent:
-            return f"{self.value:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
-        return f"{100 * self.value:+.1f} points ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+        return self.metric.gain_in_words(self.value, self.interval)
 
 
 @dataclass(frozen=True)
@@ -79,15 +76,21 @@ class Comparison:
         return {name: self._gain(other) for name, other in self.all.items() if other is not self.tuned}
 
     def _gain(self, other: Evaluation) -> Gain:
-        value, (low, high) = bootstrap.difference(other.row_parts, self.tuned.row_parts, self.seed)
-        lower_is_better = self.tuned.headline in self.tuned.lower_is_better
-        return Gain(value=value, low=low, high=high, lower_is_better=lower_is_better, percent=self.tuned.percent)
+        found = bootstrap.difference(other.row_parts, self.tuned.row_parts, self.seed)
+        value, interval = (None, None) if found is None else found
+        return Gain(metric=self.tuned.headline, value=value, interval=interval)
+
+    @property
+    def _rival(self) -> str | None:
+        """The baseline that the tuned model is least ahead of."""
+        sign = 1 if self.tuned.headline.greater_is_better else -1
+        ahead = {name: sign * value for name in self.baselines if (value := self.gains[name].value) is not None}
+        return min(ahead, key=lambda name: ahead[name], default=None)
 
     @cached_property
     def verdict(self) -> Verdict:
         base = self.gains[self.base_name]
-        sign = -1 if base.lower_is_better else 1
-        rival = min(self.baselines, key=lambda name: sign * self.gains[name].value, default=None)
+        rival = self._rival
         claim, other_claim = self.tuned.claim
         tuned_share, base_share = _share(self.tuned), _share(self.base)
         sentences = [
@@ -124,14 +127,16 @@ class Comparison:
     def as_json(self) -> dict[str, t.Any]:
         """What metrics.json holds."""
         return {
-            "main": list(self.tuned.main),
-            "headline": self.tuned.headline,
+            "main": [metric.name for metric in self.tuned.main],
+            "headline": self.tuned.headline.name,
             "test_rows": self.rows,
             "base_has_head": self.base_has_head,
             "tuned": _scores(self.tuned),
             "base": _scores(self.base),
             "baselines": {name: _scores(found) for name, found in self.baselines.items()},
-            "gains": {name: {"value": g.value, "interval": [g.low, g.high]} for name, g in self.gains.items()},
+            "gains": {
+                name: {"value": g.value, "interval": g.interval and list(g.interval)} for name, g in self.gains.items()
+            },
             "per_class": self.tuned.details.get("per_class"),
             "confusion_matrix": self.tuned.details.get("confusion_matrix"),
             "labels": self.tuned.details.get("labels"),
@@ -141,9 +146,9 @@ class Comparison:
     def lines(self) -> list[str]:
         """The main scores of all predictors as aligned lines."""
         width = max(map(len, self.all))
-        head = " " * width + "".join(f"  {name:>10}" for name in self.tuned.main)
+        head = " " * width + "".join(f"  {metric.name:>10}" for metric in self.tuned.main)
         return [head] + [
-            f"{name:<{width}}" + "".join(f"  {_number(found.metrics[m]):>10}" for m in found.main)
+            f"{name:<{width}}" + "".join(f"  {_number(found.metrics[metric.name]):>10}" for metric in self.tuned.main)
             for name, found in self.all.items()
         ]
 
@@ -157,7 +162,5 @@ def _number(value: float | None) -> str:
 
 
 def _share(found: Evaluation) -> str:
-    value, (low, high) = t.cast(float, found.metrics[found.headline]), found.intervals[found.headline]
-    if not found.percent:
-        return f"{value:.3f} ({low:.3f} to {high:.3f})"
-    return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    name = found.headline.name
+    return found.headline.in_words(found.metrics[name], found.intervals.get(name))

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 
-from tuneport.metrics.evaluation import Evaluation
+from tuneport.metrics.metric import AnyMetric
+from tuneport.metrics.scores import Evaluation
 
 if t.TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +50,6 @@ STYLE: dict[t.Any, t.Any] = {
     "figure.constrained_layout.use": True,
     "figure.constrained_layout.wspace": 0.04,
 }
-LOSSES = ("loss", "perplexity")  # perplexity is the loss on another scale
 POINTS = 600  # of a curve: more cannot be seen
 LABEL = 22  # characters of a label that are shown
 BARS = 20  # labels that are shown as bars
@@ -57,22 +57,22 @@ SPLIT_COLOURS = ((ACCENT, 1.0), (ACCENT, 0.5), (SECOND, 0.9))
 CELLS = 30  # labels of a confusion matrix up to which cells carry numbers
 
 
-def score_intervals(predictors: Mapping[str, Evaluation], metrics: Mapping[str, str]) -> str:
-    """Each predictor's main metrics as a dot with its 95 % interval; ``metrics`` maps names to titles."""
+def score_intervals(predictors: Mapping[str, Evaluation], metrics: Sequence[AnyMetric]) -> str:
+    """Each predictor's value of each metric as a dot with its 95 % interval."""
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-        for axes, (name, title) in zip(panels, metrics.items(), strict=True):
+        for axes, metric in zip(panels, metrics, strict=True):
             for row, found in enumerate(predictors.values()):
-                _dot(axes, row, found, name, ACCENT if row == 0 else SECOND)
-            axes.set_title(title)
+                _dot(axes, row, found, metric, ACCENT if row == 0 else SECOND)
+            axes.set_title(metric.label)
             axes.set_yticks(range(len(predictors)), [_short(who, 34) for who in predictors], color=INK)
             axes.set_ylim(len(predictors) - 0.4, -0.6)
-            if (highest := max(_highs(predictors, name), default=1.0)) > 1:
+            if (highest := max(_highs(predictors, metric.name), default=1.0)) > 1:
                 axes.set_xlim(-0.03 * highest, 1.08 * highest)
                 axes.locator_params(axis="x", nbins=4)
             else:
-                axes.set_xlim(min([0.0, *_lows(predictors, name)]) - 0.03, 1.05)
+                axes.set_xlim(min([0.0, *_lows(predictors, metric.name)]) - 0.03, 1.05)
                 axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
             axes.grid(axis="y", visible=False)
             axes.tick_params(length=0)
@@ -94,30 +94,30 @@ def _highs(predictors: Mapping[str, Evaluation], metric: str) -> list[float]:
     ]
 
 
-def _dot(axes: Axes, row: int, found: Evaluation, metric: str, colour: str) -> None:
-    value = found.metrics.get(metric)
+def _dot(axes: Axes, row: int, found: Evaluation, metric: AnyMetric, colour: str) -> None:
+    value = found.metrics.get(metric.name)
     if value is None:
         return
-    low, high = found.intervals.get(metric, (value, value))
+    low, high = found.intervals.get(metric.name, (value, value))
     axes.plot([low, high], [row, row], color=colour, linewidth=5, alpha=0.3, solid_capstyle="round")
     axes.plot([value], [row], "o", color=colour, markersize=6.5)
     style: dict[str, t.Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8.5, "color": INK}
-    axes.annotate(f"{value:.3f}", (value, row), (0, 6.5), **style)
+    axes.annotate(metric.number(value), (value, row), (0, 6.5), **style)
 
 
-def training_curves(history: Sequence[Mapping[str, t.Any]], best_step: int | None, titles: Mapping[str, str]) -> str:
-    """Training and validation loss, and the validation metrics in ``titles`` that are shares, over optimizer steps."""
-    metrics = [name for name in titles if name not in LOSSES and any(f"eval_{name}" in entry for entry in history)]
+def training_curves(history: Sequence[Mapping[str, t.Any]], best_step: int | None, metrics: Sequence[AnyMetric]) -> str:
+    """Training and validation loss, and the validation metrics that rise as it falls, over optimizer steps."""
+    rising = [m for m in metrics if m.greater_is_better and any(f"eval_{m.name}" in entry for entry in history)]
 
     def draw(figure: Figure) -> None:
-        loss, *rest = figure.subplots(1, 2 if metrics else 1, squeeze=False)[0]
+        loss, *rest = figure.subplots(1, 2 if rising else 1, squeeze=False)[0]
         _curve(loss, history, "loss", color=SECOND, label="training")
         _curve(loss, history, "eval_loss", color=ACCENT, label="validation", marker="o")
         loss.set_title("Loss")
         for axes in rest:
-            for i, name in enumerate(metrics):
+            for i, metric in enumerate(rising):
                 look = {"color": (ACCENT, SECOND, SOFT)[i % 3], "linestyle": ("-", "--", ":")[i % 3], "marker": "o"}
-                _curve(axes, history, f"eval_{name}", label=titles[name], **look)
+                _curve(axes, history, f"eval_{metric.name}", label=metric.label, **look)
             axes.set_title("Validation metrics")
         for axes in (loss, *rest):
             if best_step:

@@ -10,8 +10,8 @@ import typing as t
 from collections.abc import Mapping
 from pathlib import Path
 
-from tuneport.modeling.adapters import is_adapter, load_merged
 from tuneport.modeling.likelihood import likelihoods
+from tuneport.modeling.merged_adapters import is_adapter, load_merged
 from tuneport.tasks.task import Meta, Row, Split, Task
 
 log = logging.getLogger("tuneport.model_evaluation")
@@ -37,8 +37,8 @@ def predict(
 
     ``base`` is the base model of one that is an adapter.
     ``questions`` are what is asked, by the place of the row; the answer to a row without one is empty.
-    A head that the folder lacks gets the weights that ``seed`` gives it. Where the task asks for it, the answers also
-    hold the `Likelihood` of the encoded labels, under the names of its fields. ``name`` is for the progress lines.
+    A head that the base model lacks gets the weights that ``seed`` gives it. Where the task asks for it, the answers
+    also hold the `Likelihood` of the encoded labels, under the names of its fields. ``name`` is for the progress lines.
     """
     import torch
     import transformers
@@ -46,7 +46,8 @@ def predict(
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.manual_seed(seed)
-    model = load_merged(folder, base) if is_adapter(folder) else task.load_model(folder, meta)
+    is_base = folder == base
+    model = load_merged(folder, base) if is_adapter(folder) else task.load_model(folder, meta, new_head=is_base)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = task.predictor(str(tokenizer), settings, model=model.to(device), batch_size=batch_size)
     rows = list(questions.values())

@@ -13,27 +13,12 @@ from pathlib import Path
 from tuneport.artifacts import Artifact, digest, read_manifest
 from tuneport.evaluation import figures
 from tuneport.evaluation.comparison import Comparison
-from tuneport.metrics.evaluation import Evaluation
+from tuneport.metrics.scores import Evaluation
 from tuneport.step import show
 from tuneport.tasks.task import Row, ShownAnswer, Task
 
 SHOWN_ANSWERS = 20
 TEXT_LENGTH = 600  # characters of a row's text that are shown
-TITLES = {
-    "accuracy": "Accuracy",
-    "f1_macro": "F1, macro",
-    "f1_weighted": "F1, weighted",
-    "f1_micro": "F1, micro",
-    "precision_macro": "Precision, macro",
-    "precision_weighted": "Precision, weighted",
-    "recall_macro": "Recall, macro",
-    "recall_weighted": "Recall, weighted",
-    "mcc": "Matthews correlation (MCC)",
-    "auc": "AUC, one-vs-rest macro",
-    "log_loss": "Log loss",
-    "hamming_loss": "Hamming loss",
-}
-SHORT_TITLES = {**TITLES, "mcc": "MCC", "auc": "AUC"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +142,6 @@ def render(
         verdict=comparison.verdict,
         details=comparison.tuned.details,
         table=_table(comparison),
-        short_titles=SHORT_TITLES | dict(comparison.tuned.titles),
         figures=_figures(comparison, training, data),
         answers=answers,
         wrong=None if (right := comparison.tuned.row_correct) is None else sum(not correct for correct in right),
@@ -173,18 +157,18 @@ def render(
 def _table(comparison: Comparison) -> list[dict[str, t.Any]]:
     """One entry a metric: each predictor's value and interval, and which is best."""
     rows = []
-    main, lower = comparison.tuned.main, comparison.tuned.lower_is_better
-    titles = {**TITLES, **comparison.tuned.titles}
-    for name in (*main, *(name for name in comparison.tuned.metrics if name not in main)):
-        values = [found.metrics.get(name) for found in comparison.all.values()]
-        known = [v for v in values if v is not None]
-        best = (min if name in lower else max)(known, default=None)
+    for metric in comparison.tuned.records:
+        values = [found.metrics.get(metric.name) for found in comparison.all.values()]
+        best = metric.best(values)
         cells = [
-            {"value": value, "interval": found.intervals.get(name), "best": value is not None and value == best}
+            {
+                "value": metric.number(value),
+                "interval": [metric.number(bound) for bound in found.intervals.get(metric.name, ())],
+                "best": value is not None and value == best,
+            }
             for value, found in zip(values, comparison.all.values(), strict=True)
         ]
-        note = " (lower is better)" if name in lower else ""
-        rows.append({"title": titles.get(name, name), "note": note, "cells": cells, "main": name in main})
+        rows.append({"metric": metric, "cells": cells, "main": metric in comparison.tuned.main})
     return rows
 
 
@@ -192,8 +176,7 @@ def _figures(comparison: Comparison, training: Training, data: Mapping[str, t.An
     """The SVGs by name; they are ours, so the template takes them as they are."""
     from markupsafe import Markup
 
-    short_titles = SHORT_TITLES | dict(comparison.tuned.titles)
-    main = {name: short_titles.get(name, name) for name in comparison.tuned.main}
+    main = comparison.tuned.main
     found: dict[str, str | None] = {"scores": figures.score_intervals(comparison.all, main)}
     if training.history:
         found["curves"] = figures.training_curves(training.history, training.best_step, main)

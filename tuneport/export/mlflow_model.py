@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
 import shutil
+import sys
 import tempfile
 import typing as t
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from tuneport import serving
 from tuneport.artifacts import INCOMPLETE, MANIFEST
 from tuneport.serving.served import Served
 from tuneport.tasks.task import Meta, Row, Task
@@ -119,7 +122,7 @@ def requirements() -> list[str]:
 def _code(task: Task, settings: Row, columns: Mapping[str, str], inputs: pa.Schema, answers: pa.Schema) -> str:
     return CODE.format(
         task=task.name.replace("_", " "),
-        predictor="\n\n".join(map(inspect.getsource, (*task.served_with, task.predictor))),
+        predictor="\n\n".join(map(inspect.getsource, exported_classes(task.predictor))),
         predictor_name=task.predictor.__name__,
         served=inspect.getsource(Served),
         settings=settings,
@@ -127,6 +130,18 @@ def _code(task: Task, settings: Row, columns: Mapping[str, str], inputs: pa.Sche
         kinds={column: _type_name(inputs.field(field).type) for field, column in columns.items()},
         answers=answers.names,
     )
+
+
+def exported_classes(predictor: type) -> list[type]:
+    """The classes whose source serves a model: those that the predictor's source names, each before who needs it."""
+    found: list[type] = []
+    module = vars(sys.modules[predictor.__module__])
+    names = {node.id for node in ast.walk(ast.parse(inspect.getsource(predictor))) if isinstance(node, ast.Name)}
+    for name in sorted(names - {predictor.__name__}):
+        other = module.get(name)
+        if isinstance(other, type) and other.__module__.startswith((serving.__name__, predictor.__module__)):
+            found += [needed for needed in exported_classes(other) if needed not in found]
+    return [*found, predictor]
 
 
 def _served_files(model_folder: Path, destination: Path) -> Path:

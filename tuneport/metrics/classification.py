@@ -5,46 +5,298 @@ from __future__ import annotations
 import typing as t
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from tuneport.metrics import bootstrap
-from tuneport.metrics.evaluation import Evaluation
+from tuneport.metrics import counts
+from tuneport.metrics.metric import (
+    Headline,
+    Metric,
+    Sums,
+    Undefined,
+    Weighted,
+    mean,
+    parts_of_mean,
+    sums_of_mean,
+)
+from tuneport.metrics.scores import Evaluation, evaluated
 
 if t.TYPE_CHECKING:
     import numpy as np
 
 Answer = dict[str, t.Any]
 
-MAIN = ("accuracy", "f1_macro", "mcc")
 BASELINE_ROWS = 20_000  # a trivial baseline is fitted on at most so many rows
 WORST = 1e3  # loss of a row whose scores are not numbers: above any real one
 
 
-def scores(truth: np.ndarray, predicted: np.ndarray, n_labels: int) -> dict[str, float]:
-    """Metrics of predicted against true classes.
+@dataclass(frozen=True, kw_only=True)
+class ClassifiedRows:
+    """Rows with their true and predicted classes.
 
-    Both are integers: shape (n,) with class indices, or (n, n_labels) with 0 and 1 for multi label. There, accuracy is
-    the share of rows whose labels are all right and mcc is taken over all cells. A class without rows and predictions
-    counts as 0 in the macro averages.
+    ``truth`` and ``predicted`` are integers: (rows,) with class indices, or (rows, labels) with 0 and 1 for multi
+    label. ``probabilities`` is (rows, labels).
     """
-    from sklearn.metrics import (
-        accuracy_score,
-        f1_score,
-        hamming_loss,
-        matthews_corrcoef,
-        precision_recall_fscore_support,
+
+    truth: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray
+    labels: Sequence[str]
+
+    @classmethod
+    def of_logits(cls, logits: np.ndarray, truth: np.ndarray, labels: Sequence[str], multi_label: bool) -> t.Self:
+        """Rows as a model's logits (rows, labels) classify them."""
+        import numpy as np
+
+        predicted = (logits > 0).astype(int) if multi_label else logits.argmax(-1)
+        if multi_label:
+            probabilities = 0.5 * (1 + np.tanh(logits / 2))  # the sigmoid, which no logit overflows
+        else:
+            shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+            probabilities = shares / shares.sum(axis=-1, keepdims=True)
+        return cls(truth=truth.astype(int), predicted=predicted, probabilities=probabilities, labels=labels)
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    def take(self, places: np.ndarray) -> t.Self:
+        arrays = {name: getattr(self, name)[places] for name in ("truth", "predicted", "probabilities")}
+        return replace(self, **arrays)
+
+    @property
+    def multi_label(self) -> bool:
+        return self.truth.ndim == 2
+
+    @property
+    def n_labels(self) -> int:
+        return len(self.labels)
+
+    @property
+    def cells(self) -> np.ndarray:
+        """(rows, labels): 1 where the label is true of the row."""
+        import numpy as np
+
+        return self.truth if self.multi_label else np.eye(self.n_labels, dtype=int)[self.truth]
+
+    @property
+    def right(self) -> np.ndarray:
+        """(rows,): whether the class, or all labels, are right."""
+        equal = self.truth == self.predicted
+        found: np.ndarray = equal.all(axis=1) if self.multi_label else equal
+        return found
+
+
+def _patterns(rows: ClassifiedRows) -> tuple[np.ndarray, np.ndarray]:
+    """`Sums.distinct`: per distinct (truth, predicted) what `counts.Counts` is made of."""
+    import numpy as np
+
+    n_labels = rows.n_labels
+    pairs, found = np.unique(np.column_stack([rows.truth, rows.predicted]), axis=0, return_counts=True)
+    if rows.multi_label:
+        true, said = pairs[:, :n_labels].astype(float), pairs[:, n_labels:].astype(float)
+    else:
+        true, said = (np.eye(n_labels)[pairs[:, i]] for i in (0, 1))
+    right = (true == said).all(axis=1, keepdims=True)
+    return np.hstack([true * said, said, true, right, np.ones_like(right)]), found
+
+
+def _sums(statistic: Callable[[counts.Counts], np.ndarray]) -> Sums[ClassifiedRows]:
+    return Sums(distinct=_patterns, value=counts.of_counts(statistic))
+
+
+def _accuracy(rows: ClassifiedRows) -> float:
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(rows.truth, rows.predicted))
+
+
+def _mcc(rows: ClassifiedRows) -> float:
+    """With multi label, over all cells."""
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(rows.truth.ravel(), rows.predicted.ravel()))
+
+
+def _hamming_loss(rows: ClassifiedRows) -> float:
+    from sklearn.metrics import hamming_loss
+
+    return float(hamming_loss(rows.truth, rows.predicted))
+
+
+def _averaged(score: str, average: str, **more: t.Any) -> Metric[ClassifiedRows]:
+    """Precision, recall or F1, averaged over classes by sklearn; a class without rows and predictions counts as 0."""
+
+    def compute(rows: ClassifiedRows) -> float:
+        import sklearn.metrics
+
+        function, labels = getattr(sklearn.metrics, f"{score}_score"), range(rows.n_labels)
+        return float(function(rows.truth, rows.predicted, labels=labels, average=average, zero_division=0))
+
+    return Metric(
+        name=f"{score}_{average}",
+        title=f"{score.capitalize()}, {average}",
+        percent=True,
+        compute=compute,
+        sums=_sums(counts.averaged(score, average)),
+        **more,
     )
 
-    found = {"accuracy": accuracy_score(truth, predicted)}
-    for average in ("macro", "weighted"):
-        precision, recall, f1, _ = precision_recall_fscore_support(
-            truth, predicted, labels=range(n_labels), average=average, zero_division=0
-        )
-        found |= {f"precision_{average}": precision, f"recall_{average}": recall, f"f1_{average}": f1}
-    found["mcc"] = matthews_corrcoef(truth.ravel(), predicted.ravel())
-    if truth.ndim == 2:
-        found["f1_micro"] = f1_score(truth, predicted, labels=range(n_labels), average="micro", zero_division=0)
-        found["hamming_loss"] = hamming_loss(truth, predicted)
-    return {name: float(value) for name, value in found.items()}
+
+def _mcc_by(
+    statistic: Callable[[counts.Counts], np.ndarray], applies: Callable[[ClassifiedRows], bool]
+) -> Metric[ClassifiedRows]:
+    """One name for two statistics: of one class a row, or of yes and no over all cells."""
+    return Metric(
+        name="mcc",
+        title="Matthews correlation (MCC)",
+        short_title="MCC",
+        compute=_mcc,
+        sums=_sums(statistic),
+        chooses_checkpoint=True,
+        main=3,
+        applies=applies,
+    )
+
+
+def _check_scores(rows: ClassifiedRows) -> None:
+    import numpy as np
+
+    if not np.isfinite(rows.probabilities).all():
+        raise Undefined("the model's scores are not all numbers (training diverged)")
+
+
+def _row_losses(rows: ClassifiedRows) -> np.ndarray:
+    """Cross-entropy per row: of the true class, or the mean over the labels' own yes or no."""
+    import numpy as np
+
+    tiny, cells, probabilities = np.finfo(float).eps, rows.cells, rows.probabilities
+    if rows.multi_label:
+        right = np.where(cells == 1, probabilities, 1 - probabilities)
+        losses = -np.log(np.clip(right, tiny, 1)).mean(axis=1)
+    else:
+        share = probabilities[cells == 1] / probabilities.sum(axis=1)
+        losses = -np.log(np.clip(share, tiny, 1))
+    found: np.ndarray = np.nan_to_num(losses, nan=WORST)
+    return found
+
+
+def _log_loss(rows: ClassifiedRows) -> float:
+    _check_scores(rows)
+    return mean(_row_losses)(rows)
+
+
+def _aucs(rows: ClassifiedRows) -> list[float | None]:
+    """One-vs-rest area under the ROC curve per label; None where all rows are of one side."""
+    import numpy as np
+    from sklearn.metrics import roc_auc_score
+
+    if not np.isfinite(rows.probabilities).all():
+        return [None] * rows.n_labels
+    return [
+        None if column.min() == column.max() else float(roc_auc_score(column, scores))
+        for column, scores in zip(rows.cells.T, rows.probabilities.T, strict=True)
+    ]
+
+
+def _auc(rows: ClassifiedRows) -> float:
+    _check_scores(rows)
+    found = dict(zip(rows.labels, _aucs(rows), strict=True))
+    if missing := [repr(label) for label, auc in found.items() if auc is None]:
+        raise Undefined(f"of {', '.join(missing)} the split has no rows, or no others")
+    return sum(auc for auc in found.values() if auc is not None) / len(found)
+
+
+def _weighted_auc(rows: ClassifiedRows, weights: np.ndarray) -> np.ndarray:
+    """The mean over the labels that have rows of both sides among the drawn ones; nan of a draw with no such label."""
+    import numpy as np
+
+    drawn = np.ascontiguousarray(weights.T.astype(np.int32))
+    found = np.stack([rank_auc(*label, drawn) for label in zip(rows.cells.T, rows.probabilities.T, strict=True)])
+    known = np.isfinite(found)
+    return counts.ratio(np.where(known, found, 0).sum(axis=0), known.sum(axis=0), empty=np.nan)
+
+
+def rank_auc(truth: np.ndarray, scores: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of scores (rows,) for truths (rows,) of 0 and 1, per resample; nan where one side lacks.
+
+    ``drawn`` (rows, resamples) is how often each row is drawn. It is the Mann–Whitney U by ranks: a positive row ranks
+    above the weight of all rows with lower scores and half of that with its own; the positive rows' ranks among
+    themselves, half the square of their weight in all, are subtracted.
+    """
+    import numpy as np
+
+    order = np.argsort(scores, kind="stable")
+    ordered, weights = scores[order], drawn[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))  # of each run of equal scores
+    tied = weights if len(starts) == len(scores) else np.add.reduceat(weights, starts, axis=0)
+    twice_rank = 2 * np.cumsum(tied, axis=0, dtype=tied.dtype) - tied
+    positive = truth[order] == 1
+    run = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(scores))))[positive]
+    ranks = np.einsum("rb,rb->b", weights[positive], twice_rank[run], dtype=float) / 2
+    above = weights[positive].sum(axis=0, dtype=float)
+    pairs = above * (weights.sum(axis=0) - above)
+    return counts.ratio(ranks - above**2 / 2, pairs, empty=np.nan)
+
+
+def _single(rows: ClassifiedRows) -> bool:
+    return not rows.multi_label
+
+
+def _multi(rows: ClassifiedRows) -> bool:
+    return rows.multi_label
+
+
+def _right(rows: ClassifiedRows) -> np.ndarray:
+    return rows.right.astype(float)
+
+
+def _n_labels(rows: ClassifiedRows) -> int:
+    return rows.n_labels
+
+
+# With multi label, accuracy is the share of rows whose labels are all right.
+METRICS: tuple[Metric[ClassifiedRows], ...] = (
+    Metric(
+        name="accuracy",
+        title="Accuracy",
+        percent=True,
+        compute=_accuracy,
+        sums=_sums(counts.accuracy),
+        chooses_checkpoint=True,
+        main=1,
+        headline=Headline(parts=parts_of_mean(_right), claim=("is right in", "in")),
+    ),
+    _averaged("f1", "macro", chooses_checkpoint=True, main=2),
+    _mcc_by(counts.mcc, _single),
+    _mcc_by(counts.mcc_of_cells, _multi),
+    _averaged("precision", "macro", chooses_checkpoint=True),
+    _averaged("recall", "macro", chooses_checkpoint=True),
+    _averaged("precision", "weighted"),
+    _averaged("recall", "weighted"),
+    _averaged("f1", "weighted"),
+    _averaged("f1", "micro", applies=_multi),
+    Metric(
+        name="hamming_loss",
+        title="Hamming loss",
+        greater_is_better=False,
+        compute=_hamming_loss,
+        sums=_sums(counts.hamming_loss),
+        applies=_multi,
+    ),
+    Metric(
+        name="auc",
+        title="AUC, one-vs-rest macro",
+        short_title="AUC",
+        compute=_auc,
+        weighted=Weighted(value=_weighted_auc, columns=_n_labels),
+    ),
+    Metric(
+        name="log_loss",
+        title="Log loss",
+        greater_is_better=False,
+        compute=_log_loss,
+        sums=sums_of_mean(_row_losses),
+    ),
+)
 
 
 def evaluate(
@@ -53,46 +305,23 @@ def evaluate(
     """Score answers ``{"label", "score", "scores"}``; a true label is a string, or a list of them with multi label."""
     import numpy as np
 
-    truth = _encode(truth_labels, labels, multi_label)
-    predicted = _encode([answer["label"] for answer in answers], labels, multi_label)
-    probabilities = np.array([[answer["scores"][label] for label in labels] for answer in answers], dtype=float)
-    cells = truth if multi_label else np.eye(len(labels), dtype=int)[truth]
-    notes: list[str] = []
-    aucs = _aucs(cells, probabilities, labels, notes)
-    losses = _row_losses(cells, probabilities, multi_label)
-    finite = bool(np.isfinite(probabilities).all())
-    if not finite:
-        notes.append("auc and log_loss cannot be computed: the model's scores are not all numbers (training diverged).")
-    metrics = scores(truth, predicted, len(labels))
-    row_correct = truth == predicted if truth.ndim == 1 else (truth == predicted).all(axis=1)
-    found = bootstrap.intervals(*_patterns(truth, predicted, len(labels)), statistics_of_sums(multi_label), seed)
-    if finite:
-        found["log_loss"] = bootstrap.mean_interval(losses, seed)
-    return Evaluation(
-        main=MAIN,
-        metrics={
-            **metrics,
-            "auc": _mean(aucs),
-            "log_loss": float(np.mean(losses)) if finite else None,
-        },
-        intervals=found,
-        details={
-            "labels": list(labels),
-            "multi_label": multi_label,
-            "notes": notes,
-            "per_class": _per_class(truth, predicted, labels, aucs),
-            "confusion_matrix": None if multi_label else _confusion(truth, predicted, len(labels)).tolist(),
-        },
-        row_parts=[(float(right), 1.0) for right in row_correct.tolist()],
-        lower_is_better=frozenset({"log_loss", "hamming_loss"}),
-        row_losses=losses.tolist(),
-        row_correct=row_correct.tolist(),
+    rows = ClassifiedRows(
+        truth=_encode(truth_labels, labels, multi_label),
+        predicted=_encode([answer["label"] for answer in answers], labels, multi_label),
+        probabilities=np.array([[answer["scores"][label] for label in labels] for answer in answers], dtype=float),
+        labels=labels,
     )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+    return evaluated(
+        METRICS,
+        rows,
+        seed,
+        row_losses=_row_losses(rows).tolist(),
+        row_correct=rows.right.tolist(),
+        labels=list(labels),
+        multi_label=multi_label,
+        per_class=_per_class(rows),
+        confusion_matrix=None if multi_label else _confusion(rows).tolist(),
+    )
 
 
 def _encode(values: Sequence[t.Any], labels: Sequence[str], multi_label: bool) -> np.ndarray:
@@ -107,105 +336,22 @@ def _encode(values: Sequence[t.Any], labels: Sequence[str], multi_label: bool) -
     return cells
 
 
-def _row_losses(cells: np.ndarray, probabilities: np.ndarray, multi_label: bool) -> np.ndarray:
-    """Cross-entropy per row: of the true class, or the mean over the labels' own yes or no."""
-    import numpy as np
-
-    tiny = np.finfo(float).eps
-    if multi_label:
-        right = np.where(cells == 1, probabilities, 1 - probabilities)
-        losses = -np.log(np.clip(right, tiny, 1)).mean(axis=1)
-    else:
-        share = probabilities[cells == 1] / probabilities.sum(axis=1)
-        losses = -np.log(np.clip(share, tiny, 1))
-    found: np.ndarray = np.nan_to_num(losses, nan=WORST)
-    return found
-
-
-def _aucs(cells: np.ndarray, probabilities: np.ndarray, labels: Sequence[str], notes: list[str]) -> list[float | None]:
-    """One-vs-rest area under the ROC curve per label; None where all rows are of one side."""
-    import numpy as np
-    from sklearn.metrics import roc_auc_score
-
-    if not np.isfinite(probabilities).all():
-        return [None] * len(labels)
-    one_sided = [label for label, column in zip(labels, cells.T, strict=True) if column.min() == column.max()]
-    if one_sided:
-        notes.append(
-            f"auc cannot be computed: of {', '.join(map(repr, one_sided))} the split has no rows, or no others."
-        )
-    return [
-        None if label in one_sided else float(roc_auc_score(cells[:, i], probabilities[:, i]))
-        for i, label in enumerate(labels)
-    ]
-
-
-def _per_class(
-    truth: np.ndarray, predicted: np.ndarray, labels: Sequence[str], aucs: Sequence[float | None]
-) -> list[dict[str, t.Any]]:
+def _per_class(rows: ClassifiedRows) -> list[dict[str, t.Any]]:
     from sklearn.metrics import precision_recall_fscore_support
 
-    places = range(len(labels))
-    columns = precision_recall_fscore_support(truth, predicted, labels=places, average=None, zero_division=0)
+    places = range(rows.n_labels)
+    columns = precision_recall_fscore_support(rows.truth, rows.predicted, labels=places, average=None, zero_division=0)
     return [
         {"label": label, "precision": float(p), "recall": float(r), "f1": float(f), "auc": auc, "support": int(support)}
-        for label, p, r, f, support, auc in zip(labels, *columns, aucs, strict=True)
+        for label, p, r, f, support, auc in zip(rows.labels, *columns, _aucs(rows), strict=True)
     ]
 
 
-def _confusion(truth: np.ndarray, predicted: np.ndarray, n_labels: int) -> np.ndarray:
+def _confusion(rows: ClassifiedRows) -> np.ndarray:
     from sklearn.metrics import confusion_matrix
 
-    matrix: np.ndarray = confusion_matrix(truth, predicted, labels=range(n_labels))
+    matrix: np.ndarray = confusion_matrix(rows.truth, rows.predicted, labels=range(rows.n_labels))
     return matrix
-
-
-def _patterns(truth: np.ndarray, predicted: np.ndarray, n_labels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct (truth, predicted) rows as features, and how often each occurs.
-
-    A row's features are, per label, hit, predicted and true, then whether the whole row is right, and 1: all that the
-    statistics need are sums of these.
-    """
-    import numpy as np
-
-    pairs, counts = np.unique(np.column_stack([truth, predicted]), axis=0, return_counts=True)
-    if truth.ndim == 1:
-        true, said = (np.eye(n_labels)[pairs[:, i]] for i in (0, 1))
-    else:
-        true, said = pairs[:, :n_labels].astype(float), pairs[:, n_labels:].astype(float)
-    right = (true == said).all(axis=1, keepdims=True)
-    return np.hstack([true * said, said, true, right, np.ones_like(right)]), counts
-
-
-def statistics_of_sums(multi_label: bool) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """The metrics of `scores`, from sums (resamples, 3 x labels + 2) of the features of `_patterns`."""
-    import numpy as np
-
-    def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        found: np.ndarray = np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=b > 0)
-        return found
-
-    def statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
-        hit, said, true = np.split(sums[:, :-2], 3, axis=1)
-        n_labels = hit.shape[1]
-        precision, recall, f1 = ratio(hit, said), ratio(hit, true), ratio(2 * hit, said + true)
-        total, rows = true.sum(axis=1), sums[:, -1]
-        found = {"accuracy": sums[:, -2] / rows}
-        for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
-            found[f"{name}_macro"] = values.mean(axis=1)
-            found[f"{name}_weighted"] = ratio((values * true).sum(axis=1), total)
-        hits, saids, cells = hit.sum(axis=1), said.sum(axis=1), rows * n_labels
-        if multi_label:
-            spread = saids * (cells - saids) * total * (cells - total)
-            found["mcc"] = ratio(hits * cells - saids * total, np.sqrt(spread))
-            found["f1_micro"] = ratio(2 * hits, saids + total)
-            found["hamming_loss"] = (saids + total - 2 * hits) / cells
-        else:
-            spread = (rows**2 - (said**2).sum(axis=1)) * (rows**2 - (true**2).sum(axis=1))
-            found["mcc"] = ratio(hits * rows - (said * true).sum(axis=1), np.sqrt(spread))
-        return found
-
-    return statistics
 
 
 def baselines(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import typing as t
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from tuneport.labels import IGNORED
-from tuneport.metrics import bootstrap
-from tuneport.metrics.evaluation import Evaluation
-from tuneport.modeling.likelihood import perplexity, total
+from tuneport.metrics.metric import Headline, Metric, Rows, Sums, Undefined
+from tuneport.metrics.scores import Evaluation, evaluated
 
 if t.TYPE_CHECKING:
     import numpy as np
@@ -19,36 +20,124 @@ Answer = dict[str, t.Any]
 FREQUENCIES = "token frequencies"
 
 
-def evaluate(answers: Sequence[Answer], seed: int) -> Evaluation:
-    """Score answers that hold the fields of a `Likelihood`; intervals are over rows."""
+class RowsWithLikelihood(Rows, t.Protocol):
+    """Rows whose texts a language model found more or less likely.
+
+    ``likelihood`` is (rows, 3), the fields of a `Likelihood`: negative log-likelihood in nats, tokens, tokens right;
+    None where no language model answered.
+    """
+
+    @property
+    def likelihood(self) -> np.ndarray | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodRows:
+    """Rows of which only the likelihood is scored."""
+
+    likelihood: np.ndarray
+
+    @classmethod
+    def of_token_losses(cls, losses: np.ndarray) -> t.Self:
+        """Rows of `token_losses` (rows, tokens, 2); what is below 0 is not a label."""
+        import numpy as np
+
+        known = losses[..., 0] >= 0
+        nats, right = (np.where(known, losses[..., i], 0).sum(axis=1, dtype=float) for i in (0, 1))
+        return cls(likelihood=np.column_stack([nats, known.sum(axis=1), right]))
+
+    def __len__(self) -> int:
+        return len(self.likelihood)
+
+    def take(self, places: np.ndarray) -> t.Self:
+        return replace(self, likelihood=self.likelihood[places])
+
+
+def likelihood_of(answers: Sequence[Answer]) -> np.ndarray | None:
+    """`RowsWithLikelihood.likelihood` of answers, None where they do not hold it."""
     import numpy as np
 
-    features = np.array([[a["negative_log_likelihood"], a["tokens"], a["tokens_right"]] for a in answers], dtype=float)
-    distinct, counts = np.unique(features, axis=0, return_counts=True)
-    intervals = bootstrap.intervals(distinct, counts, _statistics, seed)
-    low, high = intervals["loss"]
-    return Evaluation(
-        main=("loss", "perplexity", "token_accuracy"),
-        metrics=total(answers),
-        intervals={**intervals, "perplexity": (perplexity(low), perplexity(high))},
-        headline="loss",
-        percent=False,
-        claim=("has a loss per token of", "one of"),
-        row_parts=[(float(row[0]), float(row[1])) for row in features],
-        titles={
-            "loss": "Loss, nats per token",
-            "perplexity": "Perplexity",
-            "token_accuracy": "Accuracy, next token",
-        },
-        lower_is_better=frozenset(["loss", "perplexity"]),
-        details={"notes": []},
-        row_losses=(features[:, 0] / features[:, 1]).tolist(),
-        row_correct=None,
-    )
+    if not all("tokens" in answer for answer in answers):
+        return None
+    return np.array([[a["negative_log_likelihood"], a["tokens"], a["tokens_right"]] for a in answers], dtype=float)
 
 
-def _statistics(sums: np.ndarray) -> dict[str, np.ndarray]:
-    return {"loss": sums[:, 0] / sums[:, 1], "token_accuracy": sums[:, 2] / sums[:, 1]}
+def perplexity(loss: float) -> float:
+    """Return e to the loss; infinite where that is beyond what a float holds."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def _known(rows: RowsWithLikelihood) -> np.ndarray:
+    if rows.likelihood is None:
+        raise Undefined("no language model gave the answers")
+    return rows.likelihood
+
+
+def _per_token(column: int) -> Callable[[RowsWithLikelihood], float]:
+    def compute(rows: RowsWithLikelihood) -> float:
+        sums = _known(rows).sum(axis=0)
+        if not sums[1]:
+            raise Undefined("no token of the rows has a label")
+        return float(sums[column] / sums[1])
+
+    return compute
+
+
+def _distinct(rows: RowsWithLikelihood) -> tuple[np.ndarray, np.ndarray]:
+    import numpy as np
+
+    found, counts = np.unique(_known(rows), axis=0, return_counts=True)
+    return found, counts
+
+
+def _perplexity_of_sums(sums: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    return np.array([perplexity(loss) for loss in (sums[:, 0] / sums[:, 1]).tolist()])
+
+
+_loss = _per_token(0)
+
+METRICS: tuple[Metric[RowsWithLikelihood], ...] = (
+    Metric(
+        name="loss",
+        title="Loss, nats per token",
+        greater_is_better=False,
+        compute=_loss,
+        sums=Sums(distinct=_distinct, value=lambda sums: sums[:, 0] / sums[:, 1]),
+        chooses_checkpoint=True,
+        main=1,
+        headline=Headline(parts=lambda rows: _known(rows)[:, :2], claim=("has a loss per token of", "one of")),
+    ),
+    Metric(
+        name="perplexity",
+        title="Perplexity",
+        greater_is_better=False,
+        compute=lambda rows: perplexity(_loss(rows)),
+        sums=Sums(distinct=_distinct, value=_perplexity_of_sums),
+        chooses_checkpoint=True,
+        main=2,
+    ),
+    Metric(
+        name="token_accuracy",
+        title="Token accuracy",
+        percent=True,
+        compute=_per_token(2),
+        sums=Sums(distinct=_distinct, value=lambda sums: sums[:, 2] / sums[:, 1]),
+        chooses_checkpoint=True,
+        main=3,
+    ),
+)
+# The same beside the metrics of what a model writes, which lead.
+SECONDARY_METRICS = tuple(replace(m, chooses_checkpoint=False, main=None, headline=None) for m in METRICS)
+
+
+def evaluate(answers: Sequence[Answer], seed: int) -> Evaluation:
+    """Score answers that hold the fields of a `Likelihood`; intervals are over rows."""
+    found = likelihood_of(answers)
+    assert found is not None, "each answer has its likelihood"
+    row_losses = (found[:, 0] / found[:, 1]).tolist()
+    return evaluated(METRICS, LikelihoodRows(likelihood=found), seed, row_losses=row_losses, row_correct=None)
 
 
 def baselines(train: pa.Table, test: pa.Table, vocabulary: int) -> dict[str, list[Answer]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import typing as t
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from tuneport.metrics import bootstrap
-from tuneport.metrics.classification import scores as word_scores
-from tuneport.metrics.classification import statistics_of_sums
-from tuneport.metrics.evaluation import Evaluation
+from tuneport.metrics import counts
+from tuneport.metrics.metric import Headline, Metric, Sums
+from tuneport.metrics.scores import Evaluation, evaluated
 
 if t.TYPE_CHECKING:
     import numpy as np
@@ -18,128 +19,182 @@ if t.TYPE_CHECKING:
 Answer = dict[str, t.Any]
 Tags = Sequence[Sequence[str]]
 
-IOB_TITLES = {
-    "f1": "F1, entities",
-    "precision": "Precision, entities",
-    "recall": "Recall, entities",
-    "f1_macro": "F1, macro over types",
-    "f1_weighted": "F1, weighted over types",
-    "accuracy": "Accuracy, words",
-}
-PLAIN_TITLES = {
-    "accuracy": "Accuracy, words",
-    "f1": "F1, macro over tags",
-    "precision": "Precision, macro over tags",
-    "recall": "Recall, macro over tags",
-    "f1_weighted": "F1, weighted over tags",
-}
+
+@dataclass(frozen=True, kw_only=True)
+class TaggedRows:
+    """Sentences with their true and predicted tags; ``iob``: whether tags are IOB2, so that entities are scored."""
+
+    truth: Tags
+    predicted: Tags
+    labels: Sequence[str]
+    iob: bool
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    def take(self, places: np.ndarray) -> t.Self:
+        truth, predicted = ([tags[i] for i in places] for tags in (self.truth, self.predicted))
+        return replace(self, truth=truth, predicted=predicted)
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """The types of entities, or the tags: what is counted."""
+        return sorted({tag[2:] for tag in self.labels if tag != "O"}) if self.iob else list(self.labels)
+
+    @cached_property
+    def words(self) -> tuple[np.ndarray, np.ndarray]:
+        """The true and predicted tags of all words, (words,), as indices of labels."""
+        import numpy as np
+
+        index = {tag: i for i, tag in enumerate(self.labels)}
+        true, said = ([index[tag] for tags in rows for tag in tags] for rows in (self.truth, self.predicted))
+        return np.array(true, dtype=int), np.array(said, dtype=int)
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """(rows, 3 x kinds + 2): hits, predictions and truths of every kind, then words that are right, and words."""
+        import numpy as np
+        from seqeval.metrics.sequence_labeling import get_entities
+
+        index, n = {kind: i for i, kind in enumerate(self.kinds)}, len(self.kinds)
+        found = np.zeros((len(self), 3 * n + 2), dtype=np.int64)
+        for row, (wanted, got) in enumerate(zip(self.truth, self.predicted, strict=True)):
+            if self.iob:
+                true, said = set(get_entities(list(wanted))), set(get_entities(list(got)))
+            else:
+                true, said = ({(tag, i, i) for i, tag in enumerate(tags)} for tags in (wanted, got))
+            for block, spans in enumerate((true & said, said, true)):
+                for kind, _, _ in spans:
+                    found[row, block * n + index[kind]] += 1
+            found[row, -2:] = sum(a == b for a, b in zip(wanted, got, strict=True)), len(wanted)
+        return found
 
 
-def scores(truth: Tags, predicted: Tags, labels: Sequence[str], iob: bool) -> dict[str, float]:
-    """Metrics of predicted against true tags, one list a sentence.
-
-    accuracy is of words. With ``iob``, the others are of entities as seqeval counts them: f1, precision and recall over
-    all entities, f1_macro and f1_weighted over types. Else f1, precision and recall are macro averages over ``labels``.
-    """
-    if not iob:
-        index = {tag: i for i, tag in enumerate(labels)}
-        found = word_scores(_flat(truth, index), _flat(predicted, index), len(labels))
-        macro = {name: found[f"{name}_macro"] for name in ("f1", "precision", "recall")}
-        return {"accuracy": found["accuracy"], **macro, "f1_weighted": found["f1_weighted"]}
-    from seqeval import metrics
-
-    wanted, got = [list(tags) for tags in truth], [list(tags) for tags in predicted]
-    with warnings.catch_warnings():  # a type without predictions counts as 0 and needs no warning
-        warnings.simplefilter("ignore")
-        found = {
-            "f1": metrics.f1_score(wanted, got, zero_division=0),
-            "precision": metrics.precision_score(wanted, got, zero_division=0),
-            "recall": metrics.recall_score(wanted, got, zero_division=0),
-            "accuracy": metrics.accuracy_score(wanted, got),
-            "f1_macro": metrics.f1_score(wanted, got, average="macro", zero_division=0),
-            "f1_weighted": metrics.f1_score(wanted, got, average="weighted", zero_division=0),
-        }
-    return {name: float(value) for name, value in found.items()}
-
-
-def _flat(sentences: Tags, index: dict[str, int]) -> np.ndarray:
+def _distinct(rows: TaggedRows) -> tuple[np.ndarray, np.ndarray]:
     import numpy as np
 
-    return np.array([index[tag] for tags in sentences for tag in tags], dtype=int)
+    patterns, found = np.unique(rows.counts, axis=0, return_counts=True)
+    return patterns, found
+
+
+def _sums(statistic: Callable[[counts.Counts], np.ndarray]) -> Sums[TaggedRows]:
+    return Sums(distinct=_distinct, value=counts.of_counts(statistic))
+
+
+def _accuracy(rows: TaggedRows) -> float:
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(*rows.words))
+
+
+def _macro_of_found(found: counts.Counts) -> np.ndarray:
+    """F1, mean over the types that are true or predicted somewhere: seqeval knows of no others."""
+    return counts.ratio(found.f1.sum(axis=1), (found.said + found.true > 0).sum(axis=1))
+
+
+def _entity_parts(rows: TaggedRows) -> np.ndarray:
+    import numpy as np
+
+    hit, said, true = np.split(rows.counts[:, :-2], 3, axis=1)
+    return np.column_stack([2 * hit.sum(axis=1), (said + true).sum(axis=1)])
+
+
+def _iob(rows: TaggedRows) -> bool:
+    return rows.iob
+
+
+def _plain(rows: TaggedRows) -> bool:
+    return not rows.iob
+
+
+def _words_right(**more: t.Any) -> Metric[TaggedRows]:
+    return Metric(
+        name="accuracy",
+        title="Accuracy, words",
+        percent=True,
+        compute=_accuracy,
+        sums=_sums(counts.accuracy),
+        chooses_checkpoint=True,
+        **more,
+    )
+
+
+def _of_entities(
+    name: str,
+    title: str,
+    score: str,
+    average: str,
+    statistic: Callable[[counts.Counts], np.ndarray] | None = None,
+    **more: t.Any,
+) -> Metric[TaggedRows]:
+    """Precision, recall or F1 of entities as seqeval counts them: over all (micro), or an average over types."""
+
+    def compute(rows: TaggedRows) -> float:
+        from seqeval import metrics
+
+        truth, predicted = ([list(tags) for tags in found] for found in (rows.truth, rows.predicted))
+        with warnings.catch_warnings():  # a type without predictions counts as 0 and needs no warning
+            warnings.simplefilter("ignore")
+            return float(getattr(metrics, f"{score}_score")(truth, predicted, average=average, zero_division=0))
+
+    sums = _sums(statistic or counts.averaged(score, average))
+    return Metric(name=name, title=title, percent=True, compute=compute, sums=sums, applies=_iob, **more)
+
+
+def _of_words(name: str, title: str, score: str, average: str, **more: t.Any) -> Metric[TaggedRows]:
+    """Precision, recall or F1 of words, averaged over tags by sklearn; a tag without words and predictions has 0."""
+
+    def compute(rows: TaggedRows) -> float:
+        import sklearn.metrics
+
+        function, labels = getattr(sklearn.metrics, f"{score}_score"), range(len(rows.labels))
+        return float(function(*rows.words, labels=labels, average=average, zero_division=0))
+
+    sums = _sums(counts.averaged(score, average))
+    return Metric(name=name, title=title, percent=True, compute=compute, sums=sums, applies=_plain, **more)
+
+
+ENTITY_HEADLINE = Headline(parts=_entity_parts, claim=("has an entity F1 of", "one of"))
+WORD_HEADLINE = Headline[TaggedRows](parts=lambda rows: rows.counts[:, -2:], claim=("tags words right in", "in"))
+
+METRICS: tuple[Metric[TaggedRows], ...] = (
+    _of_entities("f1", "F1, entities", "f1", "micro", chooses_checkpoint=True, main=1, headline=ENTITY_HEADLINE),
+    _words_right(applies=_iob),
+    _of_entities("precision", "Precision, entities", "precision", "micro", main=2, chooses_checkpoint=True),
+    _of_entities("recall", "Recall, entities", "recall", "micro", main=3, chooses_checkpoint=True),
+    _of_entities("f1_macro", "F1, macro over types", "f1", "macro", statistic=_macro_of_found),
+    _of_entities("f1_weighted", "F1, weighted over types", "f1", "weighted"),
+    _words_right(applies=_plain, main=1, headline=WORD_HEADLINE),
+    _of_words("f1", "F1, macro over tags", "f1", "macro", main=2, chooses_checkpoint=True),
+    _of_words("precision", "Precision, macro over tags", "precision", "macro", chooses_checkpoint=True),
+    _of_words("recall", "Recall, macro over tags", "recall", "macro", chooses_checkpoint=True),
+    _of_words("f1_weighted", "F1, weighted over tags", "f1", "weighted", main=3),
+)
 
 
 def evaluate(truth: Tags, answers: Sequence[Answer], labels: Sequence[str], iob: bool, seed: int) -> Evaluation:
     """Score answers ``{"tags", "scores"}`` against lists of true tags; intervals are over sentences."""
-    import numpy as np
-
-    predicted = [answer["tags"] for answer in answers]
-    kinds = sorted({tag[2:] for tag in labels if tag != "O"}) if iob else list(labels)
-    features = _features(truth, predicted, kinds, iob)
-    patterns, counts = np.unique(features, axis=0, return_counts=True)
-    main = ("f1", "precision", "recall") if iob else ("accuracy", "f1", "f1_weighted")
-    hit, said, true = np.split(features[:, :-2], 3, axis=1)
-    parts = (2 * hit.sum(axis=1), (said + true).sum(axis=1)) if iob else (features[:, -2], features[:, -1])
-    return Evaluation(
-        main=main,
-        metrics=scores(truth, predicted, labels, iob),
-        intervals=bootstrap.intervals(patterns, counts, lambda sums: _statistics(sums, iob), seed),
-        headline=main[0],
-        claim=("has an entity F1 of", "one of") if iob else ("tags words right in", "in"),
-        row_parts=list(zip(*(part.tolist() for part in parts), strict=True)),
-        titles=IOB_TITLES if iob else PLAIN_TITLES,
-        details={
-            "labels": list(labels),
-            "notes": [],
-            "counted": "Test entities" if iob else "Test words",
-            "per_class": _per_kind(kinds, hit.sum(axis=0), said.sum(axis=0), true.sum(axis=0)),
-            "confusion_matrix": _confusion(truth, predicted, labels),
-        },
+    rows = TaggedRows(truth=truth, predicted=[answer["tags"] for answer in answers], labels=labels, iob=iob)
+    return evaluated(
+        METRICS,
+        rows,
+        seed,
         row_losses=[
             sum(score for want, got, score in zip(tags, a["tags"], a["scores"], strict=True) if want != got)
             for tags, a in zip(truth, answers, strict=True)
         ],
-        row_correct=[list(tags) == list(said) for tags, said in zip(truth, predicted, strict=True)],
+        row_correct=[list(tags) == list(said) for tags, said in zip(truth, rows.predicted, strict=True)],
+        labels=list(labels),
+        counted="Test entities" if iob else "Test words",
+        per_class=_per_kind(rows),
+        confusion_matrix=_confusion(rows),
     )
 
 
-def _features(truth: Tags, predicted: Tags, kinds: Sequence[str], iob: bool) -> np.ndarray:
-    """One row a sentence: hits, predictions and truths of every kind, then words that are right, and words."""
-    import numpy as np
-    from seqeval.metrics.sequence_labeling import get_entities
-
-    index, n = {kind: i for i, kind in enumerate(kinds)}, len(kinds)
-    found = np.zeros((len(truth), 3 * n + 2), dtype=np.int64)
-    for row, (wanted, got) in enumerate(zip(truth, predicted, strict=True)):
-        if iob:
-            true, said = set(get_entities(list(wanted))), set(get_entities(list(got)))
-        else:
-            true, said = ({(tag, i, i) for i, tag in enumerate(tags)} for tags in (wanted, got))
-        for block, spans in enumerate((true & said, said, true)):
-            for kind, _, _ in spans:
-                found[row, block * n + index[kind]] += 1
-        found[row, -2:] = sum(a == b for a, b in zip(wanted, got, strict=True)), len(wanted)
-    return found
-
-
-def _statistics(sums: np.ndarray, iob: bool) -> dict[str, np.ndarray]:
-    """The metrics of `scores`, from sums (resamples, features) of `_features`."""
+def _per_kind(rows: TaggedRows) -> list[dict[str, t.Any]]:
     import numpy as np
 
-    found = statistics_of_sums(False)(sums)
-    if not iob:
-        macro = {name: found[f"{name}_macro"] for name in ("f1", "precision", "recall")}
-        return {"accuracy": found["accuracy"], **macro, "f1_weighted": found["f1_weighted"]}
-    hit, said, true = (part.sum(axis=1) for part in np.split(sums[:, :-2], 3, axis=1))
-    return {
-        "f1": 2 * hit / np.maximum(said + true, 1),
-        "precision": hit / np.maximum(said, 1),
-        "recall": hit / np.maximum(true, 1),
-        "accuracy": found["accuracy"],
-        "f1_weighted": found["f1_weighted"],
-    }
-
-
-def _per_kind(kinds: Sequence[str], hit: np.ndarray, said: np.ndarray, true: np.ndarray) -> list[dict[str, t.Any]]:
+    hit, said, true = np.split(rows.counts[:, :-2].sum(axis=0), 3)
     return [
         {
             "label": kind,
@@ -148,16 +203,15 @@ def _per_kind(kinds: Sequence[str], hit: np.ndarray, said: np.ndarray, true: np.
             "f1": 2 * h / (s + w) if s + w else 0.0,
             "support": w,
         }
-        for kind, h, s, w in zip(kinds, hit.tolist(), said.tolist(), true.tolist(), strict=True)
+        for kind, h, s, w in zip(rows.kinds, hit.tolist(), said.tolist(), true.tolist(), strict=True)
     ]
 
 
-def _confusion(truth: Tags, predicted: Tags, labels: Sequence[str]) -> list[list[int]]:
+def _confusion(rows: TaggedRows) -> list[list[int]]:
     import numpy as np
 
-    index = {tag: i for i, tag in enumerate(labels)}
-    matrix = np.zeros((len(labels), len(labels)), dtype=np.int64)
-    np.add.at(matrix, (_flat(truth, index), _flat(predicted, index)), 1)
+    matrix = np.zeros((len(rows.labels), len(rows.labels)), dtype=np.int64)
+    np.add.at(matrix, rows.words, 1)
     found: list[list[int]] = matrix.tolist()
     return found
 

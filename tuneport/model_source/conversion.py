@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneport.errors import UserError
-from tuneport.model_source.files import PICKLE_INDEX, WEIGHTS, find, indexed_files, read_config
+from tuneport.model_source.model_files import PICKLE_INDEX, WEIGHTS, find, indexed_files, read_config
 
 
 def convert_pickles(folders: list[Path], destination: Path) -> None:

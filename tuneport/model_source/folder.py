@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from tuneport.errors import UserError
-from tuneport.model_source.files import (
+from tuneport.model_source.gguf import find_gguf
+from tuneport.model_source.model_files import (
     TOKENIZER_FILES,
     TOKENIZER_SOURCES,
     WEIGHT_FILES,
@@ -23,7 +24,7 @@ from tuneport.model_source.files import (
     indexed_files,
     read_config,
 )
-from tuneport.model_source.gguf import find_gguf
+from tuneport.model_source.weight_names import strip_wrappers
 
 log = logging.getLogger("tuneport.model_import")
 
@@ -34,7 +35,10 @@ MLFLOW_FOLDERS = ("artifacts/*", "model", "components/tokenizer", "data/model", 
 
 
 def model_folders(path: Path) -> list[Path]:
-    """The folders that together hold a Hugging Face model: the path itself, or the parts of an MLflow model."""
+    """The folders that together hold a Hugging Face model: the path itself, or the parts of an MLflow model.
+
+    Raises `UserError` where there is no folder, or an MLflow model only refers to a hub model.
+    """
     if not path.exists():
         id_ = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))
         hub = f" If it is the id of a hub model, set huggingface_id={path} instead." if id_ else ""
@@ -139,6 +143,10 @@ def _import_folders(folders: list[Path], destination: Path) -> None:
 
         convert_pickles(folders, destination)
     check_safetensors(destination, folders[0])
+    if prefix := strip_wrappers(destination, read_config(folders)["model_type"]):
+        log.warning(
+            "%s: every weight's name begins with '%s', which a wrapper left there: taken off", folders[0], prefix
+        )
     if not (destination / "tokenizer.json").is_file():
         from tuneport.model_source.conversion import convert_tokenizer
 

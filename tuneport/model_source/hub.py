@@ -8,9 +8,16 @@ import re
 from pathlib import Path
 
 from tuneport.errors import UserError
-from tuneport.model_source.files import PICKLE_INDEX, PICKLES, TOKENIZER_FILES, WEIGHTS, WEIGHTS_INDEX, indexed_files
 from tuneport.model_source.folder import DOCUMENTS, check_contents, model_folders
 from tuneport.model_source.gguf import is_part_of_a_model
+from tuneport.model_source.model_files import (
+    PICKLE_INDEX,
+    PICKLES,
+    TOKENIZER_FILES,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    indexed_files,
+)
 
 log = logging.getLogger("tuneport.model_import")
 

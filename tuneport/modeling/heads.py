@@ -7,15 +7,19 @@ import typing as t
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tuneport.modeling import pretrained
+
 
 def load_with_labels(
-    auto_class: t.Any, folder: Path, labels: Sequence[str], problem_type: str | None = None, **loading: t.Any
+    architecture: str, folder: Path, labels: Sequence[str], problem_type: str | None = None, **loading: t.Any
 ) -> t.Any:
-    """Load a model in 32 bits with one output a label; a head for other labels is replaced by one of random weights."""
+    """Load a model in 32 bits with one output a label; a head for another number of labels gets random weights.
+
+    Raises `UserError` as `pretrained.load`, whose arguments ``loading`` are.
+    """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
-    same_head = config.id2label == dict(enumerate(labels))
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
@@ -23,8 +27,7 @@ def load_with_labels(
         config.problem_type = problem_type
     if config.pad_token_id is None:
         config.pad_token_id = _padding(folder, config)
-    loading |= {"ignore_mismatched_sizes": not same_head, "dtype": "float32"}
-    return auto_class.from_pretrained(folder, config=config, **loading)
+    return pretrained.load(architecture, folder, config=config, dtype="float32", **loading)
 
 
 def _padding(folder: Path, config: t.Any) -> int:

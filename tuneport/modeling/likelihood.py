@@ -1,16 +1,14 @@
-"""How likely the labels of encoded rows are to a language model: loss, perplexity, share of tokens it would choose."""
+"""How likely the labels of encoded rows are to a language model."""
 
 from __future__ import annotations
 
-import math
 import typing as t
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tuneport.labels import IGNORED
 
 if t.TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
     import torch
 
@@ -47,26 +45,12 @@ def token_losses(logits: t.Any, labels: torch.Tensor) -> torch.Tensor:
 
 
 def shifted(logits: t.Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A decoder's logits and the labels that they are of: those one place further on."""
+    """A decoder's logits (rows, width, vocabulary) and labels (rows, width), aligned: each is cut to width - 1.
+
+    The logits at a token predict the token after it.
+    """
     logits = logits[0] if isinstance(logits, tuple) else logits
     return logits[:, :-1], labels[:, 1:]
-
-
-def summary(losses: np.ndarray) -> dict[str, float]:
-    """Return loss (nats per token), perplexity and token_accuracy of `token_losses`; what is below 0 is no label."""
-    known = losses[..., 0] >= 0
-    tokens = int(known.sum())
-    loss = float(losses[..., 0][known].sum() / tokens) if tokens else math.nan
-    return {
-        "loss": loss,
-        "perplexity": perplexity(loss),
-        "token_accuracy": float(losses[..., 1][known].mean()) if tokens else math.nan,
-    }
-
-
-def perplexity(loss: float) -> float:
-    """Return e to the loss; infinite where that is beyond what a float holds."""
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 def likelihoods(
@@ -95,11 +79,3 @@ def likelihoods(
                 tokens_right=int(known[:, 1].sum()),
             )
     return [found[i] for i in range(len(rows))]
-
-
-def total(rows: Sequence[dict[str, t.Any]]) -> dict[str, float]:
-    """`summary` of rows that hold a `Likelihood`'s fields."""
-    tokens = sum(row["tokens"] for row in rows)
-    loss = sum(row["negative_log_likelihood"] for row in rows) / tokens
-    right = sum(row["tokens_right"] for row in rows) / tokens
-    return {"loss": loss, "perplexity": perplexity(loss), "token_accuracy": right}

@@ -31,7 +31,7 @@ SECTIONS = {
     "parameters": "parameter", "inputs": "input", "code": "code", "libraries": "library", "origins": "version of",
 }  # fmt: skip
 # Of tuneport itself: what decides how a run is described and started, and never what a stage writes.
-NOT_CODE = ("tuneport/targets/", "tuneport/cli.py", "tuneport/config.py")
+NOT_CODE = ("tuneport/targets/", "tuneport/runner/", "tuneport/cli/", "tuneport/config.py")
 # The libraries that a stage's result may depend on; others are not looked at.
 LIBRARIES = (
     "accelerate", "huggingface_hub", "matplotlib", "mlflow", "mlflow-skinny", "numpy", "pandas", "pyarrow",
@@ -165,7 +165,7 @@ def _touched(artifact: Artifact, since: int) -> bool:
 
 
 def forget(folder: Path) -> None:
-    """What stands of an earlier run is no result any more, as the user wants it made again."""
+    """Discard the cached result: the user asked to rerun this stage."""
     (folder / RECORD).unlink(missing_ok=True)
 
 

@@ -22,10 +22,12 @@ class ChatCompleter:
         self, rows: t.Sequence[dict[str, t.Any]], batch_size: int | None = None, **params: t.Any
     ) -> list[dict[str, t.Any]]:
         params = {**self.settings["params"], **params}
-        longest, new = self.settings["longest"], params["max_new_tokens"]
-        if longest is not None and new >= longest:
-            raise ValueError(f"params: max_new_tokens={new} leaves no room for a prompt; expected a number < {longest}")
-        room = 10**9 if longest is None else longest - new
+        max_positions, new = self.settings["max_positions"], params["max_new_tokens"]
+        if max_positions is not None and new >= max_positions:
+            raise ValueError(
+                f"params: max_new_tokens={new} leaves no room for a prompt; expected a number < {max_positions}"
+            )
+        room = 10**9 if max_positions is None else max_positions - new
         prompts = []
         for number, row in enumerate(rows, 1):
             try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typing as t
 
+from tuneport.serving.model_loader import ModelLoader
+
 
 class Generator:
     """Completes prompts of token ids. Self-contained: exported with the models that it serves.
@@ -17,7 +19,6 @@ class Generator:
     def __init__(self, folder: str, settings: dict[str, t.Any], model: t.Any = None) -> None:
         from pathlib import Path
 
-        import transformers
         from tokenizers import Tokenizer
 
         self.tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
@@ -25,8 +26,8 @@ class Generator:
         self.tokenizer.no_truncation()
         self.settings = settings
         self.encoder_decoder = settings["encoder_decoder"]
-        loader = transformers.AutoModelForSeq2SeqLM if self.encoder_decoder else transformers.AutoModelForCausalLM
-        self.model = (model or loader.from_pretrained(folder)).eval()
+        load = ModelLoader("AutoModelForSeq2SeqLM" if self.encoder_decoder else "AutoModelForCausalLM")
+        self.model = (model or load(folder)).eval()
 
     def __call__(self, prompts: list[list[int]], batch_size: int, params: dict[str, t.Any]) -> list[str]:
         """Return the text written after each prompt, without special tokens and white space around it."""

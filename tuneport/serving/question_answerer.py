@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import typing as t
 
+from tuneport.serving.model_loader import ModelLoader
+
 
 class QuestionWindows:
-    """Cuts contexts into windows of ``max_length`` tokens, each behind its question; neighbours share ``doc_stride``.
+    """Cuts contexts into windows of ``max_seq_length`` tokens behind their question; neighbours share ``doc_stride``.
 
     A question longer than half of what the special tokens leave is cut to that, or to less where its windows would
     share all they hold; ``longest_question`` says to how many tokens, of ``room`` for it and the context.
     Self-contained: the same code encodes the rows to train on and, exported with the model, the requests.
     """
 
-    def __init__(self, tokenizer: t.Any, max_length: int, doc_stride: int) -> None:
+    def __init__(self, tokenizer: t.Any, max_seq_length: int, doc_stride: int) -> None:
         self.tokenizer = type(tokenizer).from_str(tokenizer.to_str())
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
@@ -24,7 +26,7 @@ class QuestionWindows:
         self.before, self.after = kinds[:question], kinds[len(parts) - parts[::-1].index(1) :]
         self.between = kinds[len(parts) - parts[::-1].index(0) : context]
         self.question_type, self.context_type = kinds[question][1], kinds[context][1]
-        self.room = max_length - len(self.before) - len(self.between) - len(self.after)
+        self.room = max_seq_length - len(self.before) - len(self.between) - len(self.after)
         self.longest_question = min(self.room // 2, self.room - doc_stride - 1)
 
     def __call__(
@@ -66,13 +68,12 @@ class QuestionAnswerer:
         from pathlib import Path
 
         from tokenizers import Tokenizer
-        from transformers import AutoModelForQuestionAnswering
 
         tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
         self.windows = QuestionWindows(tokenizer, settings["max_seq_length"], settings["doc_stride"])
         self.unanswerable = settings["unanswerable"]
         self.params = settings["params"]
-        self.model = (model or AutoModelForQuestionAnswering.from_pretrained(folder)).eval()
+        self.model = (model or ModelLoader("AutoModelForQuestionAnswering")(folder)).eval()
         self.typed = "token_type_ids" in inspect.signature(self.model.forward).parameters
         self.batch_size = batch_size
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typing as t
 
+from tuneport.serving.model_loader import ModelLoader
+
 
 class TextClassifier:
     """Answers rows with label, score and the probability of every label."""
@@ -14,14 +16,13 @@ class TextClassifier:
         from pathlib import Path
 
         from tokenizers import Tokenizer
-        from transformers import AutoModelForSequenceClassification
 
         config = json.loads(Path(folder, "tokenizer_config.json").read_text("utf-8"))
-        longest = int(min(config.get("model_max_length") or 512, 1_000_000))
+        max_seq_length = int(min(config.get("model_max_length") or 512, 1_000_000))
         self.tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(longest, direction=config.get("truncation_side") or "right")
-        self.model = (model or AutoModelForSequenceClassification.from_pretrained(folder)).eval()
+        self.tokenizer.enable_truncation(max_seq_length, direction=config.get("truncation_side") or "right")
+        self.model = (model or ModelLoader("AutoModelForSequenceClassification")(folder)).eval()
         self.typed = "token_type_ids" in inspect.signature(self.model.forward).parameters
         self.labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
         self.multi_label = self.model.config.problem_type == "multi_label_classification"

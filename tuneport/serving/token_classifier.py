@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typing as t
 
+from tuneport.serving.model_loader import ModelLoader
+
 
 class TokenClassifier:
     """Answers rows with a tag and a score for every word, and with the entities that IOB2 tags spell.
@@ -17,7 +19,6 @@ class TokenClassifier:
         from pathlib import Path
 
         from tokenizers import Tokenizer
-        from transformers import AutoModelForTokenClassification
 
         self.tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
         self.tokenizer.no_padding()
@@ -25,8 +26,8 @@ class TokenClassifier:
         # Byte-level tokenizers take a word for the middle of another one unless a space stands before it.
         self.prefix = " " if '"ByteLevel"' in json.dumps(json.loads(self.tokenizer.to_str())["pre_tokenizer"]) else ""
         config = json.loads(Path(folder, "tokenizer_config.json").read_text("utf-8"))
-        self.max_length = int(min(config.get("model_max_length") or 512, 1_000_000))
-        self.model = (model or AutoModelForTokenClassification.from_pretrained(folder)).eval()
+        self.max_seq_length = int(min(config.get("model_max_length") or 512, 1_000_000))
+        self.model = (model or ModelLoader("AutoModelForTokenClassification")(folder)).eval()
         self.labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
         self.batch_size = batch_size
 
@@ -62,7 +63,7 @@ class TokenClassifier:
         # A word of which the tokenizer leaves nothing is read as an unknown one, so that it has a tag, too.
         texts = [text if size else blank for text, size in zip(texts, sizes, strict=True)]
         sizes = [size or 1 for size in sizes]
-        room = max(1, self.max_length - self.tokenizer.num_special_tokens_to_add(False))
+        room = max(1, self.max_seq_length - self.tokenizer.num_special_tokens_to_add(False))
         start = end = 0
         while end < len(texts):
             end, used = start, 0
@@ -80,7 +81,7 @@ class TokenClassifier:
         encoding = self.tokenizer.encode(texts, is_pretokenized=True)
         extra = len(encoding.ids) - room - self.tokenizer.num_special_tokens_to_add(False)
         if extra > 0:  # one word alone is longer than the model takes
-            self.tokenizer.enable_truncation(self.max_length)
+            self.tokenizer.enable_truncation(self.max_seq_length)
             encoding = self.tokenizer.encode(texts, is_pretokenized=True)
             self.tokenizer.no_truncation()
         places: dict[int, int] = {}

@@ -34,12 +34,18 @@ class Target(ABC):
         """
 
     def write(self, document: t.Any, output: Path) -> None:
-        """Write the document, whole or not at all, where `tuneport compile -o` says."""
+        """Write the document, whole or not at all, where `tuneport compile -o` says.
+
+        Raises `UserError` where the place cannot be written, or the target has no document.
+        """
         name = type(self).__module__.rpartition(".")[2]
         raise UserError(f"--target {name}: has no document to write. Use tuneport run, or name another target.")
 
     def shell(self, document: t.Any) -> list[str]:
-        """The commands by which a person runs the document's stages on this machine, one line each."""
+        """The commands by which a person runs the document's stages on this machine, one line each.
+
+        Raises `UserError` for a target that runs no stage on this machine.
+        """
         name = type(self).__module__.rpartition(".")[2]
         raise UserError(f"--target {name}: runs no stage on this machine. Name local or docker.")
 

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tuneport.labels import IGNORED
+from tuneport.metrics import perplexity
+from tuneport.metrics.metric import training_scores
+from tuneport.modeling import pretrained
 from tuneport.modeling.batches import collator
-from tuneport.modeling.likelihood import shifted, summary, token_losses
+from tuneport.modeling.likelihood import shifted, token_losses
 from tuneport.parameters import GenerationParams
-from tuneport.serving.generator import Generator
-from tuneport.serving.prompt_encoder import PromptEncoder
 from tuneport.tasks.task import Encoder, Meta, Row, Task
 
 if t.TYPE_CHECKING:
@@ -32,7 +33,6 @@ class GenerationTask(Task):
     """
 
     architectures: t.ClassVar[tuple[str, ...]] = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
-    served_with: t.ClassVar[tuple[type, ...]] = (PromptEncoder, Generator)
     likelihood = True
 
     def encoded_schema(self, meta: Meta, options: t.Any) -> pa.Schema:
@@ -40,11 +40,10 @@ class GenerationTask(Task):
 
         return pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
 
-    def load_model(self, folder: Path, meta: Meta, **loading: t.Any) -> t.Any:
-        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-        loader = AutoModelForSeq2SeqLM if meta["prompting"]["encoder_decoder"] else AutoModelForCausalLM
-        return loader.from_pretrained(folder, dtype="float32", **loading)
+    def load_model(self, folder: Path, meta: Meta, *, new_head: bool = True, **loading: t.Any) -> t.Any:
+        # Its head is the base model's own, never new.
+        architecture = self.architectures[-1 if meta["prompting"]["encoder_decoder"] else 0]
+        return pretrained.load(architecture, folder, dtype="float32", **loading)
 
     def collator(self, model: t.Any, meta: Meta, pad_to: int | None) -> Callable[[list[Row]], dict[str, t.Any]]:
         apart = ["labels"] if meta["prompting"]["encoder_decoder"] else []
@@ -56,7 +55,8 @@ class GenerationTask(Task):
 
     def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
         def compute(prediction: t.Any) -> dict[str, float]:
-            found = summary(prediction.predictions)
+            rows = perplexity.LikelihoodRows.of_token_losses(prediction.predictions)
+            found = training_scores(perplexity.METRICS, rows)
             return {"token_loss": found.pop("loss"), **found}  # the trainer takes it for the loss
 
         return compute

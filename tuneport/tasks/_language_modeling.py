@@ -8,20 +8,24 @@ from collections.abc import Mapping, Sequence
 from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.prompts import Specials, specials
 from tuneport.errors import UserError
+from tuneport.metrics import perplexity
+from tuneport.metrics.metric import choices
 from tuneport.parameters import GenerationParams
 from tuneport.step import Params, param
 from tuneport.tasks._generation import DEFAULT_NEW_TOKENS, GenerationTask
 from tuneport.tasks.task import Meta, Row, ShownAnswer, Split
 
 if t.TYPE_CHECKING:
-    from tuneport.metrics.evaluation import Evaluation
+    from tuneport.metrics.scores import Evaluation
 
 
 class LanguageModelingMetric(Params):
     """Best model."""
 
-    metric_for_best_model: t.Literal["loss", "perplexity", "token_accuracy"] = param(
-        "Validation metric that decides which checkpoint is the best one.", default="loss"
+    metric_for_best_model: str = param(
+        "Validation metric that decides which checkpoint is the best one.",
+        default="loss",
+        choices=choices(perplexity.METRICS),
     )
 
 
@@ -44,7 +48,7 @@ class LanguageModelingTask(GenerationTask):
         "model_evaluation": LanguageModelingEvaluation,
         "model_export": GenerationParams,
     }
-    metrics: t.ClassVar = {"loss": False, "perplexity": False, "token_accuracy": True}
+    scored_by = perplexity.METRICS
     architectures: t.ClassVar[tuple[str, ...]] = ("AutoModelForCausalLM",)
 
     def asked(self, row: Row) -> Row:
@@ -78,21 +82,21 @@ class LanguageModelingTask(GenerationTask):
 
     def decoding(self, base: BaseModel) -> Row:
         """The part of ``meta["prompting"]`` that both tasks have."""
-        longest = base.config.get("max_position_embeddings") or base.config.get("n_positions")
+        max_positions = base.config.get("max_position_embeddings") or base.config.get("n_positions")
         return {
             **vars(self.decoder(base)),
-            "longest": longest,
-            "max_tokens": base.max_seq_length,
+            "max_positions": max_positions,
+            "max_seq_length": base.max_seq_length,
             "max_target_tokens": min(DEFAULT_NEW_TOKENS, max(1, base.max_seq_length // 2)),
         }
 
     def settings(self, meta: Meta, options: t.Any) -> Row:
         found = super().settings(meta, options)
-        wanted, longest = found["params"]["max_new_tokens"], found["longest"]
-        if longest is not None and wanted >= longest:
+        wanted, max_positions = found["params"]["max_new_tokens"], found["max_positions"]
+        if max_positions is not None and wanted >= max_positions:
             raise UserError(
-                f"max_new_tokens={wanted}: leaves no room for a prompt, as the model takes {longest} tokens in all; "
-                f"expected < {longest}."
+                f"max_new_tokens={wanted}: leaves no room for a prompt, as the model takes {max_positions} tokens in "
+                f"all; expected < {max_positions}."
             )
         return found
 
@@ -102,18 +106,14 @@ class LanguageModelingTask(GenerationTask):
         return {i: self.asked(rows[i]) for i in sorted(picked)}
 
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
-        from tuneport.metrics.perplexity import evaluate
-
-        return evaluate(answers, seed)
+        return perplexity.evaluate(answers, seed)
 
     def baselines(
         self, train: Split, test: Split, meta: Meta, options: LanguageModelingEvaluation
     ) -> dict[str, list[Row]]:
         if not options.trivial_baselines:
             return {}
-        from tuneport.metrics.perplexity import baselines
-
-        return baselines(train.encoded, test.encoded, meta["vocabulary"])
+        return perplexity.baselines(train.encoded, test.encoded, meta["vocabulary"])
 
     def short(self, answer: Row) -> Row:
         return answer

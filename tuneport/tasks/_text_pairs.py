@@ -9,9 +9,7 @@ from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.languages import Languages, language_specials, languages
 from tuneport.encoding.prompts import PLACEHOLDER, specials
 from tuneport.errors import UserError
-from tuneport.serving.completer import Completer
-from tuneport.serving.generator import Generator
-from tuneport.serving.prompt_encoder import PromptEncoder
+from tuneport.metrics.metric import LOSS
 from tuneport.tasks._generation import CompletionTask
 from tuneport.tasks.task import Drop, Encoder, Meta, Row, ShownAnswer
 
@@ -30,7 +28,6 @@ class TextPairTask(CompletionTask):
     source: t.ClassVar[str]
     target: t.ClassVar[str]
     answer: t.ClassVar[str]
-    served_with = (PromptEncoder, Generator, Completer)
 
     def row_schema(self, options: t.Any) -> pa.Schema:
         import pyarrow as pa
@@ -68,10 +65,13 @@ class TextPairTask(CompletionTask):
             tokenizer,
             to_ids,
             settings,
-            max_tokens=settings["max_tokens"],
+            max_seq_length=settings["max_seq_length"],
             max_target_tokens=settings["max_target_tokens"],
         )
         return lambda rows: encode([row[self.source] for row in rows], [row[self.target] for row in rows]).columns()
+
+    def needs_answers(self, metric_for_best_model: str) -> bool:
+        return metric_for_best_model != LOSS  # any other one is of what the model writes
 
     def settings(self, meta: Meta, options: t.Any) -> Row:
         found, limit = super().settings(meta, options), meta["prompting"]["max_positions"]
@@ -154,7 +154,7 @@ def prompting(
         **found,
         "template": template,
         "cut": "end",
-        "max_tokens": base.max_seq_length,
+        "max_seq_length": base.max_seq_length,
         "max_prompt_tokens": most,
         "max_target_tokens": max_target_length,
         "max_positions": positions,

@@ -13,10 +13,9 @@ from tuneport.encoding.prompts import vocabulary_size
 from tuneport.errors import UserError
 from tuneport.serving.chat_completer import ChatCompleter
 from tuneport.serving.chat_template import ChatTemplate, Turns
-from tuneport.serving.generator import Generator
 from tuneport.step import Params, param
 from tuneport.tasks._language_modeling import LanguageModelingTask
-from tuneport.tasks.task import Drop, Encoder, Meta, Refuse, Row
+from tuneport.tasks.task import Drop, Encoder, Meta, Refuse, Row, TaskData
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -64,7 +63,6 @@ class ChatCompletion(LanguageModelingTask):
     name = "chat_completion"
     params: t.ClassVar = {"preprocess": ChatCompletionColumns, **LanguageModelingTask.params}
     predictor = ChatCompleter
-    served_with = (Turns, ChatTemplate, Generator)
 
     def columns(self, options: ChatCompletionColumns) -> dict[str, str]:
         tools = {"tools": options.tools_key} if options.tools_key is not None else {}
@@ -108,9 +106,7 @@ class ChatCompletion(LanguageModelingTask):
         turns = [turn for turn in json.loads(row["messages"]) if turn["role"] != "assistant"]
         return "\n".join([*(f"{turn['role']}: {turn['content']}" for turn in turns), row.get("tools") or ""])
 
-    def describe(
-        self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: ChatCompletionColumns
-    ) -> Meta:
+    def describe(self, data: TaskData, base: BaseModel, options: ChatCompletionColumns) -> Meta:
         prompting = self.decoding(base)
         source, tokens = _template(options.chat_template, base), special_tokens(base.tokenizer_config)
         try:
@@ -141,7 +137,7 @@ class ChatCompletion(LanguageModelingTask):
 
         template = ChatTemplate(settings["chat_template"], settings["tokens"])
         encode = ConversationEncoder(
-            tokenizer, located, template, max_tokens=settings["max_tokens"], last=options.loss_on == "last"
+            tokenizer, located, template, max_seq_length=settings["max_seq_length"], last=options.loss_on == "last"
         )
         return lambda rows: encode(_spans(encode, rows)).columns()
 

@@ -9,16 +9,19 @@ from pathlib import Path
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
+from tuneport.metrics import spans
+from tuneport.metrics.metric import choices, training_scores
+from tuneport.modeling import pretrained
 from tuneport.modeling.batches import collator
 from tuneport.serving.question_answerer import QuestionAnswerer, QuestionWindows
 from tuneport.step import Params, param
-from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswer, Split, Task
+from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswer, Split, Task, TaskData
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
     from tokenizers import Tokenizer
 
-    from tuneport.metrics.evaluation import Evaluation
+    from tuneport.metrics.scores import Evaluation
 
 ANSWERABLE, UNANSWERABLE = "answerable", "unanswerable"
 PROBE = "ann met bob in paris"
@@ -40,7 +43,7 @@ class QuestionAnsweringColumns(Params):
     )
     answer_text_key: str = param("Name, in the answers, of the list of their texts.", default="text")
     doc_stride: int = param(
-        "A longer context is read in windows of max_seq_length; as many tokens of it are in two neighbouring ones.",
+        "Overlap, in tokens, between neighbouring windows of a context that is longer than max_seq_length.",
         default=128,
         ge=0,
     )
@@ -49,10 +52,11 @@ class QuestionAnsweringColumns(Params):
 class QuestionAnsweringMetric(Params):
     """Best model."""
 
-    metric_for_best_model: t.Literal["loss", "f1", "exact"] = param(
+    metric_for_best_model: str = param(
         "Validation metric that decides which checkpoint is the best one: f1 and exact are of whole answers, as "
         "SQuAD 2.0 counts them.",
         default="loss",
+        choices=choices(spans.METRICS),
     )
 
 
@@ -84,10 +88,9 @@ class QuestionAnswering(Task):
         "model_export": QuestionAnsweringAnswers,
         "model_evaluation": QuestionAnsweringEvaluation,
     }
-    metrics: t.ClassVar = {"loss": False, "f1": True, "exact": True}
+    scored_by = spans.METRICS
     architectures = ("AutoModelForQuestionAnswering",)
     predictor = QuestionAnswerer
-    served_with = (QuestionWindows,)
     label_names = ("start_positions", "end_positions")
 
     def columns(self, options: QuestionAnsweringColumns) -> dict[str, str]:
@@ -122,14 +125,12 @@ class QuestionAnswering(Task):
     def labels(self, row: Row) -> list[str]:
         return [ANSWERABLE if row["answer_texts"] else UNANSWERABLE]
 
-    def describe(
-        self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: QuestionAnsweringColumns
-    ) -> Meta:
+    def describe(self, data: TaskData, base: BaseModel, options: QuestionAnsweringColumns) -> Meta:
         windows = QuestionWindows(base.tokenizer, base.max_seq_length, options.doc_stride)
         if windows.longest_question < windows.room // 4:
             raise UserError(
-                f"doc_stride={options.doc_stride}: two windows of max_seq_length={base.max_seq_length} tokens share so "
-                "many that the question has less than a quarter; expected at most "
+                f"doc_stride={options.doc_stride}: is too large for max_seq_length={base.max_seq_length}: it leaves "
+                "the question under a quarter of the window; expected at most "
                 f"{windows.room - windows.room // 4 - 1}. Set doc_stride={windows.room // 4}, or raise max_seq_length."
             )
         if not _has_offsets(windows):
@@ -137,7 +138,7 @@ class QuestionAnswering(Task):
                 "the base model's tokenizer does not tell which characters its tokens stand for, so that answers "
                 f"cannot be found in a context: of {PROBE!r} it finds no single words again. Choose another base model."
             )
-        if ANSWERABLE not in histograms["train"]:
+        if ANSWERABLE not in data.labels["train"]:
             raise UserError(
                 f"column '{options.answers_key}': no training row has an answer; expected some that do. "
                 "Add rows with answers."
@@ -145,7 +146,7 @@ class QuestionAnswering(Task):
         return {
             "max_seq_length": base.max_seq_length,
             "doc_stride": options.doc_stride,
-            "unanswerable": UNANSWERABLE in histograms["train"],
+            "unanswerable": UNANSWERABLE in data.labels["train"],
         }
 
     def encoded_schema(self, meta: Meta, options: QuestionAnsweringColumns) -> pa.Schema:
@@ -172,12 +173,13 @@ class QuestionAnswering(Task):
 
         return encode
 
-    def load_model(self, folder: Path, meta: Meta, **loading: t.Any) -> t.Any:
-        from transformers import AutoConfig, AutoModelForQuestionAnswering
+    def load_model(self, folder: Path, meta: Meta, *, new_head: bool = True, **loading: t.Any) -> t.Any:
+        from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(folder)
         config.num_labels = 2  # start and end; a base model with another head may have more
-        model = AutoModelForQuestionAnswering.from_pretrained(folder, config=config, dtype="float32", **loading)
+        loading |= {"config": config, "dtype": "float32", "new_head": new_head}
+        model = pretrained.load(self.architectures[0], folder, **loading)
         model.register_forward_hook(leave_out_padding, with_kwargs=True)
         return model
 
@@ -194,10 +196,8 @@ class QuestionAnswering(Task):
         return True
 
     def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
-        from tuneport.metrics.spans import row_scores
-
-        found = row_scores([row["answer_texts"] for row in rows], [answer["answer"] for answer in answers])
-        return {name: float(values.mean()) for name, values in found.items()}
+        truth, predicted = [row["answer_texts"] for row in rows], [answer["answer"] for answer in answers]
+        return training_scores(spans.METRICS, spans.AnsweredRows.of(truth, predicted))
 
     def settings(self, meta: Meta, options: t.Any) -> Row:
         ports = QuestionAnsweringAnswers.ports().items()
@@ -211,18 +211,14 @@ class QuestionAnswering(Task):
         return inputs, pa.schema([*answer, ("n_best", pa.list_(pa.struct(answer)))])
 
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
-        from tuneport.metrics.spans import evaluate
-
-        return evaluate([row["answer_texts"] for row in rows], answers, seed)
+        return spans.evaluate([row["answer_texts"] for row in rows], answers, seed)
 
     def baselines(
         self, train: Split, test: Split, meta: Meta, options: QuestionAnsweringEvaluation
     ) -> dict[str, list[Row]]:
         if not options.trivial_baselines:
             return {}
-        from tuneport.metrics.spans import baselines
-
-        return baselines([row["context"] for row in test.rows], meta["unanswerable"])
+        return spans.baselines([row["context"] for row in test.rows], meta["unanswerable"])
 
     def short(self, answer: Row) -> Row:
         return {"answer": answer["answer"], "score": answer["score"]}

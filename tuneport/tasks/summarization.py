@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
+from tuneport.metrics import texts
+from tuneport.metrics.metric import choices, training_scores
 from tuneport.parameters import GenerationParams
 from tuneport.serving.summarizer import Summarizer
 from tuneport.step import Params, param
 from tuneport.tasks._text_pairs import T5_TYPES, TextPairTask, check_template, language_tokens, prompting
-from tuneport.tasks.task import Meta, Row, Split
+from tuneport.tasks.task import Meta, Row, Split, TaskData
 
 if t.TYPE_CHECKING:
-    from tuneport.metrics.evaluation import Evaluation
+    from tuneport.metrics.scores import Evaluation
 
 
 class SummarizationColumns(Params):
@@ -40,10 +42,11 @@ class SummarizationColumns(Params):
 class SummarizationMetric(Params):
     """Best model."""
 
-    metric_for_best_model: t.Literal["loss", "rouge1", "rouge2", "rougeL", "rougeLsum"] = param(
+    metric_for_best_model: str = param(
         "Validation metric that decides which checkpoint is the best one; for ROUGE, summaries of the validation rows "
         "are generated at each evaluation.",
         default="loss",
+        choices=choices(texts.SUMMARY_METRICS),
     )
 
 
@@ -65,7 +68,7 @@ class Summarization(TextPairTask):
         "model_evaluation": SummarizationEvaluation,
         "model_export": GenerationParams,
     }
-    metrics: t.ClassVar = {"loss": False, "rouge1": True, "rouge2": True, "rougeL": True, "rougeLsum": True}
+    scored_by = texts.SUMMARY_METRICS
     predictor = Summarizer
     source, target, answer = "document", "summary", "summary"
 
@@ -78,9 +81,7 @@ class Summarization(TextPairTask):
             )
         return {"document": options.document_key, "summary": options.summary_key}
 
-    def describe(
-        self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: SummarizationColumns
-    ) -> Meta:
+    def describe(self, data: TaskData, base: BaseModel, options: SummarizationColumns) -> Meta:
         known, code = language_tokens(base), options.summarization_lang
         if known is None and code is not None:
             raise UserError(
@@ -104,18 +105,12 @@ class Summarization(TextPairTask):
         )
         return {"prompting": settings}
 
-    def needs_answers(self, metric_for_best_model: str) -> bool:
-        return metric_for_best_model.startswith("rouge")
-
     def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
-        from tuneport.metrics.texts import rouge
-
-        return rouge([row["summary"] for row in rows], [answer["summary"] for answer in answers])
+        truth, predicted = [row["summary"] for row in rows], [answer["summary"] for answer in answers]
+        return training_scores(texts.SUMMARY_METRICS, texts.WrittenRows(truth=truth, predicted=predicted))
 
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
-        from tuneport.metrics.texts import evaluate_summaries
-
-        return evaluate_summaries([row["summary"] for row in rows], answers, seed)
+        return texts.evaluate_summaries([row["summary"] for row in rows], answers, seed)
 
     def row_score(self, row: Row, answer: Row) -> str:
         return f"{self.score([row], [answer], {})['rougeL']:.3f}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import typing as t
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tuneport.encoding.base_model import BaseModel
+from tuneport.metrics.metric import AnyMetric, directions
 from tuneport.step import Params
 
 if t.TYPE_CHECKING:
@@ -16,7 +17,7 @@ if t.TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from tuneport.encoding.fast_tokenizer import FastTokenizer
-    from tuneport.metrics.evaluation import Evaluation
+    from tuneport.metrics.scores import Evaluation
 
 
 Row = dict[str, t.Any]
@@ -49,6 +50,16 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskData:
+    """The data as a task sees it before its rows are encoded."""
+
+    labels: Mapping[str, Mapping[str, int]]  # by split: how many rows have each label
+    training: Callable[
+        [str], Iterator[pa.Array]
+    ]  # a field of `row_schema` -> its values in the training rows, streamed
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShownAnswer:
     """A row and what models answer to it, as a person reads them in the report."""
 
@@ -61,8 +72,8 @@ class ShownAnswer:
 
 class Predictor(t.Protocol):
     """Answers rows with a model. A task's predictor is self-contained: it imports all it needs inside its methods,
-    so that its source (and that of the task's ``served_with``), without tuneport, serves the model: see
-    `tuneport.export`. ``settings`` are those of `Task.settings`; a call takes their ``params`` by name, too."""
+    so that its source, and that of the classes it names, serve the model without tuneport: see `tuneport.serving`.
+    ``settings`` are those of `Task.settings`; a call takes their ``params`` by name, too."""
 
     def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None: ...
 
@@ -78,17 +89,24 @@ class Task(ABC):
 
     name: t.ClassVar[str]
     params: t.ClassVar[Mapping[str, type[Params]]]  # by stage name: the parameters this task adds to that stage
-    metrics: t.ClassVar[Mapping[str, bool]]  # training metric -> greater is better
+    scored_by: t.ClassVar[Sequence[AnyMetric]]  # the records of which its choices, tables and intervals are made
     architectures: t.ClassVar[tuple[str, ...]]  # names of the transformers auto classes that load its models
     predictor: t.ClassVar[type[Predictor]]
-    served_with: t.ClassVar[tuple[type, ...]] = ()  # self-contained classes that the predictor's source needs
     label_names: t.ClassVar[Sequence[str]] = ("labels",)  # what of the collator's batches a model's loss is made from
     likelihood: t.ClassVar[bool] = False  # whether models are also scored by how likely the encoded labels are to them
+
+    @property
+    def metrics(self) -> dict[str, bool]:
+        """Whether greater is better, by the name of each choice of metric_for_best_model."""
+        return directions(self.scored_by)
 
     # -- preprocess: imports no torch ---------------------------------------------------------------------------
     @abstractmethod
     def columns(self, options: t.Any) -> dict[str, str]:
-        """The user's column for each field of the task, ``{"sentence1": "text", ...}``; all must be in the data."""
+        """The user's column for each field of the task, ``{"sentence1": "text", ...}``; all must be in the data.
+
+        Raises `UserError` where the options do not say which.
+        """
 
     def hint(self, columns: Sequence[str], options: t.Any) -> str:
         """What to add, from a space on, to the message that not all of `columns` are among those of the data."""
@@ -108,15 +126,15 @@ class Task(ABC):
 
     @abstractmethod
     def identity(self, row: Row) -> str:
-        """The part of a row that makes it a copy of another: all inputs, no labels."""
+        """The part of a row that makes it a duplicate of another: all inputs, no labels."""
 
     @abstractmethod
     def labels(self, row: Row) -> list[str]:
         """A row's labels, for histograms and stratified splits; empty where the task has none."""
 
     @abstractmethod
-    def describe(self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: t.Any) -> Meta:
-        """Learn the `Meta` from label histograms by split and from the base model.
+    def describe(self, data: TaskData, base: BaseModel, options: t.Any) -> Meta:
+        """Learn the `Meta` from the data and from the base model.
 
         Raises `UserError` where the task cannot be learnt from this data, or with this model.
         """
@@ -140,10 +158,11 @@ class Task(ABC):
 
     # -- finetune and evaluation: torch, imported inside ----------------------------------------------------------
     @abstractmethod
-    def load_model(self, folder: Path, meta: Meta, **loading: t.Any) -> t.Any:
-        """Load the model with this task's head; a head that the folder lacks is initialised from torch's seed.
+    def load_model(self, folder: Path, meta: Meta, *, new_head: bool = True, **loading: t.Any) -> t.Any:
+        """Load the model with this task's head, by `tuneport.modeling.pretrained.load`.
 
-        ``loading`` is what from_pretrained takes besides.
+        ``new_head``: a head that the folder lacks is initialised from torch's seed, as before a training; False refuses
+        that. ``loading`` is what from_pretrained takes besides. Raises `UserError` where any other weight is lacking.
         """
 
     def chat_template(self, meta: Meta) -> str | None:
@@ -167,13 +186,14 @@ class Task(ABC):
         return False
 
     def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
-        """Metrics of the predictor's answers, by the names that `evaluate` gives them."""
+        """Metrics of the predictor's answers, by the names of their records."""
         return {}
 
     def settings(self, meta: Meta, options: t.Any) -> Row:
         """What the predictor is made with besides the model: JSON-able, by ``options`` or, for None, their defaults.
 
-        ``params`` are those settings that a request to the served model may change: name -> value.
+        ``params`` are those settings that a request to the served model may change: name -> value. Raises `UserError`
+        where the model cannot do what the options ask for.
         """
         return {}
 

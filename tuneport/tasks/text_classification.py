@@ -10,18 +10,20 @@ from pathlib import Path
 from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.prompts import around
 from tuneport.errors import UserError
+from tuneport.metrics import classification
+from tuneport.metrics.metric import choices, training_scores
 from tuneport.modeling.batches import collator
 from tuneport.modeling.heads import load_with_labels
 from tuneport.serving.text_classifier import TextClassifier
 from tuneport.step import Params, param
-from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Row, ShownAnswer, Split, Task
+from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Row, ShownAnswer, Split, Task, TaskData
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
     from tokenizers import Tokenizer
 
     from tuneport.encoding.fast_tokenizer import FastTokenizer
-    from tuneport.metrics.evaluation import Evaluation
+    from tuneport.metrics.scores import Evaluation
 
 
 class TextClassificationColumns(Params):
@@ -36,8 +38,10 @@ class TextClassificationColumns(Params):
 class TextClassificationMetric(Params):
     """Best model."""
 
-    metric_for_best_model: t.Literal["loss", "accuracy", "f1_macro", "mcc", "precision_macro", "recall_macro"] = param(
-        "Validation metric that decides which checkpoint is the best one.", default="loss"
+    metric_for_best_model: str = param(
+        "Validation metric that decides which checkpoint is the best one.",
+        default="loss",
+        choices=choices(classification.METRICS),
     )
 
 
@@ -58,14 +62,7 @@ class TextClassification(Task):
         "finetune": TextClassificationMetric,
         "model_evaluation": TextClassificationEvaluation,
     }
-    metrics: t.ClassVar = {
-        "loss": False,
-        "accuracy": True,
-        "f1_macro": True,
-        "mcc": True,
-        "precision_macro": True,
-        "recall_macro": True,
-    }
+    scored_by = classification.METRICS
     architectures = ("AutoModelForSequenceClassification",)
     predictor = TextClassifier
 
@@ -120,18 +117,18 @@ class TextClassification(Task):
 
     def describe(
         self,
-        histograms: Mapping[str, Mapping[str, int]],
+        data: TaskData,
         base: BaseModel,
         options: TextClassificationColumns,
     ) -> Meta:
-        labels = _order(histograms["train"])
+        labels = _order(data.labels["train"])
         if len(labels) < 2:
             raise UserError(
                 f"column '{options.label_key}' holds {len(labels)} label(s) in the training rows "
                 f"({', '.join(labels)}); expected at least two. A classifier needs rows of several classes."
             )
         for split in ("validation", "test"):
-            if unseen := [label for label in _order(histograms[split]) if label not in histograms["train"]]:
+            if unseen := [label for label in _order(data.labels[split]) if label not in data.labels["train"]]:
                 raise UserError(
                     f"column '{options.label_key}': the label(s) {', '.join(map(repr, unseen))} are in the {split} "
                     f"rows but in no training row; training rows have: {', '.join(labels)}. "
@@ -204,11 +201,9 @@ class TextClassification(Task):
             return [index[row["label"]] for row in rows]
         return [[float(label in row["label"]) for label in index] for row in rows]
 
-    def load_model(self, folder: Path, meta: Meta, **loading: t.Any) -> t.Any:
-        from transformers import AutoModelForSequenceClassification
-
+    def load_model(self, folder: Path, meta: Meta, *, new_head: bool = True, **loading: t.Any) -> t.Any:
         kind = "multi_label_classification" if meta["multi_label"] else "single_label_classification"
-        return load_with_labels(AutoModelForSequenceClassification, folder, meta["labels"], kind, **loading)
+        return load_with_labels(self.architectures[0], folder, meta["labels"], kind, new_head=new_head, **loading)
 
     def collator(self, model: t.Any, meta: Meta, pad_to: int | None) -> Callable[[list[Row]], dict[str, t.Any]]:
         return collator(model, pad_to, {}, per_row=["labels"])
@@ -217,13 +212,10 @@ class TextClassification(Task):
         return logits[0] if isinstance(logits, tuple) else logits  # encoder–decoders return the encoder's states, too
 
     def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
-        from tuneport.metrics.classification import scores
-
         def compute(prediction: t.Any) -> dict[str, float]:
             logits, truth = prediction.predictions, prediction.label_ids
-            predicted = (logits > 0).astype(int) if meta["multi_label"] else logits.argmax(-1)
-            found = scores(truth.astype(int), predicted, len(meta["labels"]))
-            return {name: found[name] for name in self.metrics if name != "loss"}
+            rows = classification.ClassifiedRows.of_logits(logits, truth, meta["labels"], meta["multi_label"])
+            return training_scores(classification.METRICS, rows)
 
         return compute
 
@@ -237,18 +229,15 @@ class TextClassification(Task):
         return inputs, pa.schema([("label", label), ("score", score), ("scores", pa.map_(pa.string(), pa.float64()))])
 
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
-        from tuneport.metrics.classification import evaluate
-
-        return evaluate([row["label"] for row in rows], answers, meta["labels"], meta["multi_label"], seed)
+        truth = [row["label"] for row in rows]
+        return classification.evaluate(truth, answers, meta["labels"], meta["multi_label"], seed)
 
     def baselines(
         self, train: Split, test: Split, meta: Meta, options: TextClassificationEvaluation
     ) -> dict[str, list[Row]]:
         if not options.trivial_baselines:
             return {}
-        from tuneport.metrics.classification import baselines
-
-        return baselines(
+        return classification.baselines(
             [self.identity(row).replace("\0", " \n ") for row in train.rows],
             [row["label"] for row in train.rows],
             [self.identity(row).replace("\0", " \n ") for row in test.rows],

@@ -11,7 +11,7 @@ from tuneport.serving.text_generator import TextGenerator
 from tuneport.step import Params, param
 from tuneport.tasks._generation import CompletionTask
 from tuneport.tasks._language_modeling import LanguageModelingTask
-from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row
+from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row, TaskData
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -61,9 +61,7 @@ class TextGeneration(CompletionTask, LanguageModelingTask):
     def identity(self, row: Row) -> str:
         return t.cast(str, row["text"])
 
-    def describe(
-        self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: TextGenerationColumns
-    ) -> Meta:
+    def describe(self, data: TaskData, base: BaseModel, options: TextGenerationColumns) -> Meta:
         return {
             "vocabulary": vocabulary_size(base),
             "prompting": {**self.decoding(base), "template": PLACEHOLDER, "cut": "start"},
@@ -72,9 +70,9 @@ class TextGeneration(CompletionTask, LanguageModelingTask):
     def completion_encoder(self, tokenizer: Tokenizer, to_ids: ToIds, settings: Meta) -> Encoder:
         from tuneport.encoding.completions import CompletionEncoder
 
-        room = settings["max_tokens"] - len(settings["prompt_prefix"])
+        room = settings["max_seq_length"] - len(settings["prompt_prefix"])
         to_rows = CompletionEncoder(
-            tokenizer, to_ids, settings, max_tokens=settings["max_tokens"], max_target_tokens=max(1, room)
+            tokenizer, to_ids, settings, max_seq_length=settings["max_seq_length"], max_target_tokens=max(1, room)
         )
 
         def encode(rows: Sequence[Row]) -> Columns:

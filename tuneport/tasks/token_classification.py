@@ -11,11 +11,13 @@ from pathlib import Path
 from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
 from tuneport.labels import IGNORED
+from tuneport.metrics import tagging
+from tuneport.metrics.metric import choices, training_scores
 from tuneport.modeling.batches import collator
 from tuneport.modeling.heads import load_with_labels
 from tuneport.serving.token_classifier import TokenClassifier
 from tuneport.step import Params, param
-from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswer, Split, Task
+from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswer, Split, Task, TaskData
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +25,7 @@ if t.TYPE_CHECKING:
 
     from tuneport.encoding.fast_tokenizer import FastTokenizer
     from tuneport.encoding.token_ids import ToIds
-    from tuneport.metrics.evaluation import Evaluation
+    from tuneport.metrics.scores import Evaluation
 
 CONTINUED = -101  # and downwards: the label 0, 1, … of a word's further sub-words; learnt, but not scored
 WORD_SEPARATOR = "\x1f"
@@ -42,10 +44,11 @@ class TokenClassificationColumns(Params):
 class TokenClassificationMetric(Params):
     """Best model."""
 
-    metric_for_best_model: t.Literal["loss", "f1", "accuracy", "precision", "recall"] = param(
+    metric_for_best_model: str = param(
         "Validation metric that decides which checkpoint is the best one: accuracy is of words; the others are of "
         "entities (seqeval) with IOB2 tags, else macro averages over tags.",
         default="loss",
+        choices=choices(tagging.METRICS),
     )
 
 
@@ -66,7 +69,7 @@ class TokenClassification(Task):
         "finetune": TokenClassificationMetric,
         "model_evaluation": TokenClassificationEvaluation,
     }
-    metrics: t.ClassVar = {"loss": False, "f1": True, "accuracy": True, "precision": True, "recall": True}
+    scored_by = tagging.METRICS
     architectures = ("AutoModelForTokenClassification",)
     predictor = TokenClassifier
 
@@ -118,17 +121,17 @@ class TokenClassification(Task):
 
     def describe(
         self,
-        histograms: Mapping[str, Mapping[str, int]],
+        data: TaskData,
         base: BaseModel,
         options: TokenClassificationColumns,
     ) -> Meta:
-        labels = sorted(histograms["train"], key=lambda tag: (tag != "O", tag[2:] if _is_iob(tag) else tag, tag))
+        labels = sorted(data.labels["train"], key=lambda tag: (tag != "O", tag[2:] if _is_iob(tag) else tag, tag))
         if len(labels) < 2:
             raise UserError(
                 f"column '{options.tag_key}' holds {len(labels)} tag(s) in the training rows ({', '.join(labels)}); "
                 "expected at least two. A tagger needs words of several tags."
             )
-        everywhere = {tag: split for split in histograms for tag in histograms[split] if tag != "O"}
+        everywhere = {tag: split for split in data.labels for tag in data.labels[split] if tag != "O"}
         if len({_is_iob(tag) for tag in everywhere}) == 2:
             iob = next(tag for tag in everywhere if _is_iob(tag))
             plain = next(tag for tag in everywhere if not _is_iob(tag))
@@ -137,7 +140,7 @@ class TokenClassification(Task):
                 f"{everywhere[plain]} rows {plain!r}, which is none. Write every tag as O, B-TYPE or I-TYPE, or none."
             )
         for split in ("validation", "test"):
-            if unseen := [tag for tag in histograms[split] if tag not in histograms["train"]]:
+            if unseen := [tag for tag in data.labels[split] if tag not in data.labels["train"]]:
                 raise UserError(
                     f"column '{options.tag_key}': the tag(s) {', '.join(map(repr, unseen))} are in the {split} rows "
                     f"but in no training row; training rows have: {', '.join(labels)}. "
@@ -182,10 +185,8 @@ class TokenClassification(Task):
 
         return encoded
 
-    def load_model(self, folder: Path, meta: Meta, **loading: t.Any) -> t.Any:
-        from transformers import AutoModelForTokenClassification
-
-        model = load_with_labels(AutoModelForTokenClassification, folder, meta["labels"], **loading)
+    def load_model(self, folder: Path, meta: Meta, *, new_head: bool = True, **loading: t.Any) -> t.Any:
+        model = load_with_labels(self.architectures[0], folder, meta["labels"], new_head=new_head, **loading)
         model.register_forward_pre_hook(_learn_continued, with_kwargs=True)
         return model
 
@@ -196,8 +197,6 @@ class TokenClassification(Task):
         return logits.argmax(-1)
 
     def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
-        from tuneport.metrics.tagging import scores
-
         tags = meta["labels"]
 
         def compute(prediction: t.Any) -> dict[str, float]:
@@ -206,8 +205,8 @@ class TokenClassification(Task):
                 [[tags[i] for i in row[kept]] for row, kept in zip(ids, places, strict=True)]
                 for ids in (prediction.label_ids, prediction.predictions)
             )
-            found = scores(truth, predicted, tags, meta["iob"])
-            return {name: found[name] for name in self.metrics if name != "loss"}
+            rows = tagging.TaggedRows(truth=truth, predicted=predicted, labels=tags, iob=meta["iob"])
+            return training_scores(tagging.METRICS, rows)
 
         return compute
 
@@ -221,18 +220,14 @@ class TokenClassification(Task):
         return pa.schema([("tokens", words)]), pa.schema(answers)
 
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
-        from tuneport.metrics.tagging import evaluate
-
-        return evaluate([row["tags"] for row in rows], answers, meta["labels"], meta["iob"], seed)
+        return tagging.evaluate([row["tags"] for row in rows], answers, meta["labels"], meta["iob"], seed)
 
     def baselines(
         self, train: Split, test: Split, meta: Meta, options: TokenClassificationEvaluation
     ) -> dict[str, list[Row]]:
         if not options.trivial_baselines:
             return {}
-        from tuneport.metrics.tagging import baselines
-
-        return baselines(train.rows, test.rows)
+        return tagging.baselines(train.rows, test.rows)
 
     def short(self, answer: Row) -> Row:
         return {"tags": answer["tags"]}

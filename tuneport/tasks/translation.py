@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
+from tuneport.metrics import texts
+from tuneport.metrics.metric import choices, training_scores
 from tuneport.parameters import GenerationParams
 from tuneport.serving.translator import Translator
 from tuneport.step import Params, param
 from tuneport.tasks._text_pairs import T5_TYPES, TextPairTask, check_template, language_tokens, prompting
-from tuneport.tasks.task import Meta, Row, Split
+from tuneport.tasks.task import Meta, Row, Split, TaskData
 
 if t.TYPE_CHECKING:
-    from tuneport.metrics.evaluation import Evaluation
+    from tuneport.metrics.scores import Evaluation
 
 T5_NAMES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}  # those that T5 was trained to translate
 
@@ -46,10 +48,11 @@ class TranslationColumns(Params):
 class TranslationMetric(Params):
     """Best model."""
 
-    metric_for_best_model: t.Literal["loss", "bleu", "chrf"] = param(
+    metric_for_best_model: str = param(
         "Validation metric that decides which checkpoint is the best one; for BLEU and chrF, translations of the "
         "validation rows are generated at each evaluation.",
         default="loss",
+        choices=choices(texts.TRANSLATION_METRICS),
     )
 
 
@@ -69,7 +72,7 @@ class Translation(TextPairTask):
         "model_evaluation": TranslationEvaluation,
         "model_export": GenerationParams,
     }
-    metrics: t.ClassVar = {"loss": False, "bleu": True, "chrf": True}
+    scored_by = texts.TRANSLATION_METRICS
     predictor = Translator
     source, target, answer = "source", "target", "translation"
 
@@ -88,9 +91,7 @@ class Translation(TextPairTask):
             )
         return {"source": options.source_lang, "target": options.target_lang}
 
-    def describe(
-        self, histograms: Mapping[str, Mapping[str, int]], base: BaseModel, options: TranslationColumns
-    ) -> Meta:
+    def describe(self, data: TaskData, base: BaseModel, options: TranslationColumns) -> Meta:
         known, (source, target) = language_tokens(base), _codes(options)
         tongues = None
         if known is not None:
@@ -106,24 +107,17 @@ class Translation(TextPairTask):
         )
         return {"prompting": settings, "target_code": target}
 
-    def needs_answers(self, metric_for_best_model: str) -> bool:
-        return metric_for_best_model in ("bleu", "chrf")
-
     def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
-        from tuneport.metrics.texts import bleu_and_chrf
-
-        texts = [answer["translation"] for answer in answers]
-        return bleu_and_chrf([row["target"] for row in rows], texts, meta["target_code"])[0]
+        truth, predicted = [row["target"] for row in rows], [answer["translation"] for answer in answers]
+        written = texts.WrittenRows(truth=truth, predicted=predicted, code=meta["target_code"])
+        return training_scores(texts.TRANSLATION_METRICS, written)
 
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
-        from tuneport.metrics.texts import evaluate_translations
-
-        return evaluate_translations([row["target"] for row in rows], answers, meta["target_code"], seed)
+        return texts.evaluate_translations([row["target"] for row in rows], answers, meta["target_code"], seed)
 
     def row_score(self, row: Row, answer: Row) -> str:
-        from tuneport.metrics.texts import chrf_rows
-
-        return f"{chrf_rows([row['target']], [answer['translation']])[0]:.1f}"
+        written = texts.WrittenRows(truth=[row["target"]], predicted=[answer["translation"]])
+        return f"{written.chrf_of_rows[0]:.1f}"
 
     def baselines(self, train: Split, test: Split, meta: Meta, options: TranslationEvaluation) -> dict[str, list[Row]]:
         if not options.trivial_baselines:

@@ -12,7 +12,7 @@ import torch
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tuneport.tracking import Run
-from tuneport.training.counts import Counts, summed
+from tuneport.training.batch_counts import Counts, summed
 from tuneport.training.flops import cost, peak
 from tuneport.training.monitoring import MonitoredTrainer
 from tuneport.training.precision import precision_of

@@ -13,7 +13,7 @@ import typing as t
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from tuneport.training.counts import Counts
+from tuneport.training.batch_counts import Counts
 
 TERA = 1e12
 # Dense TFLOP/s by precision, from NVIDIA's data sheets of these products; where a sheet says "with sparsity", half of

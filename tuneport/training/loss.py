@@ -24,11 +24,12 @@ class LossByItem(Trainer):
         self.model_accepts_loss_kwargs = False
 
     def _get_num_items_in_batch(self, batch_samples: list[t.Any], device: torch.device) -> torch.Tensor:
-        """What is labelled in the batches of a step, over all ranks."""
+        """Scalar of int64: how many labels the batches of a step have, over all ranks."""
         items = torch.as_tensor(sum(self._items(batch) for batch in batch_samples), device=device)
         return self.accelerator.reduce(items) if self.args.world_size > 1 else items
 
     def _items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Scalar of int64: how many labels a batch has; labels are (rows, width), or one a row."""
         labels = batch.get("labels")
         if labels is None:  # a span's start and end
             return torch.tensor(len(next(iter(batch.values()))))

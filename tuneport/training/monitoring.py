@@ -17,7 +17,7 @@ from torch import distributed
 from transformers import Trainer
 
 from tuneport.errors import UserError
-from tuneport.training.counts import CONTENTS, Contents, Counts, with_contents
+from tuneport.training.batch_counts import CONTENTS, Contents, Counts, with_contents
 from tuneport.training.padding_free.choose import LENGTHS
 
 if t.TYPE_CHECKING:

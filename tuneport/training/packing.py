@@ -14,14 +14,14 @@ Lengths = npt.NDArray[np.int64]
 
 
 class Packs(Dataset[t.Any]):
-    """The rows of a dataset, asked for by packs: each a tuple of row numbers, at most ``capacity`` tokens together.
+    """The rows of a dataset, asked for by packs: tuples of row numbers, at most ``max_seq_length`` tokens each.
 
     Of packs that are asked for together it gives the rows, in one list. Its length is the number of packs, which
     depends on the rows' lengths alone. A row of more tokens than that is a pack by itself.
     """
 
-    def __init__(self, rows: ArrowDataset, capacity: int, *, targets: bool) -> None:
-        self.rows, self.capacity, self.tokens = rows, capacity, token_counts(rows, targets=targets)
+    def __init__(self, rows: ArrowDataset, max_seq_length: int, *, targets: bool) -> None:
+        self.rows, self.max_seq_length, self.tokens = rows, max_seq_length, token_counts(rows, targets=targets)
         self._packs = len(self.made(np.arange(len(rows))))
 
     def __len__(self) -> int:
@@ -36,14 +36,16 @@ class Packs(Dataset[t.Any]):
 
     def made(self, order: Lengths) -> list[tuple[int, ...]]:
         """All packs; of rows of one length those that come first in ``order`` are taken first."""
-        packs = best_fit_decreasing(self.tokens[order], self.capacity)
+        packs = best_fit_decreasing(self.tokens[order], self.max_seq_length)
         return [tuple(order[pack].tolist()) for pack in packs]
 
 
 def best_fit_decreasing(lengths: Lengths, capacity: int) -> list[list[int]]:
     """The places of ``lengths`` in as few packs as this gets them into (D. S. Johnson, 1973).
 
-    The longest comes first; each goes where the least room is left that suffices, else into a new pack.
+    Longest first, each goes into the pack with the least room that still fits it, else into a new one. ``rooms`` has a
+    bit set for each room that some pack has left, so the least sufficient room is its lowest set bit from ``length``
+    on: the whole takes time linear in the rows.
     """
     packs: list[list[int]] = []
     by_room: dict[int, list[int]] = {}  # packs, by the room that is left in them

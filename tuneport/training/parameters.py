@@ -86,10 +86,9 @@ class BatchParams(Params):
         "Rows per device and forward pass in training; with packing, packs of rows.", default=1, ge=1
     )
     padding_free: bool = param(
-        "Compute with the tokens of a batch alone, not with what fills rows up to one length, and give a language "
-        "model's head the labelled tokens only: the same losses and gradients, faster and in less memory. Where a "
-        "model's attention takes rows of one length, as an encoder–decoder's, a batch is computed in parts of rows of "
-        "similar length. Not with pad_to_max_length. The log says what holds.",
+        "Skip padding tokens, and compute logits only where there are labels: the same loss and gradients, in less "
+        "time and memory. A model whose attention needs padded rows, such as an encoder–decoder, computes a batch in "
+        "length buckets. Not with pad_to_max_length. The log says which way was taken.",
         default=True,
     )
     group_by_length: bool = param(
@@ -97,9 +96,9 @@ class BatchParams(Params):
         default=False,
     )
     packing: bool = param(
-        "Make batches by tokens: rows are put together, best-fit decreasing, into packs of at most max_seq_length "
-        "tokens, targets included, and per_device_train_batch_size counts packs. Rows do not see each other and every "
-        "label weighs alike, but a step learns from more rows, so an epoch has fewer steps.",
+        "Make batches by tokens: rows are packed, best-fit decreasing, into packs of at most max_seq_length tokens, "
+        "targets included; per_device_train_batch_size then counts packs. Rows do not see each other, and every label "
+        "weighs the same. A step learns from more rows, so an epoch has fewer steps.",
         default=False,
     )
     gradient_accumulation_steps: int = param("Forward passes per optimizer step.", default=1, ge=1)

@@ -59,8 +59,8 @@ def packed(packs: Packs) -> Draw:
 def balanced(rows: Sequence[int], lengths: Sequence[int], *, batch: int, batches: int) -> list[int]:
     """The rows of each step, which are ``batches`` of ``batch`` rows, so that its batches have about as many tokens.
 
-    The longest row comes first, each goes to the batch with the fewest tokens that is not full. Which rows make a step
-    stays as it is; the last step, where it is short of rows, stays as it is altogether.
+    Longest row first, each row goes to the batch that has the fewest tokens and is not full. Rows never move between
+    steps; a short last step is left alone.
     """
     step, found = batch * batches, list(rows)
     for start in range(0, len(found) - step + 1, step):

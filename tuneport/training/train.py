@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses as dc
-import json
 import logging
 import math
 import shutil
@@ -25,7 +24,7 @@ from tuneport.training import conflicts, optimizers
 from tuneport.training.auto_batch_size import explained, fit_batch_size
 from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, TrainingProgress
 from tuneport.training.checkpoint import resume
-from tuneport.training.checkpoint.files import Checkpoint, CheckpointFolder
+from tuneport.training.checkpoint.checkpoint_folder import Checkpoint, CheckpointFolder
 from tuneport.training.distributed import deepspeed, sharding
 from tuneport.training.machine import here
 from tuneport.training.model import label_smoothing, neftune, quantization
@@ -83,7 +82,7 @@ def train(
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     conflicts.check(options, here())
     arguments = training_arguments(options, output / "checkpoints", world_size)  # before the model: ZeRO-3 loads parts
-    plain = load_model(task, base, prepared, **quantization.loading(options))
+    plain = task.load_model(base, prepared.info.meta, **quantization.loading(options))
     machine = here(plain)
     conflicts.check(options, machine)
     label_smoothing.smooth(plain, options.label_smoothing_factor)
@@ -177,7 +176,7 @@ def _training_rows(prepared: Prepared, options: TrainingParams, model: t.Any) ->
     if not options.packing:
         return rows
     packs = Packs(rows, prepared.info.max_seq_length, targets=bool(model.config.is_encoder_decoder))
-    log.info("packing: %d packs of at most %d tokens, of %d rows", len(packs), packs.capacity, len(rows))
+    log.info("packing: %d packs of at most %d tokens, of %d rows", len(packs), packs.max_seq_length, len(rows))
     return packs
 
 
@@ -193,8 +192,8 @@ def _unsharded_best(
     best = Path(str(trainer.state.best_model_checkpoint))
     with sharding.set_aside(trainer.args):
         if not options.apply_lora:
-            return load_model(task, best, prepared)
-        plain, output = load_model(task, base, prepared), trainer.checkpoints.path.parent
+            return task.load_model(best, prepared.info.meta, new_head=False)
+        plain, output = task.load_model(base, prepared.info.meta), trainer.checkpoints.path.parent
         model = _adapted(plain, base, output, options, trainer.args)
         model.load_adapter(str(best), model.active_adapter, is_trainable=True)
         return model
@@ -258,29 +257,6 @@ def _scores_of_answers(
         return task.score(rows, answers, meta)
 
     return scores
-
-
-def load_model(task: Task, base: Path, prepared: Prepared, **loading: t.Any) -> t.Any:
-    """The base model with the task's head; ``loading`` is what from_pretrained takes besides.
-
-    Raises `UserError` where the architecture has none.
-    """
-    try:
-        return task.load_model(base, prepared.info.meta, **loading)
-    except ValueError as e:
-        if "Unrecognized configuration class" not in str(e):
-            raise
-        kind = json.loads((base / "config.json").read_text("utf-8")).get("model_type")
-        raise UserError(
-            f"{base}: a model of type '{kind}' cannot do {task.name}; expected one of a type that transformers' "
-            f"{' or '.join(task.architectures)} loads: {', '.join(_types(task.architectures))}. "
-            "Choose another base model."
-        ) from None
-
-
-def _types(auto_classes: t.Sequence[str]) -> list[str]:
-    """The types of model that transformers' auto classes load."""
-    return sorted({config.model_type for name in auto_classes for config in getattr(transformers, name)._model_mapping})
 
 
 def training_arguments(options: TrainingParams, folder: Path, world_size: int = 1) -> TrainingArguments:

@@ -1,4 +1,4 @@
-"""The Trainer that writes checkpoints and goes on from them so that nothing shows that it ever stopped."""
+"""The Trainer: it writes checkpoints, keeps the best, and resumes bit for bit as if never interrupted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers.trainer_callback import ExportableState
 from tuneport.artifacts import write_atomically
 from tuneport.stage import Preempted
 from tuneport.training.checkpoint.async_writer import HostCopy, Writer
-from tuneport.training.checkpoint.files import RUN_STATE, TRAINER_STATE, Checkpoint, CheckpointFolder
+from tuneport.training.checkpoint.checkpoint_folder import RUN_STATE, TRAINER_STATE, Checkpoint, CheckpointFolder
 from tuneport.training.loss import LossByItem
 from tuneport.training.monitoring import MonitoredTrainer
 from tuneport.training.packing import Packs, token_counts

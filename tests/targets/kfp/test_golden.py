@@ -1,6 +1,6 @@
-"""The document of every task, compared whole with what stands in tests/targets/golden/kfp and read by kfp's loader.
+"""The document of every task, compared with what stands in tests/targets/golden/kfp and read by kfp's loader.
 
-`python tests/targets/kfp/test_golden.py` writes those files anew: look at what git says has changed.
+Of one task all of it in every variant, of the others what differs from that (`tests/golden.py`).
 """
 
 import json
@@ -12,128 +12,58 @@ from pathlib import Path
 import pytest
 import yaml
 
-import pipelines
+from tests.golden import FIRST, difference
+from tests.targets.kfp.documents import (
+    FILES,
+    GOLDEN,
+    GOLDEN_FILES,
+    PLATFORM,
+    VALUES,
+    VARIANTS,
+    compiled,
+    golden,
+    kept,
+    parsed,
+)
 from tuneport import tasks
-from tuneport.runner.request import Request
-from tuneport.targets import load
-
-GOLDEN = Path(__file__).parent.parent / "golden" / "kfp"
-DIGEST = "sha256:" + 64 * "0"
-PLATFORM = {
-    "images": {
-        "base": f"registry.example/tuneport/base:1.0@{DIGEST}",
-        "trainer": f"registry.example/tuneport/trainer:1.0@{DIGEST}",
-    },
-    "image_pull_policy": "IfNotPresent",
-    "image_pull_secrets": ["registry"],
-    "security": {"run_as_user": 1000, "run_as_group": 1000},
-    "cpu_request": 2,
-    "cpu_limit": 4,
-    "memory_request": "8Gi",
-    "memory_limit": "16Gi",
-    "volumes": [{"claim": "data", "path": "/mnt/data"}, {"claim": "models", "path": "/mnt/models", "sub_path": "hub"}],
-    "secrets": [
-        {"name": "hub", "environment": {"HF_TOKEN": "token"}},
-        {"name": "object-store", "environment": {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}},
-        {"name": "certificates", "path": "/etc/tuneport/certificates"},
-    ],
-    "tracking_uri": "http://mlflow.tuneport:5000",
-    "labels": {"team": "language"},
-    "stages": {
-        "finetune": {
-            "accelerator_type": "nvidia.com/gpu",
-            "memory_limit": "64Gi",
-            "node_selector": {"node.kubernetes.io/instance-type": "gpu-large"},
-            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-            "retries": {"count": 1, "backoff": "2m"},
-            "timeout": "24h",
-            "environment": {"NCCL_DEBUG": "WARN"},
-            "annotations": {"sidecar.istio.io/inject": "false"},
-        },
-        "model_evaluation": {"accelerator_type": "nvidia.com/gpu", "shm_size": "2Gi"},
-    },
-}
-MODEL, DATA = {"pytorch_model_path": "s3://models/base"}, {"train_file_path": "s3://data/train.jsonl"}
-VALUES: dict[str, dict[str, object]] = {  # so that every kind of source and every optional stage stands in one of them
-    "chat_completion": {"huggingface_id": "acme/chat", **DATA, "apply_lora": True},
-    "question_answering": {
-        **MODEL,
-        **DATA,
-        "question_key": "question",
-        "context_key": "context",
-        "answers_key": "answers",
-    },
-    "summarization": {
-        "mlflow_model_path": "gs://models/summaries",
-        "train_mltable_path": "minio://data/table",
-        "document_key": "document",
-        "summary_key": "summary",
-    },
-    "text_classification": {
-        **MODEL,
-        **DATA,
-        "validation_file_path": "/mnt/data/validation.csv",
-        "test_file_path": "https://data.example/test.csv",
-        "sentence1_key": "text",
-        "label_key": "label",
-        "number_of_gpu_to_use_finetuning": 2,
-        "shm_size_finetune": "512m",
-        "registered_model_name": "questions",
-        "num_train_epochs": 3,
-    },
-    "text_generation": {"pytorch_model_path": "oci://registry.example/models/base:1", **DATA, "text_key": "text"},
-    "token_classification": {
-        "pytorch_model_path": "/mnt/models/base",
-        "train_file_path": "/mnt/data/train",
-        "token_key": "tokens",
-        "tag_key": "tags",
-    },
-    "translation": {**MODEL, **DATA, "source_lang": "en", "target_lang": "fr"},
-}
-
-
-SEVERAL = {
-    "shared_volume": {"claim": "training", "path": "/mnt/training"},
-    "service_account": "pipeline-runner",
-    "multi_node": {"queue": "gpus", "pending_timeout": "2h"},
-    "image_pull_policy": None,
-}
-VARIANTS: dict[str, tuple[dict[str, object], dict[str, object]]] = {  # by the ending of the file: settings, values
-    "": ({}, {}),
-    ".pytorchjob": (SEVERAL, {"num_nodes_finetune": 2}),
-    ".trainjob": ({**SEVERAL, "kubeflow_job": "trainjob"}, {"num_nodes_finetune": 3}),
-}
-FILES = [task + variant for task in VALUES for variant in VARIANTS]
-
-
-def compiled(file: str) -> str:
-    task, _, kind = file.partition(".")
-    settings, values = VARIANTS[f".{kind}" if kind else ""]
-    pipeline = pipelines.load(task)
-    request = Request(
-        output_dir=Path("/runs/1"), folder=Path("/home/me"), environment={}, platform={"kfp": {**PLATFORM, **settings}}
-    )
-    text: str = load("kfp").compile(pipeline, pipeline.resolve({**VALUES[task], **values}), request).text
-    return text
 
 
 def test_every_task_has_its_golden_file() -> None:
     assert set(tasks.names()) == set(VALUES)
-    assert {path.stem for path in GOLDEN.glob("*.yaml")} == set(FILES)
+    assert {path.stem for path in GOLDEN.glob("*.yaml")} == set(GOLDEN_FILES)
+
+
+@pytest.mark.parametrize("name", GOLDEN_FILES)
+def test_the_compiled_pipeline_is_the_one_in_the_golden_file(name: str) -> None:
+    expected = (GOLDEN / f"{name}.yaml").read_text("utf-8")
+    assert golden(name) == expected, "if the change is meant: make golden"
+
+
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant])
+@pytest.mark.parametrize("task", [task for task in VALUES if task != FIRST])
+def test_a_variant_changes_of_every_task_what_it_changes_of_the_first(task: str, variant: str) -> None:
+    def change(task: str) -> str:
+        return json.dumps(difference(kept(task, **same), kept(task + variant, **same))).replace(task, "TASK")
+
+    names = ("number_of_gpu_to_use_finetuning", "shm_size_finetune", "registered_model_name")
+    same = {name: VALUES[FIRST][name] for name in names}
+    assert change(task) == change(FIRST)
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_compiled_pipeline_is_the_one_in_the_golden_file(file: str) -> None:
-    expected = (GOLDEN / f"{file}.yaml").read_text("utf-8")
-    assert compiled(file) == expected, "if the change is meant: python tests/targets/kfp/test_golden.py"
+def test_a_document_is_written_with_sorted_keys_long_lines_folded_and_texts_as_they_are(file: str) -> None:
+    written = yaml.dump_all(
+        parsed(compiled(file)), Dumper=yaml.CSafeDumper, sort_keys=True, width=120, allow_unicode=True
+    )
+    assert compiled(file) == written
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.yaml")), ids=lambda path: path.stem)
-def test_kfps_loader_takes_every_golden_file(path: Path) -> None:
+@pytest.mark.parametrize("file", FILES)
+def test_kfps_loader_takes_every_document(file: str) -> None:
     from kfp import components
 
-    loaded = components.load_component_from_text(path.read_text("utf-8"))
-    spec = yaml.safe_load(path.read_text("utf-8").split("\n---\n")[0])
+    loaded = components.load_component_from_text(compiled(file))
+    spec, _ = parsed(compiled(file))
     assert set(loaded.component_spec.inputs) == set(spec["root"]["inputDefinitions"]["parameters"])
     assert set(loaded.component_spec.outputs) == {"pytorch_model_folder", "mlflow_model_folder", "evaluation_result"}
     executors = loaded.platform_spec.platforms["kubernetes"].deployment_spec.executors
@@ -173,9 +103,3 @@ def test_a_task_in_a_folder_of_the_users_compiles_like_any_other(tmp_path: Path)
     assert spec["pipelineInfo"]["name"] == "eighth"
     assert spec["root"]["inputDefinitions"]["parameters"]["piece_key"]["defaultValue"] == "tokens"
     assert spec["deploymentSpec"]["executors"]["exec-finetune"]["container"]["args"][:2] == ["--task_name", "eighth"]
-
-
-if __name__ == "__main__":
-    GOLDEN.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        (GOLDEN / f"{name}.yaml").write_text(compiled(name), "utf-8")

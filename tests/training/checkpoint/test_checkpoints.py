@@ -16,7 +16,7 @@ from tuneport.artifacts import link_or_copy
 from tuneport.errors import UserError
 from tuneport.stage import execute
 from tuneport.training.checkpoint.async_writer import HostCopy, Writer
-from tuneport.training.checkpoint.files import Checkpoint, CheckpointFolder
+from tuneport.training.checkpoint.checkpoint_folder import Checkpoint, CheckpointFolder
 
 VALUES = {"learning_rate": 3e-3, "per_device_train_batch_size": 8, "save_total_limit": 4}
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "run_state.json"]

@@ -17,7 +17,7 @@ import steps
 from tuneport import tasks
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
-from tuneport.modeling.adapters import load_merged
+from tuneport.modeling.merged_adapters import load_merged
 from tuneport.stage import execute
 from tuneport.tracking import Run
 from tuneport.training.model.lora import head_modules, target_modules
@@ -184,7 +184,7 @@ def test_a_lora_parameter_without_lora_is_refused(model: Callable[[str], Path], 
         stage.check()
 
 
-@pytest.mark.parametrize("expected", ["no_such_module", "query,no_such_module", "query[", " , "])
+@pytest.mark.parametrize("wanted", ["no_such_module", "query,no_such_module", "query[", " , "])
 def test_a_target_that_fits_no_module_is_refused(
     wanted: str, model: Callable[[str], Path], prepared: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
@@ -196,7 +196,7 @@ def test_a_target_that_fits_no_module_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("expected", ["query,value", r".*\.self\.(query|value)"])
+@pytest.mark.parametrize("wanted", ["query,value", r".*\.self\.(query|value)"])
 def test_targets_are_names_or_patterns(
     wanted: str, model: Callable[[str], Path], prepared: Callable[[str, str], Path], tmp_path: Path
 ) -> None:

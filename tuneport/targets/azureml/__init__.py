@@ -62,7 +62,10 @@ class AzureML(Target):
 
 
 def write(document: Document, output: Path) -> None:
-    """Write a document's files to a folder, with what its images are built of."""
+    """Write a document's files to a folder, with what its images are built of.
+
+    Raises `UserError` where something else stands there, or it cannot be written.
+    """
     _refuse_foreign(output)
     if document.source is not None:
         _check_source(document.source)

@@ -28,6 +28,7 @@ from tuneport.targets.docker.settings import Settings, shm_size
 SCRATCH = Path("/tmp")  # noqa: S108  (of the container: in memory, and gone with it)
 GPUS = Path("/dev/nvidiactl")  # there where a driver is
 PASSED_ON = ("MLFLOW_", "OMP_")  # variables that stages get, by how they begin
+USER_FOLDERS = ("TUNEPORT_TASKS", "TUNEPORT_STEPS")  # tasks and stages of the user's own
 PASSED_ON_WITH_NETWORK = (
     "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
@@ -182,8 +183,7 @@ def _variables(plan: Plan, stage: Stage, settings: Settings, networked: bool) ->
     names = {n for n in plan.environment if n.startswith(PASSED_ON)} | set(stage.environment) - {"PYTHONPATH"}
     if networked:
         names |= {n for n in PASSED_ON_WITH_NETWORK if n in plan.environment}
-    if "TUNEPORT_TASKS" in plan.environment:
-        names.add("TUNEPORT_TASKS")
+    names |= {n for n in USER_FOLDERS if n in plan.environment}
     return sorted(names | set(settings.environment))
 
 
@@ -236,8 +236,7 @@ def _mounts(plan: Plan, stage: Stage, store: Path | None) -> Iterator[Mount]:
     for artifact in stage.inputs.values():
         if artifact.user_supplied or not artifact.path.is_relative_to(plan.output_dir):
             yield from read_only(artifact)
-    if tasks := plan.environment.get("TUNEPORT_TASKS"):
-        folder = plan.folder / tasks
+    for folder in (plan.folder / plan.environment[name] for name in USER_FOLDERS if plan.environment.get(name)):
         yield Mount(source=folder, target=folder)
     if stage.step.network:
         cache = hub_cache(plan.environment)

@@ -56,7 +56,7 @@ class Plan:
 
     @cached_property
     def parameters(self) -> dict[str, Port]:
-        """What may be set again when a run is started, by name: locations, and every value that settles no machine."""
+        """The runtime parameters of the KFP pipeline, by name: locations, and values that choose no hardware."""
         read = {v.port for n in self.nodes for v in n.values.values() if isinstance(v, Ref) and v.node is None}
         return {
             name: port
@@ -180,8 +180,10 @@ def _component(plan: Plan, node: Node) -> Callable[..., PipelineTask]:
         port = ports[name]
         if port.kind == "input":
             kind = dsl.Input[_class(CLASSES[port.type.__name__])]
-            arguments.append(Argument(name, kind, port.help, None if port.optional else REQUIRED))
-            if (source := plan.sources.get(ref.port)) and ref.node is None and not source.imported:
+            source = plan.sources.get(ref.port) if ref.node is None else None
+            located = source is not None and not source.imported  # the location stands for the artifact
+            arguments.append(Argument(name, kind, port.help, None if port.optional or located else REQUIRED))
+            if located:
                 arguments.append(
                     Argument(name + LOCATION, str, f"Path or https URI of {name}, instead of an artifact.")
                 )

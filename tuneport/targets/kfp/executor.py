@@ -105,7 +105,10 @@ def _number(value: t.Any, type_: type) -> t.Any:
 
 
 def fetch(name: str, uri: str, folder: Path) -> Path:
-    """Fetch what an input names from a web server, under its own file name."""
+    """Fetch what an input names from a web server, under its own file name.
+
+    Raises `UserError` where the server cannot be reached or refuses.
+    """
     target = folder / name / (Path(urllib.parse.urlsplit(uri).path).name or "data")
     target.parent.mkdir()
     try:

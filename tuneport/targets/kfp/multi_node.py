@@ -30,7 +30,10 @@ log = logging.getLogger("tuneport.launch")
 
 
 def run(step: type[Step], description: str, run_id: str, given: Mapping[str, t.Any]) -> int:
-    """Run a stage as a job of this run; ``description``: what was known of it when the pipeline was compiled."""
+    """Run a stage as a job of this run; ``description``: what was known of it when the pipeline was compiled.
+
+    Raises `UserError` for a run id that is not one, and what the stage and the cluster refuse.
+    """
     known = json.loads(description)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run_id):
         raise UserError(f"{RUN_FLAG}={run_id!r}: not valid; expected the id of a run.")

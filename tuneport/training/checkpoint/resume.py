@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tuneport.errors import UserError
 from tuneport.step import Port, show
-from tuneport.training.checkpoint.files import PREFIX, RUN_STATE, Checkpoint, CheckpointFolder, origin
+from tuneport.training.checkpoint.checkpoint_folder import PREFIX, RUN_STATE, Checkpoint, CheckpointFolder, origin
 
 log = logging.getLogger("tuneport.finetune")
 

@@ -9,12 +9,12 @@ import typing as t
 from pathlib import Path
 
 import torch
-import transformers
 from peft import LoraConfig, PeftModel
 from transformers.pytorch_utils import Conv1D
 
 from tuneport.artifacts import MANIFEST, Model, read_manifest
 from tuneport.errors import UserError
+from tuneport.serving.model_loader import ModelLoader
 from tuneport.training.parameters import AdapterParams
 
 log = logging.getLogger("tuneport.finetune")
@@ -82,28 +82,16 @@ def head_modules(model: t.Any, base: Path) -> list[str]:
 
     A language model's head is none of them.
     """
-    if model.base_model is model:  # T5 and its like have no module that is the model without a head
-        auto_class: t.Any = transformers.AutoModel
-        with torch.device("meta"):
-            common = {name for name, _ in auto_class.from_config(model.config).named_children()}
-    else:
-        common = {model.base_model_prefix}
+    loader = ModelLoader(type(model).__name__)
     vocabulary = model.get_output_embeddings()
     own = [
         name
         for name, module in model.named_children()
-        if name not in common and module is not vocabulary and next(module.parameters(), None) is not None
+        if name in loader.heads(model) and module is not vocabulary and next(module.parameters(), None) is not None
     ]
-    modules = {name.rpartition(".")[0] for name in _lacking(model, base)}
+    lacking = loader.lacking(str(base), model.config)
+    modules = {name.rpartition(".")[0] for name in lacking}
     return own + sorted(name for name in modules if name.partition(".")[0] not in own)
-
-
-def _lacking(model: t.Any, base: Path) -> list[str]:
-    """The weights that the files of ``base`` do not have in this model's size."""
-    _, found = type(model).from_pretrained(
-        base, config=model.config, device_map="meta", ignore_mismatched_sizes=True, output_loading_info=True
-    )
-    return [*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]
 
 
 def target_modules(model: t.Any, wanted: str, heads: list[str]) -> list[str]:

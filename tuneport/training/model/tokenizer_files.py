@@ -7,7 +7,7 @@ import shutil
 import typing as t
 from pathlib import Path
 
-from tuneport.model_source.files import TOKENIZER_FILES
+from tuneport.model_source.model_files import TOKENIZER_FILES
 
 
 class TokenizerFiles:
@@ -21,10 +21,10 @@ class TokenizerFiles:
 
     model_input_names: t.ClassVar = ["input_ids"]
 
-    def __init__(self, base: Path, max_length: int, chat_template: str | None) -> None:
+    def __init__(self, base: Path, max_seq_length: int, chat_template: str | None) -> None:
         self.base, self.chat_template = base, chat_template
         config = json.loads((base / "tokenizer_config.json").read_text("utf-8"))
-        self.config = {**config, "model_max_length": max_length}
+        self.config = {**config, "model_max_length": max_seq_length}
         if chat_template is not None:
             self.config.pop("chat_template", None)
 

@@ -73,7 +73,7 @@ class PaddingFree:
         return isinstance(self.method, Unpadding) and self.method.gives_losses
 
     def computed_tokens(self, padded: int, lengths: t.Any) -> int:
-        """How many tokens a batch is computed with, padding among them, of which there are ``padded`` as it comes."""
+        """How many tokens are computed for a batch whose padded size is ``padded`` tokens."""
         return padded if self.method is None or not self.method.enabled else self.method.computed_tokens(lengths)
 
     def collator(self, collate: Callable[[list[Batch]], Batch]) -> Callable[[list[Batch]], Batch]:

@@ -1,6 +1,6 @@
-"""Let a model compute a padded batch in parts, each of rows of similar length and only as wide as the longest of them.
+"""Compute a padded batch in length buckets: rows of similar length together, each bucket as wide as its longest row.
 
-For models whose attention takes rows of one length. The rows of a batch, its loss and its gradients stay what they are.
+For models whose attention needs rows of one length. The batch's rows, loss and gradients stay the same.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ COST_OF_BUCKET_ACCELERATED = 4096
 
 
 def buckets(sizes: Sequence[Size], cost_of_bucket: int) -> list[list[int]]:
-    """The numbers of rows that are computed together: those of similar length, for the fewest places in all.
+    """Group rows of similar length so that the fewest tokens are computed, padding included; returns row numbers.
 
-    A part counts as ``cost_of_bucket`` places beside its own.
+    Each bucket costs ``cost_of_bucket`` tokens beside its own. The rows are sorted by length, and the best cuts follow
+    by dynamic programming over the sorted rows, which is exact.
     """
     order = sorted(range(len(sizes)), key=lambda row: sizes[row])
     inputs, targets = (np.array([sizes[row][place] for row in order]) for place in range(2))
@@ -92,7 +93,7 @@ class LengthBuckets:
 
     @contextlib.contextmanager
     def tested(self) -> t.Iterator[None]:
-        """While it is, rows of each length are a part."""
+        """Within this block, rows are grouped by their exact length, for the self-test."""
         kept, self._cost_of_bucket = self._cost_of_bucket, 0
         try:
             yield
@@ -149,12 +150,12 @@ class LengthBuckets:
 
 
 def _by_token(labels: torch.Tensor | None) -> bool:
-    """Whether labels are of tokens; those of rows may be several numbers, too."""
+    """Whether labels are of tokens, (rows, width) of int64; several numbers a row are floats."""
     return labels is not None and labels.dim() == 2 and not labels.is_floating_point()
 
 
 def _together(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Parts one after another, of one width; -1 where a part is less wide."""
+    """Buckets (rows, width, …) one after another, padded with -1 to the widest one."""
     if tensors[0].dim() == 1 or len({tensor.shape[1:] for tensor in tensors}) == 1:
         return torch.cat(tensors)
     width = max(tensor.shape[1] for tensor in tensors)

@@ -100,7 +100,7 @@ class Unpadding:
 
     @contextlib.contextmanager
     def tested(self) -> t.Iterator[None]:
-        """While it is, as ever."""
+        """Within this block nothing changes; see `LengthBuckets.tested`."""
         yield
 
     def _wrap(self, model: t.Any) -> None:
@@ -156,7 +156,10 @@ class Unpadding:
         return None if rows is None or args[0].dim() != 3 else (rows.padded(args[0]), *args[1:])
 
     def _let_head_give_losses(self, head: chunked_cross_entropy.Head) -> None:
-        """Within the head's own call: what shards weights gathers the head's before that, and once."""
+        """Let the head's own forward compute the losses.
+
+        It runs inside the head's call so that FSDP and ZeRO-3 gather the head's weights exactly once.
+        """
         plain = head.linear.forward
 
         @functools.wraps(plain)

@@ -1,7 +1,7 @@
 """Attention over rows that stand one after another without padding, each row by itself, as transformers calls it.
 
-Such rows need no mask. In its place the layers are handed `bounds`, a tensor of a mask's four dimensions, which
-transformers passes on as it is to whatever computes the attention: it says which rows there are.
+Such rows need no mask. We pass their `bounds` (1, 1, longest row, rows + 1) in the attention mask's place, because
+transformers forwards that argument unchanged to the function that computes the attention, whatever the model.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ VARLEN, VARLEN_FA2 = "varlen", "varlen_fa2"  # by torch's own kernels, by flash-
 
 
 def bounds(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Where each of the rows begins, and where the last one ends: (1, 1, longest row, rows + 1) of int32.
+    """Cumulative row lengths, from 0, as int32 of shape (1, 1, longest row, rows + 1).
 
-    The longest row is the size of a dimension, so that asking for it does not wait for a GPU; it takes no memory.
+    The third dimension carries the longest row's length in tokens: reading a shape does not wait for a GPU, reading a
+    value does. It is an expanded view, so it takes no memory.
     """
     places = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     return places.to(device, non_blocking=True).expand(1, 1, max(lengths), len(places))
@@ -32,7 +33,11 @@ Compute = t.Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "How"], torch.Te
 
 
 def attention_by(compute: Compute) -> t.Callable[..., tuple[torch.Tensor, None]]:
-    """Attention of (1, heads, tokens, size) by ``compute`` where the mask is `bounds`, else by sdpa."""
+    """An attention function as transformers calls it: by ``compute`` where the mask is `bounds`, else by sdpa.
+
+    ``compute`` maps a query (1, heads, tokens, size), a key and a value (1, key heads, tokens, size) and `How` to an
+    output (1, tokens, heads, size).
+    """
 
     def attention(
         module: t.Any,
@@ -51,30 +56,30 @@ def attention_by(compute: Compute) -> t.Callable[..., tuple[torch.Tensor, None]]
 
 
 def _torch(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: How) -> torch.Tensor:
-    """By torch's kernels."""
+    """By torch's kernels; shapes as `attention_by` says. Raises ValueError for a soft cap, which they do not have."""
     if how.softcap:
         raise ValueError("torch's attention has no softcap")
     if query.device.type != "cuda":
         return row_by_row(query, key, value, how)
-    if how.dropout or query.dtype not in (torch.float16, torch.bfloat16):  # which torch's varlen_attn has not
+    if how.dropout or query.dtype not in (torch.float16, torch.bfloat16):  # varlen_attn has neither dropout nor float32
         return padded_within(query, key, value, how)
     return _torch_varlen(query, key, value, how)
 
 
 @dc.dataclass(frozen=True, kw_only=True)
 class How:
-    """What an attention is to be: the rows, by their `bounds`, and what a model says of it."""
+    """How to attend: the rows, by their `bounds`, and the settings that the model's layer passes."""
 
     rows: torch.Tensor
     dropout: float = 0.0
     scale: float | None = None
     causal: bool
-    window: int | None = None  # tokens that one looks back at, itself among them, and forward unless causal
+    window: int | None = None  # in tokens, the token itself included: looking back, and forward unless causal
     softcap: float = 0.0
 
     @property
     def starts(self) -> torch.Tensor:
-        """Of each row, and the end of the last one."""
+        """(rows + 1,): each row's first token, then the number of tokens."""
         return self.rows[0, 0, 0]
 
     @property
@@ -101,7 +106,7 @@ def _how(module: t.Any, rows: torch.Tensor, **kwargs: t.Any) -> How:
 
 
 def row_by_row(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: How) -> torch.Tensor:
-    """One call a row; asks how long they are, which a GPU would have to be waited for."""
+    """One kernel call a row; shapes as `attention_by` says. For CPUs: reading lengths would wait for a GPU."""
     lengths = [length for length in how.starts.diff().tolist() if length]
     parts = [torch.split(part, lengths, 2) for part in _alike(query, key, value)]
     found = []
@@ -114,14 +119,14 @@ def row_by_row(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how:
 
 
 def padded_within(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: How) -> torch.Tensor:
-    """One call, for which alone the rows are padded; nothing waits for a GPU."""
+    """One kernel call over rows padded for it alone; shapes as `attention_by` says. Nothing waits for the GPU."""
     tokens, device = query.shape[2], query.device
     columns = torch.arange(how.longest, device=device)
     is_real = columns < how.starts.diff()[:, None]
     source = (how.starts[:-1, None] + columns).clamp(max=tokens - 1)
     padded = [part[0].transpose(0, 1)[source].transpose(1, 2) for part in _alike(query, key, value)]
     allowed = is_real[:, None, None, :] & _within(how.longest, how, device)
-    allowed = allowed | ~is_real[:, None, :, None]  # what is no token has to see something, lest it be no number
+    allowed = allowed | ~is_real[:, None, :, None]  # a padded query must see something: softmax over nothing is NaN
     found = _scaled(padded, attn_mask=allowed, dropout_p=how.dropout, scale=how.scale)
     places = torch.arange(tokens, device=device, dtype=torch.int32)
     row = torch.bucketize(places, how.starts[1:], right=True)
@@ -156,7 +161,7 @@ def _flash_attn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how
 
 
 def _alike(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """With a key and a value for each head of a query."""
+    """Key and value repeated, so that each head of the query has its own: (1, heads, tokens, size) three times."""
     groups = query.shape[1] // key.shape[1]
     return query, *(part if groups == 1 else repeat_kv(part, groups) for part in (key, value))
 
@@ -166,7 +171,7 @@ def _scaled(parts: t.Any, **kwargs: t.Any) -> torch.Tensor:
 
 
 def _within(length: int, how: How, device: torch.device) -> torch.Tensor:
-    """Which (query, key) of a row go together, as transformers' masks have it."""
+    """(length, length) of bool: which key each query sees, as transformers' masks have it."""
     places = torch.arange(length, device=device)
     back = places[:, None] - places
     seen = back >= 0 if how.causal else torch.ones_like(back, dtype=torch.bool)
@@ -177,4 +182,4 @@ attention = attention_by(_torch)
 AttentionInterface.register(VARLEN, attention)
 AttentionInterface.register(VARLEN_FA2, attention_by(_flash_attn))
 for _name in (VARLEN, VARLEN_FA2):
-    AttentionMaskInterface.register(_name, sdpa_mask)  # of batches that come padded, as where answers are generated
+    AttentionMaskInterface.register(_name, sdpa_mask)  # for batches that come padded: answers are generated from those

@@ -1,0 +1,95 @@
+"""A model's weights, read from a folder: the one place where they come in, for training, evaluation and serving."""
+
+from __future__ import annotations
+
+import typing as t
+
+
+class ModelLoader:
+    """Loads models of one of transformers' classes, and initialises no weight at random unless it may. Self-contained.
+
+    ``architecture`` names the class, as in AutoModelForCausalLM. After a call, ``new`` holds the names of the weights
+    that were initialised at random, ``unused`` those of the folder's weights that the class has no place for.
+    """
+
+    def __init__(self, architecture: str) -> None:
+        self.architecture = architecture
+        self.new: list[str] = []
+        self.unused: list[str] = []
+
+    def __call__(self, folder: str, *, new_head: bool = False, **loading: t.Any) -> t.Any:
+        """Return the model; ``loading`` is what from_pretrained takes besides the folder: config, dtype, device_map, …
+
+        ``new_head``: what the class has beside the trunk, the head, may be initialised at random, from torch's seed.
+        Raises ValueError where the folder lacks other weights or has them in another size.
+        """
+        import transformers
+
+        model, found = getattr(transformers, self.architecture).from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **loading
+        )
+        missing = set(found["missing_keys"])
+        mismatched = {name: (tuple(theirs), tuple(ours)) for name, theirs, ours in found["mismatched_keys"]}
+        self.new = sorted(missing | set(mismatched))
+        self.unused = sorted(found["unexpected_keys"])
+        heads = self.heads(model) if new_head else []
+        refused = [name for name in self.new if not any(name.startswith(f"{head}.") for head in heads)]
+        if refused:
+            raise ValueError(self._problem(model, refused, mismatched))
+        return model
+
+    def lacking(self, folder: str, config: t.Any) -> list[str]:
+        """The names of the weights that a folder lacks, or has in another size than ``config`` says. Reads none."""
+        self(folder, new_head=True, config=config, device_map="meta")
+        return self.new
+
+    def heads(self, model: t.Any) -> list[str]:
+        """The names of the modules that a model has beside its trunk.
+
+        The pooler counts as one of them: models that were trained on masked words come without.
+        """
+        import torch
+        import transformers
+
+        if model.base_model is model:  # T5 and its like have no module that is the model without a head
+            auto_class: t.Any = transformers.AutoModel
+            with torch.device("meta"):
+                trunk = {name for name, _ in auto_class.from_config(model.config).named_children()}
+        else:
+            trunk = {model.base_model_prefix}
+        own = [name for name, _ in model.named_children() if name not in trunk]
+        pooler = "pooler" if model.base_model is model else f"{model.base_model_prefix}.pooler"
+        return [*own, pooler]
+
+    def _problem(self, model: t.Any, refused: list[str], mismatched: dict[str, t.Any]) -> str:
+        total = len(model.state_dict())
+        shown = ", ".join(
+            f"{name} (is {list(mismatched[name][0])}, expected {list(mismatched[name][1])})"
+            if name in mismatched
+            else name
+            for name in refused[:3]
+        )
+        rest = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
+        kind = type(model).__name__
+        return (
+            f"{len(refused)} of the {total} weights of a {kind} are not in the model's files, and would be random: "
+            f"{shown}{rest}. {self._reason(refused, mismatched)}"
+        )
+
+    def _reason(self, refused: list[str], mismatched: dict[str, t.Any]) -> str:
+        """What the files hold instead, and what to do."""
+        found = ", ".join(self.unused[:3])
+        if any(".lora_" in name or name.startswith("base_model.model.") for name in self.unused):
+            return f"The files hold LoRA's weights ({found}): import the adapter together with its base model."
+        for wanted in refused:
+            for name in self.unused:
+                if name.endswith(f".{wanted}"):
+                    prefix = name.removesuffix(wanted)
+                    return f"The files have it as {name}: remove '{prefix}' from the names of the weights."
+        if any(name in mismatched for name in refused):
+            return "Its config.json is of a model of another size: take that which belongs to the weights."
+        if self.unused:
+            return (
+                f"The files hold {len(self.unused)} others instead ({found}): take the files of one and the same model."
+            )
+        return "The files are not whole: copy or download the model again."
