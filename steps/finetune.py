@@ -40,6 +40,8 @@ class Finetune(Step, TaskParams, TrainingParams):
             raise UserError("max_steps=0: trains nothing; expected -1 (as many as the epochs take) or a number > 0.")
         if self.save_total_limit == 0:
             raise UserError("save_total_limit=0: keeps no checkpoint; expected -1 (all) or a number > 0.")
+        if self.eval_accumulation_steps == 0:
+            raise UserError("eval_accumulation_steps=0: not valid; expected -1 (once, at the end) or a number > 0.")
         conflicts.check(self)
 
     def check_files(self) -> None:

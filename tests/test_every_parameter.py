@@ -15,18 +15,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from transformers import TrainerCallback
 
 import pipelines
 import steps
 from tuneport import tasks
-from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.parameters import GenerationParams
 from tuneport.stage import execute
 from tuneport.tasks.task import Split
-from tuneport.tracking import Run
-from tuneport.training.train import train
 
 # parameter: (what is set in both runs, value in the first, value in the second)
 Table = dict[str, tuple[dict[str, Any], Any, Any]]
@@ -51,52 +47,10 @@ PREPROCESS: Table = {
     "test_split_ratio": ({}, 0.1, 0.3),
     "split_seed": ({}, 42, 43),
 }
-STEPS = {"evaluation_strategy": "steps", "eval_steps": 8}
-STOPS = {"apply_early_stopping": True, "num_train_epochs": 5, "learning_rate": 1e-6, "early_stopping_threshold": 0.5}
-LORA = {"apply_lora": True, "merge_lora_weights": False}
-FINETUNE: Table = {
-    "apply_lora": ({}, False, True),
-    "lora_alpha": (LORA, 128, 16),
-    "lora_r": (LORA, 8, 4),
-    "lora_dropout": (LORA, 0.0, 0.5),
-    "lora_target_modules": (LORA, "auto", "query,value"),
-    "use_rslora": (LORA, False, True),
-    "use_dora": (LORA, False, True),
-    "merge_lora_weights": ({"apply_lora": True}, True, False),
-    "num_train_epochs": ({}, 1, 2),
-    "max_steps": ({}, -1, 3),
-    "learning_rate": ({}, 1e-3, 2e-3),
-    "lr_scheduler_type": ({}, "linear", "cosine"),
-    "warmup_steps": ({}, 0, 4),
-    "optim": ({}, "adamw_hf", "adafactor"),
-    "weight_decay": ({}, 0.0, 0.5),
-    "adam_beta1": ({}, 0.9, 0.5),
-    "adam_beta2": ({}, 0.999, 0.9),
-    "adam_epsilon": ({}, 1e-8, 1e-2),
-    "max_grad_norm": ({"optim": "adafactor"}, 1.0, 0.01),
-    "per_device_train_batch_size": ({}, 8, 4),
-    "group_by_length": ({}, False, True),
-    "packing": ({}, False, True),
-    "gradient_accumulation_steps": ({}, 1, 2),
-    "per_device_eval_batch_size": ({}, 64, 2),
-    "precision": ({}, "32", "bf16"),
-    "seed": ({}, 42, 43),
-    "evaluation_strategy": ({"eval_steps": 5}, "epoch", "steps"),
-    "eval_steps": (STEPS, 8, 4),
-    "evaluation_steps_interval": ({}, 0.0, 0.5),
-    "logging_strategy": ({}, "steps", "epoch"),
-    "logging_steps": ({}, 10, 3),
-    "save_total_limit": ({"num_train_epochs": 4}, -1, 1),
-    "resume_from_checkpoint": ({"num_train_epochs": 3}, "false", "EARLIER"),
-    "apply_early_stopping": (STOPS, True, False),
-    "early_stopping_patience": (STOPS, 1, 2),
-    "early_stopping_threshold": (STOPS, 0.5, 0.0),
-}
 CONDITIONS: Table = {"registered_model_name": ({}, None, "questions")}
 SHARED = {
     "model_import": MODEL_IMPORT,
     "preprocess": PREPROCESS,
-    "finetune": FINETUNE,
     "model_evaluation": {},
     "model_registration": CONDITIONS,
 }
@@ -149,7 +103,6 @@ OWN = {
                 "label_key": ({}, "label", "second_label"),
                 "multi_label": ({"label_key": "labels"}, True, False),
             },
-            "finetune": {"metric_for_best_model": ({}, "loss", "accuracy")},
             "model_evaluation": {"trivial_baselines": ({}, True, False)},
         },
     ),
@@ -162,7 +115,6 @@ OWN = {
                 "tag_key": ({}, "tags", "plain"),
                 "label_all_tokens": ({}, False, True),
             },
-            "finetune": {"metric_for_best_model": ({}, "loss", "f1")},
             "model_evaluation": {"trivial_baselines": ({}, True, False)},
         },
     ),
@@ -171,22 +123,9 @@ OWN = {
 
 # The other tasks' parameters are tried beside their models, in tests/tasks/test_TASK.py; what they share, once.
 ELSEWHERE = ("question_answering", "summarization", "translation", "text_generation", "chat_completion")
-# These change how the work is done and not its result; their effects are seen in tests/training.
-SAME_RESULT = {
-    "auto_find_batch_size",
-    "gradient_checkpointing",
-    "dataloader_num_workers",
-    "number_of_gpu_to_use_finetuning",
-    "num_nodes_finetune",
-    "apply_deepspeed",
-    "deepspeed_stage",
-    "deepspeed_offload",
-    "fsdp",
-    "attention",
-    "padding_free",
-    "quantization",
-}
-SHARED_ELSEWHERE = {*SAME_RESULT, *GenerationParams.ports(), "metric_for_best_model", "trivial_baselines"}
+# What finetune takes is tried in tests/tasks/test_training_parameters.py, in every task.
+TRAINING = {name for name, port in steps.load("finetune", FIRST).ports().items() if port.kind == "param"}
+SHARED_ELSEWHERE = {*TRAINING, *GenerationParams.ports(), "trivial_baselines"}
 
 
 def cases(stage: str) -> list[Any]:
@@ -221,17 +160,14 @@ def test_trivial_baselines_are_left_out_where_they_are_not_wanted(task: str) -> 
     assert found[True] and not found[False]
 
 
-def test_parameters_that_change_no_result_are_tried_in_the_tests_of_training() -> None:
-    text = "".join(file.read_text("utf-8") for file in (Path(__file__).parent / "training").rglob("test_*.py"))
-    assert not [name for name in SAME_RESULT if name not in text]
-
-
 @pytest.mark.parametrize("task", OWN)
 def test_the_tables_cover_every_parameter_of_the_pipeline(task: str) -> None:
     own = OWN[task].tables
-    tested = SAME_RESULT | {name for tables in (SHARED, own) for table in tables.values() for name in table}
+    tested = TRAINING - {"task_name"} | {
+        name for tables in (SHARED, own) for table in tables.values() for name in table
+    }
     assert tested == {name for name, port in pipelines.load(task).params.items() if port.kind == "param"}
-    assert own.keys() <= {"preprocess", "finetune", "model_evaluation"}, "no test below runs this stage"
+    assert own.keys() <= {"preprocess", "model_evaluation"}, "no test below runs this stage"
     for stage, table in own.items():
         assert not table.keys() - steps.load(stage, task).ports().keys()
 
@@ -331,71 +267,6 @@ def test_a_preprocess_parameter_has_an_effect(
     assert isinstance(runs[0], dict), runs[0]
     assert runs[0] == runs[2], "equal parameters must give equal output, or a difference shows nothing"
     assert runs[0] != runs[1]
-
-
-class CountForwardPasses(TrainerCallback):  # type: ignore[misc]
-    """How many batches were evaluated."""
-
-    def __init__(self) -> None:
-        self.evaluation_batches = 0
-
-    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
-        self.evaluation_batches += 1
-
-
-def training_outcome(values: dict[str, Any], ready: Ready, output: Path) -> Any:
-    """All that training computed: weights and optimizer states, the log without timings, evaluation batches."""
-    defaults = {"per_device_train_batch_size": 8, "per_device_eval_batch_size": 64, "learning_rate": 1e-3}
-    if values.get("resume_from_checkpoint") == "EARLIER":  # a run with the same values but for its length
-        earlier = output.with_name("earlier")
-        training_outcome(
-            {n: v for n, v in values.items() if n != "resume_from_checkpoint"} | {"num_train_epochs": 1}, ready, earlier
-        )
-        values = values | {"resume_from_checkpoint": str(earlier)}
-    stage = steps.load("finetune", ready.task)(**ready.inputs("finetune"), **defaults | values)
-    counted, metric = CountForwardPasses(), vars(stage)["metric_for_best_model"]
-    task, read, run = tasks.load(ready.task), Prepared(ready.prepared), Run()
-    options: Any = stage
-    result = train(
-        task, ready.model, read, options, metric_for_best_model=metric, output=output, run=run, callbacks=[counted]
-    )
-    timings = ("runtime", "per_second")
-    log = json.loads((output / "trainer_state.json").read_text())["log_history"]
-    logged = [{k: v for k, v in entry.items() if not any(word in k for word in timings)} for entry in log]
-    timed = ("trainer_state.json", "manifest.json", "manifest.sha256")
-    drawn = "rng_state.pth"  # an import on first use draws from Python's generator: no effect on a weight
-    kept = {k: v for k, v in contents(output).items() if not k.endswith((*timed, drawn))}
-    return kept, logged, counted.evaluation_batches, result.best_metric
-
-
-@pytest.fixture(scope="module")
-def outcomes() -> dict[str, Any]:
-    """Outcomes by their values, since many parameters are compared with the same run."""
-    return {}
-
-
-@pytest.mark.parametrize(("task", "name", "row"), cases("finetune"))
-def test_a_finetune_parameter_has_an_effect(
-    *, task: str, name: str, row: Any, ready: Callable[[str], Ready], outcomes: dict[str, Any], tmp_path: Path
-) -> None:
-    shared, first, second = row
-    runs = []
-    ports = steps.load("finetune", task).ports()
-    for value in (first, second):
-        values = {n: v for n, v in (shared | {name: value}).items() if v != ports[n].default}
-        key = json.dumps([task, values], sort_keys=True)
-        if key not in outcomes:
-            outcomes[key] = training_outcome(values, ready(task), tmp_path / str(value))
-        runs.append(outcomes[key])
-    assert runs[0] != runs[1]
-
-
-@pytest.mark.parametrize("task", OWN)
-def test_training_repeats_itself_so_that_a_difference_shows_an_effect(
-    task: str, ready: Callable[[str], Ready], tmp_path: Path
-) -> None:
-    first, second = (training_outcome({}, ready(task), tmp_path / name) for name in "ab")
-    assert first == second
 
 
 @pytest.mark.parametrize(("task", "name", "row"), cases("model_evaluation"))

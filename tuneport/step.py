@@ -62,6 +62,7 @@ def param(
     *,
     choices: Sequence[str] = ...,
     resource: Resource = ...,
+    refused: Mapping[str, str] = ...,
     gt: float = ...,
     ge: float = ...,
     lt: float = ...,
@@ -74,6 +75,7 @@ def param(
     default: T,
     choices: Sequence[str] = ...,
     resource: Resource = ...,
+    refused: Mapping[str, str] = ...,
     gt: float = ...,
     ge: float = ...,
     lt: float = ...,
@@ -85,15 +87,23 @@ def param(
     default: t.Any = REQUIRED,
     choices: Sequence[str] = (),
     resource: Resource | None = None,
+    refused: Mapping[str, str] | None = None,
     **bounds: float,
 ) -> t.Any:
     """Declare a parameter: ``str``, ``int``, ``float``, ``bool`` or a ``Literal``, ``| None`` where it may be unset.
 
     ``choices`` are those of a ``str`` whose values are listed elsewhere, so that no ``Literal`` can name them.
     ``resource``: what it asks of the machines that run the step, too; only targets that give it take another value
-    than the default.
+    than the default. ``refused``: values that one might expect among the choices, and why they are not.
     """
-    metadata = {"kind": "param", "help": help, "choices": tuple(choices), "bounds": bounds, "resource": resource}
+    metadata = {
+        "kind": "param",
+        "help": help,
+        "choices": tuple(choices),
+        "bounds": bounds,
+        "resource": resource,
+        "refused": refused or {},
+    }
     return dc.field(default=default, metadata=metadata)
 
 
@@ -116,6 +126,7 @@ class Port:
     optional: bool = False
     group: str = ""
     resource: Resource | None = None  # what it asks of the machines that run the step
+    refused: Mapping[str, str] = dc.field(default_factory=dict)  # why these values are not among the choices
     views: Mapping[str, View] = dc.field(default_factory=dict)  # of an output
 
     @property
@@ -169,8 +180,9 @@ class Port:
     def refuse(self, value: t.Any) -> UserError:
         """The one message for a value that a port does not take."""
         default = "" if self.default in (REQUIRED, None) else f" (default {show(self.default)})"
-        guess = did_you_mean(str(value), map(str, self.choices)) if self.choices else ""
-        return UserError(f"{self.name}={show(value)}: not valid; expected {self.wanted}{default}.{guess}")
+        reason = self.refused.get(str(value), "not valid")
+        guess = did_you_mean(str(value), map(str, self.choices)) if self.choices and reason == "not valid" else ""
+        return UserError(f"{self.name}={show(value)}: {reason}; expected {self.wanted}{default}.{guess}")
 
 
 def show(value: t.Any) -> str:
@@ -353,6 +365,7 @@ def _port(f: dc.Field[t.Any], hint: t.Any, owner: type[Params]) -> Port:
         optional=optional,
         group=group,
         resource=f.metadata.get("resource"),
+        refused=f.metadata.get("refused", {}),
         views=f.metadata.get("views", {}),
     )
 

@@ -245,7 +245,7 @@ def test_a_model_that_cannot_classify_is_refused_by_its_type(
         tasks.load("text_classification").load_model(marian, Prepared(prepared_questions).info.meta)
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_steps", 0), ("save_total_limit", 0)])
+@pytest.mark.parametrize(("name", "value"), [("max_steps", 0), ("save_total_limit", 0), ("eval_accumulation_steps", 0)])
 def test_a_zero_that_means_nothing_is_refused(
     name: str, value: int, imported_model: Path, prepared_questions: Path, tmp_path: Path
 ) -> None:

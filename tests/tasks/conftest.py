@@ -2,6 +2,8 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -205,5 +207,59 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Any:
             steps.load("model_import")(pytorch_model_path=CustomModel(folder / "model"), model_selector_output=imported)
         )
         return imported.path
+
+    return make
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TASK_MODELS = {  # what the fixture `decoder` makes, where it is not the tiny BERT
+    "summarization": ("t5",),
+    "translation": ("llama",),
+    "text_generation": ("gpt2",),
+    "chat_completion": ("llama", CHATML),
+}
+
+
+@pytest.fixture(scope="session")
+def task_model(imported_model: Path, decoder: Any) -> Callable[[str], Path]:
+    """Return a function task -> imported folder of a tiny model for it, made once."""
+    return cache(lambda task: decoder(*TASK_MODELS[task]) if task in TASK_MODELS else imported_model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A task's tiny model and rows: 16 to train on, so two steps an epoch."""
+
+    task: str
+    model: Path
+    prepared: Path
+
+    def stage(self, **values: Any) -> Any:
+        inputs = {"model_selector_output": self.model, "preprocess_output": self.prepared}
+        return steps.load("finetune", self.task)(**inputs, **values)
+
+
+@pytest.fixture(scope="session")
+def ready(
+    task_model: Callable[[str], Path],
+    task_rows: list[dict[str, Any]],
+    task_columns: dict[str, dict[str, Any]],
+    write_jsonl: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Ready]:
+    """By task."""
+
+    @cache
+    def make(task: str) -> Ready:
+        folder = tmp_path_factory.mktemp(task)
+        splits = {"train": task_rows[:16], "validation": task_rows[30:36], "test": task_rows[40:46]}
+        files = {f"{n}_file_path": write_jsonl(folder / f"{n}.jsonl", rows) for n, rows in splits.items()}
+        model, prepared = task_model(task), folder / "preprocess_output"
+        preprocess = steps.load("preprocess", task)
+        execute(preprocess(model_selector_output=model, preprocess_output=prepared, **task_columns[task], **files))
+        return Ready(task=task, model=model, prepared=prepared)
 
     return make

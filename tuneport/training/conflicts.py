@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from tuneport.artifacts import Artifact
 from tuneport.errors import UserError
 from tuneport.step import show
+from tuneport.training import optimizers
 from tuneport.training.distributed import deepspeed
 from tuneport.training.parameters import AdapterParams, EarlyStoppingParams, TrainingParams
 
@@ -27,7 +28,9 @@ class Machine:
     bf16: bool = True
     tf32: bool = True
     flash_attn: bool = False  # whether the package is installed
+    packages: frozenset[str] = frozenset()  # the modules with optimizers of their own that are installed
     model_type: str = "bert"
+    multi_label: bool = False  # whether its classes do not exclude one another
     recomputes: bool = True  # whether the model supports gradient checkpointing
     attentions: frozenset[str] = frozenset({"eager", "sdpa", "flash_attention_2"})  # that the model has code for
 
@@ -69,6 +72,11 @@ def _shown(value: t.Any) -> str:
     return str(value.path) if isinstance(value, Artifact) else show(value).strip("'")
 
 
+def _changed(options: t.Any, *names: str) -> bool:
+    """Whether one of the parameters has another value than its default."""
+    return any(getattr(options, name) != options.ports()[name].default for name in names)
+
+
 def _idle(switch: str, on: str, names: tuple[str, ...], example: Mapping[str, t.Any]) -> Conflict:
     """Parameters that would do nothing: another than their default is refused unless ``switch`` is ``on``."""
 
@@ -85,6 +93,19 @@ def _idle(switch: str, on: str, names: tuple[str, ...], example: Mapping[str, t.
         remedy=f"Set {switch}={on}, or leave out what is named",
         example=example,
         mended={switch: on},
+    )
+
+
+def _in_package(module: str, package: str, names: tuple[str, ...]) -> Conflict:
+    """The optimizers of a package that is not installed."""
+    return Conflict(
+        names=("optim",),
+        conflicts=lambda o, m: o.optim in names and module not in m.packages,
+        why=f"is in the package {package}, which is not installed",
+        remedy=f"Install it (pip install {package}), or take optim=adamw_torch",
+        example={"optim": names[0]},
+        mended={"optim": "adamw_torch"},
+        on=Machine(gpus=1),
     )
 
 
@@ -107,6 +128,8 @@ def _never_stops(options: TrainingParams, machine: Machine) -> bool:
 
 LORA = tuple(name for name in AdapterParams.ports() if name not in ("apply_lora", "quantization"))
 STOPPING = tuple(name for name in EarlyStoppingParams.ports() if name != "apply_early_stopping")
+EVALUATIONS = ("evaluation_strategy", "eval_steps", "evaluation_steps_interval", "num_train_epochs", "max_steps")
+EVALUATIONS_OF_A_PLATEAU = 12  # torch's ReduceLROnPlateau: the first counts as an improvement, it bears with 10 more
 NO_GPU = "needs an NVIDIA GPU, and torch sees none here"
 
 CONFLICTS: tuple[Conflict, ...] = (
@@ -117,18 +140,18 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(
         names=("optim", "adam_beta1", "adam_beta2", "adam_epsilon"),
         conflicts=lambda o, _: (
-            o.optim == "adafactor"
-            and any(getattr(o, n) != o.ports()[n].default for n in ("adam_beta1", "adam_beta2", "adam_epsilon"))
+            (_changed(o, "adam_beta1", "adam_beta2") and not optimizers.takes_betas(o.optim))
+            or (_changed(o, "adam_epsilon") and not optimizers.takes_epsilon(o.optim))
         ),
-        why="Adafactor has no such parameters",
+        why="this optimizer has no such parameters",
         remedy="Take optim=adamw_torch, or leave out the adam_ parameters",
         example={"optim": "adafactor", "adam_beta1": 0.8},
         mended={"optim": "adamw_torch"},
     ),
     Conflict(
         names=("optim", "apply_deepspeed"),
-        conflicts=lambda o, _: o.optim == "adafactor" and o.apply_deepspeed,
-        why="ZeRO makes one long row of all weights, and Adafactor goes by their rows and columns",
+        conflicts=lambda o, _: o.optim not in optimizers.WEIGHT_BY_WEIGHT and o.apply_deepspeed,
+        why="ZeRO makes one long row of all weights, and this optimizer goes by their shapes, or might",
         remedy="Take optim=adamw_torch, or leave out apply_deepspeed",
         example={"optim": "adafactor", "apply_deepspeed": True},
         mended={"optim": "adamw_torch"},
@@ -150,17 +173,38 @@ CONFLICTS: tuple[Conflict, ...] = (
         mended={"group_by_length": False},
     ),
     Conflict(
-        names=("lr_scheduler_type", "warmup_steps"),
-        conflicts=lambda o, _: o.lr_scheduler_type == "constant" and o.warmup_steps > 0,
+        names=("lr_scheduler_type", "warmup_steps", "warmup_ratio"),
+        conflicts=lambda o, _: (
+            o.lr_scheduler_type in ("constant", "reduce_lr_on_plateau") and (o.warmup_steps > 0 or o.warmup_ratio > 0)
+        ),
         why="this schedule has no warm-up",
-        remedy="Take lr_scheduler_type=constant_with_warmup, or leave out warmup_steps",
+        remedy="Take lr_scheduler_type=constant_with_warmup, or leave out warmup_steps and warmup_ratio",
         example={"lr_scheduler_type": "constant", "warmup_steps": 100},
         mended={"lr_scheduler_type": "constant_with_warmup"},
     ),
     Conflict(
+        names=("lr_scheduler_type", *EVALUATIONS),
+        conflicts=lambda o, _: (
+            o.lr_scheduler_type == "reduce_lr_on_plateau" and (_evaluations(o) or math.inf) <= EVALUATIONS_OF_A_PLATEAU
+        ),
+        why=f"the learning rate falls after {EVALUATIONS_OF_A_PLATEAU} evaluations at the earliest, so it never would",
+        remedy="Evaluate more often (evaluation_strategy=steps with a lower eval_steps), train longer, or take another "
+        "schedule",
+        example={"lr_scheduler_type": "reduce_lr_on_plateau", "num_train_epochs": 3},
+        mended={"num_train_epochs": 20},
+    ),
+    Conflict(
+        names=("warmup_steps", "warmup_ratio"),
+        conflicts=lambda o, _: o.warmup_steps > 0 and o.warmup_ratio > 0,
+        why="both say how long the warm-up is",
+        remedy="Choose one",
+        example={"warmup_steps": 100, "warmup_ratio": 0.1},
+        mended={"warmup_steps": 0},
+    ),
+    Conflict(
         names=(
             *("apply_early_stopping", "early_stopping_patience"),
-            *("evaluation_strategy", "eval_steps", "evaluation_steps_interval", "num_train_epochs", "max_steps"),
+            *EVALUATIONS,
         ),
         conflicts=_never_stops,
         why="there are too few evaluations to ever stop early: the first one always counts as an improvement",
@@ -236,6 +280,15 @@ CONFLICTS: tuple[Conflict, ...] = (
     # `distributed/deepspeed.py` refuses a DeepSpeed file that contradicts the parameters: it reads the file.
     # -- what the machine or the model cannot do --------------------------------------------------------------------
     Conflict(
+        names=("label_smoothing_factor",),
+        conflicts=lambda o, m: o.label_smoothing_factor > 0 and m.multi_label,
+        why="with multi_label=true each label is there or not by itself, so the weight of one cannot go to the others",
+        remedy="Leave it 0",
+        example={"label_smoothing_factor": 0.1},
+        mended={"label_smoothing_factor": 0.0},
+        on=Machine(gpus=0, multi_label=True),
+    ),
+    Conflict(
         names=("precision",),
         conflicts=lambda o, m: o.precision in ("fp16", "tf32") and not m.gpus,
         why=NO_GPU,
@@ -271,6 +324,7 @@ CONFLICTS: tuple[Conflict, ...] = (
         mended={"quantization": "none"},
         on=CPU,
     ),
+    *(_in_package(module, *of_it) for module, of_it in optimizers.PACKAGES.items()),
     Conflict(
         names=("number_of_gpu_to_use_finetuning",),
         conflicts=lambda o, m: 0 < m.gpus < o.number_of_gpu_to_use_finetuning,

@@ -7,6 +7,7 @@ import typing as t
 
 import torch
 
+from tuneport.training import optimizers
 from tuneport.training.conflicts import Machine
 
 
@@ -17,6 +18,7 @@ def here(model: t.Any = None) -> Machine:
     if model is not None:
         of_model = {
             "model_type": model.config.model_type,
+            "multi_label": getattr(model.config, "problem_type", None) == "multi_label_classification",
             "recomputes": model.supports_gradient_checkpointing,
             "attentions": _attentions(model),
         }
@@ -24,6 +26,7 @@ def here(model: t.Any = None) -> Machine:
         gpus=gpus,
         bf16=not gpus or torch.cuda.is_bf16_supported(),
         tf32=gpus > 0 and torch.cuda.get_device_capability() >= (8, 0),
+        packages=frozenset(module for module in optimizers.PACKAGES if importlib.util.find_spec(module) is not None),
         flash_attn=importlib.util.find_spec("flash_attn") is not None,
         **of_model,
     )

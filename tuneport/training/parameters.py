@@ -5,6 +5,9 @@ from typing import Literal
 from tuneport.artifacts import File
 from tuneport.parameters import EvaluationBatchParams, SeedParams
 from tuneport.step import Params, consumes, param
+from tuneport.training import optimizers
+
+UNSET = "which no parameter gives"
 
 
 class ScheduleParams(Params):
@@ -18,23 +21,62 @@ class ScheduleParams(Params):
     )
     learning_rate: float = param("Peak learning rate.", default=2e-5, gt=0, le=1)
     lr_scheduler_type: Literal[
-        "", "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
-    ] = param("Learning rate schedule. Empty: linear.", default="linear")
+        "",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+        "reduce_lr_on_plateau",
+    ] = param(
+        "Learning rate schedule, one of transformers' that need no settings of their own. Empty: linear. "
+        "cosine_with_restarts has a single cycle, as cosine has. reduce_lr_on_plateau divides the rate by 10 after "
+        "more than 10 evaluations in which metric_for_best_model got no better.",
+        default="linear",
+        refused={
+            **dict.fromkeys(("cosine_with_min_lr", "cosine_warmup_with_min_lr"), f"needs a lowest rate, {UNSET}"),
+            "warmup_stable_decay": f"needs the number of steps of its decay, {UNSET}",
+            "greedy": f"needs bounds of the rate, {UNSET}; its own, from 0.001 on, are above those of fine-tuning",
+        },
+    )
     warmup_steps: int = param("Optimizer steps of linear warm-up from 0 to learning_rate.", default=0, ge=0)
+    warmup_ratio: float = param(
+        "The warm-up as a share of all optimizer steps, in place of warmup_steps, rounded up to whole steps.",
+        default=0.0,
+        ge=0,
+        lt=1,
+    )
 
 
 class OptimizerParams(Params):
     """Optimizer."""
 
-    optim: Literal["", "adamw_hf", "adamw_torch", "adafactor"] = param(
-        "Optimizer. adamw_hf is the former name of AdamW and runs as adamw_torch. Empty: adamw_torch.",
+    optim: optimizers.Optimizer = param(
+        "Optimizer, by transformers' name. adamw_hf, a former name of AdamW, and empty run as adamw_torch_fused.",
         default="adamw_hf",
+        refused=optimizers.NOT_OFFERED,
     )
     weight_decay: float = param("Weight decay for all weights but biases and normalisation layers.", default=0.0, ge=0)
     adam_beta1: float = param("Decay of AdamW's mean of the gradient.", default=0.9, ge=0, lt=1)
     adam_beta2: float = param("Decay of AdamW's mean of the squared gradient.", default=0.999, ge=0, lt=1)
     adam_epsilon: float = param("Term that keeps AdamW's denominator from zero.", default=1e-8, gt=0)
     max_grad_norm: float = param("Gradients are clipped to this norm; 0: no clipping.", default=1.0, ge=0)
+    label_smoothing_factor: float = param(
+        "Share of each label's weight in the training loss that goes to all classes alike; a class is a label, a tag, "
+        "a token of the vocabulary or, for the start and end of an answer, a token of its row. The validation loss is "
+        "without it.",
+        default=0.0,
+        ge=0,
+        lt=1,
+    )
+    neftune_noise_alpha: float = param(
+        "Strength of the noise on the embeddings of the tokens that the model reads, in training alone (NEFTune, arXiv "
+        "2310.05914, which tries 5, 10 and 15). 0: none.",
+        default=0.0,
+        ge=0,
+    )
 
 
 class BatchParams(Params):
@@ -79,6 +121,11 @@ class BatchParams(Params):
         "the package flash-attn, in 16 bits on an NVIDIA GPU. auto: the fastest that the machine and the model have.",
         default="auto",
     )
+    enable_full_determinism: bool = param(
+        "Compute with deterministic kernels alone, so that the same seed gives the same weights on a GPU, too: slower, "
+        "and training stops at an operation that has no such kernel.",
+        default=False,
+    )
     dataloader_num_workers: int = param(
         "Processes per device that put training batches together; 0: the training process itself.", default=0, ge=0
     )
@@ -97,6 +144,12 @@ class CheckpointParams(Params):
         default=0.0,
         ge=0,
         le=1,
+    )
+    eval_accumulation_steps: int = param(
+        "Batches of an evaluation after which what metrics need of them is moved from the device to CPU memory: less "
+        "memory on a GPU. -1: once, after the last.",
+        default=-1,
+        ge=-1,
     )
     logging_strategy: Literal["epoch", "steps"] = param(
         "When to log the training loss: each epoch, or every logging_steps.", default="steps"

@@ -20,14 +20,14 @@ from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.tasks.task import Task
 from tuneport.tracking import Run
-from tuneport.training import conflicts
+from tuneport.training import conflicts, optimizers
 from tuneport.training.auto_batch_size import explained, fit_batch_size
 from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, TrainingProgress
 from tuneport.training.checkpoint import resume
 from tuneport.training.checkpoint.checkpoint_folder import Checkpoint, CheckpointFolder
 from tuneport.training.distributed import deepspeed, sharding
 from tuneport.training.machine import here
-from tuneport.training.model import quantization
+from tuneport.training.model import label_smoothing, neftune, quantization
 from tuneport.training.model.tokenizer_files import TokenizerFiles
 from tuneport.training.packing import Packs
 from tuneport.training.padding_free import attention, choose
@@ -77,7 +77,7 @@ def train(
     ``inputs``: the digests by which a checkpoint knows the rows it was trained on.
     Raises `UserError` where the model does not fit the task or no evaluation gave a finite metric.
     """
-    transformers.set_seed(options.seed)
+    (transformers.enable_full_determinism if options.enable_full_determinism else transformers.set_seed)(options.seed)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     conflicts.check(options, here())
@@ -85,6 +85,9 @@ def train(
     plain = task.load_model(base, prepared.info.meta, **quantization.loading(options))
     machine = here(plain)
     conflicts.check(options, machine)
+    label_smoothing.smooth(plain, options.label_smoothing_factor)
+    if options.neftune_noise_alpha:
+        neftune.Noise(plain, options.neftune_noise_alpha)
     chosen = attention.choose(plain, options.attention, machine, precision_of(arguments))
     if options.quantization != "none":
         quantization.freeze(plain)
@@ -97,11 +100,10 @@ def train(
         pad_to=prepared.info.pad_to,
         devices=arguments.n_gpu,
         sharded=bool(options.fsdp) or deepspeed.stage(options) == 3,
+        label_smoothing=options.label_smoothing_factor,
     )
     tokenizer = TokenizerFiles(base, prepared.info.max_seq_length, task.chat_template(prepared.info.meta))
-    arguments.metric_for_best_model = metric_for_best_model
-    arguments.greater_is_better = task.metrics[metric_for_best_model]
-    arguments.label_names = list(task.label_names)
+    _judge_by(arguments, task, metric_for_best_model)
     checkpoints = CheckpointFolder(
         path=output / "checkpoints",
         parameters={n: getattr(options, n) for n, p in options.ports().items() if p.kind == "param"},
@@ -154,6 +156,15 @@ def train(
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     return _result(trainer)
+
+
+def _judge_by(arguments: TrainingArguments, task: Task, metric: str) -> None:
+    """Let the metric, in its own direction, decide which checkpoint is the best, and when a rate has to fall."""
+    arguments.metric_for_best_model = metric
+    arguments.greater_is_better = task.metrics[metric]
+    arguments.label_names = list(task.label_names)
+    if arguments.lr_scheduler_type == "reduce_lr_on_plateau":
+        arguments.lr_scheduler_kwargs = {"mode": "max" if arguments.greater_is_better else "min"}
 
 
 def _rows(prepared: Prepared, split: str) -> ArrowDataset:
@@ -251,7 +262,7 @@ def _scores_of_answers(
 def training_arguments(options: TrainingParams, folder: Path, world_size: int = 1) -> TrainingArguments:
     """Our parameters in transformers' words; evaluation, checkpoints and best model always go together."""
     if options.optim == "adamw_hf":
-        log.info("optim=adamw_hf is gone from transformers and runs as adamw_torch")
+        log.info("optim=adamw_hf is gone from transformers and runs as %s", optimizers.FUSED)
     has_cuda = torch.cuda.is_available()
     has_bf16 = not has_cuda or torch.cuda.is_bf16_supported()
     bf16 = options.precision == "bf16" or (options.precision == "16" and has_bf16)
@@ -265,8 +276,8 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         max_steps=options.max_steps,
         learning_rate=options.learning_rate,
         lr_scheduler_type=options.lr_scheduler_type or "linear",
-        warmup_steps=options.warmup_steps,
-        optim="adafactor" if options.optim == "adafactor" else "adamw_torch_fused",  # the same AdamW, in one kernel
+        warmup_steps=options.warmup_steps or options.warmup_ratio,  # below 1 it is a share of all steps
+        optim=optimizers.FUSED if options.optim in optimizers.DEFAULTS else options.optim,
         weight_decay=options.weight_decay,
         adam_beta1=options.adam_beta1,
         adam_beta2=options.adam_beta2,
@@ -275,6 +286,7 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         per_device_train_batch_size=options.per_device_train_batch_size,
         per_device_eval_batch_size=options.per_device_eval_batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
+        eval_accumulation_steps=None if options.eval_accumulation_steps == -1 else options.eval_accumulation_steps,
         train_sampling_strategy="group_by_length" if options.group_by_length else "random",
         bf16=bf16,
         fp16=fp16,
@@ -289,6 +301,7 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         fsdp=t.cast(t.Any, bool(options.fsdp)),
         fsdp_config=sharding.fsdp(options) if options.fsdp else None,
         seed=options.seed,
+        full_determinism=options.enable_full_determinism,
         eval_strategy="steps" if options.evaluation_steps_interval else options.evaluation_strategy,
         eval_steps=options.eval_steps,
         save_strategy="steps" if options.evaluation_steps_interval else options.evaluation_strategy,

@@ -68,6 +68,13 @@ def test_auto_in_a_file_stands_for_the_parameters(tmp_path: Path) -> None:
     assert found["wall_clock_breakdown"] is True and deepspeed.stage(chosen) == 3
 
 
+def test_a_share_of_steps_is_filled_in_where_their_number_is_known(tmp_path: Path) -> None:
+    config = {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "auto"}}}
+    chosen = options(written(tmp_path, config), warmup_ratio=0.1)
+    found = deepspeed.configuration(chosen, **HALF, world_size=2)
+    assert found["scheduler"]["params"]["warmup_num_steps"] == "auto"
+
+
 def test_all_contradictions_of_a_file_are_listed(tmp_path: Path) -> None:
     config = {
         "train_batch_size": 32,

@@ -20,18 +20,21 @@ def inputs(bias: bool) -> tuple[torch.nn.Linear, torch.Tensor, torch.Tensor]:
     return torch.nn.Linear(SIZE, WORDS, bias=bias), torch.randn(TOKENS, SIZE), torch.randint(0, WORDS, (TOKENS,))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("held", [1, WORDS * 5, WORDS * 1000])
 @pytest.mark.parametrize(("factor", "cap", "bias"), [(1.0, None, False), (0.5, 2.0, True), (3.0, None, True)])
 def test_the_sum_and_its_gradients_are_exact_whatever_the_size_of_a_chunk(
-    *, held: int, factor: float, cap: float | None, bias: bool, monkeypatch: pytest.MonkeyPatch
+    *, smoothing: float, held: int, factor: float, cap: float | None, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunked_cross_entropy, "LOGITS_ELSEWHERE", held)
     linear, hidden, targets = inputs(bias)
     head = Head(linear=linear, factor=factor, cap=cap)
     found = []
     for compute in (
-        lambda states: functional.cross_entropy(plain(head, states), targets, reduction="sum"),
-        lambda states: summed_loss(head, states, targets),
+        lambda states: functional.cross_entropy(
+            plain(head, states), targets, reduction="sum", label_smoothing=smoothing
+        ),
+        lambda states: summed_loss(head, states, targets, smoothing),
     ):
         states = hidden.clone().requires_grad_()
         linear.zero_grad()

@@ -24,6 +24,7 @@ MAY_CHANGE = {
     "number_of_gpu_to_use_finetuning",
     "num_nodes_finetune",
     "per_device_eval_batch_size",
+    "eval_accumulation_steps",
     "evaluation_strategy",
     "eval_steps",
     "evaluation_steps_interval",

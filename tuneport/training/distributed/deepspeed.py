@@ -19,6 +19,7 @@ FILLED_LATER = (
     "zero_optimization.stage3_prefetch_bucket_size",
     "zero_optimization.stage3_param_persistence_threshold",
     "scheduler.params.total_num_steps",
+    "scheduler.params.warmup_num_steps",  # with warmup_ratio
 )
 
 
@@ -109,7 +110,7 @@ def _ours(options: TrainingParams) -> dict[str, t.Any]:
 def _values(options: TrainingParams, world_size: int) -> dict[str, tuple[t.Any, str]]:
     """By path in the configuration: the value that the parameters give it, and which parameters those are."""
     size, accumulation = options.per_device_train_batch_size, options.gradient_accumulation_steps
-    return {
+    found: dict[str, tuple[t.Any, str]] = {
         "train_micro_batch_size_per_gpu": (size, "per_device_train_batch_size"),
         "gradient_accumulation_steps": (accumulation, "gradient_accumulation_steps"),
         "train_batch_size": (
@@ -123,8 +124,10 @@ def _values(options: TrainingParams, world_size: int) -> dict[str, tuple[t.Any, 
         "optimizer.params.weight_decay": (options.weight_decay, "weight_decay"),
         "scheduler.params.warmup_min_lr": (0, "the schedule's start"),
         "scheduler.params.warmup_max_lr": (options.learning_rate, "learning_rate"),
-        "scheduler.params.warmup_num_steps": (max(1, options.warmup_steps), "warmup_steps"),
     }
+    if not options.warmup_ratio:
+        found["scheduler.params.warmup_num_steps"] = (max(1, options.warmup_steps), "warmup_steps")
+    return found
 
 
 def _read(file: Path) -> dict[str, t.Any]:

@@ -135,6 +135,7 @@ def choose(
     pad_to: int | None,
     devices: int = 1,
     sharded: bool = False,
+    label_smoothing: float = 0.0,
 ) -> PaddingFree:
     """Let a model, with its adapters if any, compute without padding where nothing that is known stands against it.
 
@@ -156,7 +157,7 @@ def choose(
     if refused is not None and sharded:
         refused = f"{refused}, and its weights are spread over processes"
         return PaddingFree(attention=chosen, why=why, refused=refused, needed=needed)
-    method = Unpadding(model) if refused is None else LengthBuckets(model)
+    method = Unpadding(model, label_smoothing) if refused is None else LengthBuckets(model)
     if refused is None:
         model.set_attn_implementation(VARLEN_FA2 if chosen == FLASH else VARLEN)
     method.enabled = True

@@ -36,10 +36,13 @@ def head_of(model: t.Any) -> Head | None:
     return Head(linear=linear, factor=factor / scaling, cap=getattr(config, "final_logit_softcapping", None))
 
 
-def summed_loss(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The cross-entropies of (tokens, size) hidden states and their targets, summed; for a backward pass, too."""
+def summed_loss(head: Head, hidden: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """The cross-entropies of (tokens, size) hidden states and their targets, summed; for a backward pass, too.
+
+    ``smoothing``: the share of each target's weight that goes to all classes alike, see `label_smoothing`.
+    """
     apply: t.Any = _SummedCrossEntropy.apply
-    return t.cast(torch.Tensor, apply(hidden, head.linear.weight, head.linear.bias, (targets, head)))
+    return t.cast(torch.Tensor, apply(hidden, head.linear.weight, head.linear.bias, (targets, head, smoothing)))
 
 
 @torch.no_grad()
@@ -60,9 +63,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        fixed: tuple[torch.Tensor, Head],
+        fixed: tuple[torch.Tensor, Head, float],
     ) -> torch.Tensor:
-        targets, head = fixed
+        targets, head, smoothing = fixed
         wanted = ctx.needs_input_grad[:3]
         total = torch.zeros((), device=hidden.device)
         of_hidden = torch.empty_like(hidden, dtype=torch.float32) if wanted[0] else None
@@ -73,9 +76,13 @@ class _SummedCrossEntropy(torch.autograd.Function):
             slope = None if head.cap is None else 1 - (logits / head.cap) ** 2
             logits = functional.log_softmax(logits, -1)
             target = targets[chunk, None]
-            total -= logits.gather(-1, target).sum()
+            total -= (1 - smoothing) * logits.gather(-1, target).sum()
+            if smoothing:
+                total -= smoothing * logits.mean(-1).sum()
             error = logits.exp_()
-            error.scatter_add_(-1, target, torch.full_like(target, -1, dtype=error.dtype))
+            error.scatter_add_(-1, target, torch.full_like(target, smoothing - 1, dtype=error.dtype))
+            if smoothing:
+                error -= smoothing / error.shape[-1]
             if slope is not None:
                 error *= slope
             if head.factor != 1.0:

@@ -66,8 +66,9 @@ class Unpadding:
     Without ``lengths``, or while not enabled, the model is as it was.
     """
 
-    def __init__(self, model: t.Any) -> None:
+    def __init__(self, model: t.Any, label_smoothing: float = 0.0) -> None:
         self.enabled = False
+        self.label_smoothing = label_smoothing  # of the losses of labelled tokens; else the model smooths its own
         self.shifted = True  # what gives losses here is a decoder: its logits are of the next token
         self.trunk = model.base_model
         self.head = chunked_cross_entropy.head_of(model) if model.can_generate() else None
@@ -165,8 +166,9 @@ class Unpadding:
         def forward(hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
             if targets is None:
                 return plain(hidden)
-            compute = chunked_cross_entropy.summed_loss if torch.is_grad_enabled() else chunked_cross_entropy.losses
-            return compute(head, hidden, targets)
+            if torch.is_grad_enabled():
+                return chunked_cross_entropy.summed_loss(head, hidden, targets, self.label_smoothing)
+            return chunked_cross_entropy.losses(head, hidden, targets)
 
         t.cast(t.Any, head.linear).forward = forward
 
