@@ -223,6 +223,16 @@ def fenced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def fenced_python(fenced: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Runs a program, fenced: ``(code, *arguments, input=…, cwd=…)`` as `subprocess.run` of ``python -c``."""
+    from tests.fork_server import ForkServer
+
+    server = ForkServer(fenced, tmp_path_factory.mktemp("programs"))
+    yield server.run
+    server.close()
+
+
+@pytest.fixture(scope="session")
 def serve(fenced: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Any]:
     """`mlflow models serve` of a folder, fenced, as a context: a function payload -> (status, what JSON it answers)."""
 

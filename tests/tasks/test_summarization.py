@@ -1,9 +1,6 @@
 """Summaries from rows to answers, on tiny models of every family."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -297,8 +294,6 @@ def test_more_new_tokens_than_the_model_has_are_refused(run: SimpleNamespace, tm
 
 SERVE = """
 import sys
-for name in ("tuneport", "steps", "pipelines"):
-    sys.modules[name] = None
 import json, mlflow
 model = mlflow.pyfunc.load_model(sys.argv[1])
 rows = json.loads(sys.stdin.read())
@@ -308,17 +303,11 @@ print(json.dumps([*found, [[p.name, p.default] for p in model.metadata.signature
 """
 
 
-def test_the_exported_model_answers_as_in_process_without_tuneport(run: SimpleNamespace, tmp_path: Path) -> None:
+def test_the_exported_model_answers_as_in_process_without_tuneport(
+    run: SimpleNamespace, fenced_python: Any, tmp_path: Path
+) -> None:
     rows = [{"document": row["document"]} for row in run.prepared.rows("test")]
-    done = subprocess.run(
-        [sys.executable, "-c", SERVE, str(run.exported)],
-        input=json.dumps(rows),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )
+    done = fenced_python(SERVE, str(run.exported), input=json.dumps(rows), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     plain, small, short, params = json.loads(done.stdout)
     assert plain == small == predictor_of(run)(rows)

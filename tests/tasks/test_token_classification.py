@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -349,20 +346,12 @@ else:
 """
 
 
-def test_the_exported_model_answers_lists_and_sentences_without_tuneport(run: SimpleNamespace, tmp_path: Path) -> None:
-    fence = "import sys\nfor name in ('tuneport', 'steps', 'pipelines'):\n    sys.modules[name] = None\n"
-    code = SERVE.replace("sys.modules if", "sys.modules if sys.modules[name] and")
+def test_the_exported_model_answers_lists_and_sentences_without_tuneport(
+    run: SimpleNamespace, fenced_python: Any, tmp_path: Path
+) -> None:
     records = [{"words": row["tokens"]} for row in run.prepared.rows("test")[:5]]
     payloads: list[Any] = [records, {"words": [r["words"] for r in records]}, [{"words": "3 ann lives in new york"}]]
-    done = subprocess.run(
-        [sys.executable, "-c", fence + code, str(run.exported)],
-        input=json.dumps(payloads),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )
+    done = fenced_python(SERVE, str(run.exported), input=json.dumps(payloads), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     table, columns, sentence, frame = json.loads(done.stdout)
     predictor = tasks.load(TASK).predictor(str(run.tuned))

@@ -1,9 +1,6 @@
 """Translations from rows to answers, on tiny models of every family."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -264,8 +261,6 @@ def test_what_cannot_be_learnt_is_refused(
 
 SERVE = """
 import sys
-for name in ("tuneport", "steps", "pipelines"):
-    sys.modules[name] = None
 import json, mlflow
 model = mlflow.pyfunc.load_model(sys.argv[1])
 rows = json.loads(sys.stdin.read())
@@ -273,17 +268,11 @@ print(json.dumps([model.predict(rows, params=p).to_dict("records") for p in ({},
 """
 
 
-def test_the_exported_model_answers_as_in_process_without_tuneport(run: SimpleNamespace, tmp_path: Path) -> None:
+def test_the_exported_model_answers_as_in_process_without_tuneport(
+    run: SimpleNamespace, fenced_python: Any, tmp_path: Path
+) -> None:
     texts = [row["source"] for row in run.prepared.rows("test")]
-    done = subprocess.run(
-        [sys.executable, "-c", SERVE, str(run.exported)],
-        input=json.dumps([{"en": text} for text in texts]),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )
+    done = fenced_python(SERVE, str(run.exported), input=json.dumps([{"en": text} for text in texts]), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     two_beams, one = json.loads(done.stdout)
     rows = [{"source": text} for text in texts]
