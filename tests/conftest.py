@@ -1,5 +1,6 @@
 """What the suites share: a two-layer BERT, rows that can be learnt, and a server that cannot reach tuneport."""
 
+import gc
 import itertools
 import json
 import os
@@ -29,6 +30,16 @@ if (
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 ):  # started in the background: the tests' processes would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def long_lived_objects() -> None:
+    """What there is before a module's tests, imported libraries above all, is not gone through by each collection.
+
+    Every training ends with one, which takes longer than a tiny model's steps where it goes through all of them.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
