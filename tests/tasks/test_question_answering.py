@@ -107,12 +107,11 @@ def run(request: pytest.FixtureRequest, make_model: Any, write_jsonl: Any, tmp_p
     folder, model = tmp_path_factory.mktemp("run"), make_model(request.param)
     data = write_jsonl(folder / "rows.jsonl", question_rows())
     prepared = prepare(model, data, folder / "data", test_split_ratio=0.2)
-    inputs = {"model_selector_output": model, "preprocess_output": prepared.path}
+    inputs = {"model_selector_output": model, "preprocess_output": prepared.path, "per_device_eval_batch_size": 16}
     tuned, exported, report = folder / "tuned", folder / "exported", folder / "report"
     values = {
         "num_train_epochs": 15,
         "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 16,
         "learning_rate": 5e-3,
         "group_by_length": True,
     }

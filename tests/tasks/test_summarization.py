@@ -16,7 +16,8 @@ from tuneport.errors import UserError
 from tuneport.stage import execute
 
 TASK = "summarization"
-TRAINING = {"num_train_epochs": 14, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "seed": 1}
+BATCHES = {"per_device_train_batch_size": 8, "per_device_eval_batch_size": 16}
+TRAINING = {"num_train_epochs": 14, **BATCHES, "learning_rate": 1e-2, "seed": 1}
 ROUGE = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
 
 
@@ -50,7 +51,7 @@ def run(
     inputs = {"model_selector_output": model, "preprocess_output": prepared.path}
     execute(
         steps.load("model_evaluation", TASK)(
-            **inputs, pytorch_model_folder=tuned, evaluation_result=report, per_device_eval_batch_size=8
+            **inputs, pytorch_model_folder=tuned, evaluation_result=report, per_device_eval_batch_size=16
         )
     )
     return SimpleNamespace(

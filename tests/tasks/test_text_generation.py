@@ -39,7 +39,7 @@ def run(request: pytest.FixtureRequest, decoder: Any, write_jsonl: Any, tmp_path
     folder, model = tmp_path_factory.mktemp("run"), decoder(request.param)
     data = write_jsonl(folder / "rows.jsonl", rows())
     prepared = prepare(model, data, folder / "data", ground_truth_key="answer", test_split_ratio=0.2)
-    inputs = {"model_selector_output": model, "preprocess_output": prepared.path}
+    inputs = {"model_selector_output": model, "preprocess_output": prepared.path, "per_device_eval_batch_size": 16}
     tuned, exported, report = folder / "tuned", folder / "exported", folder / "report"
     values = {"num_train_epochs": 12, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
     execute(steps.load("finetune", TASK)(**inputs, **values, pytorch_model_folder=tuned))

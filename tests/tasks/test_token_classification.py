@@ -108,7 +108,7 @@ def run(request: pytest.FixtureRequest, make_model: Any, write_jsonl: Any, tmp_p
     """All stages but the registration, on the entity rows."""
     folder, model = tmp_path_factory.mktemp("run"), make_model(request.param)
     prepared = prepare(model, write_jsonl(folder / "rows.jsonl", entity_rows()), folder / "data", test_split_ratio=0.2)
-    inputs = {"model_selector_output": model, "preprocess_output": prepared.path}
+    inputs = {"model_selector_output": model, "preprocess_output": prepared.path, "per_device_eval_batch_size": 16}
     tuned, exported, report = folder / "tuned", folder / "exported", folder / "report"
     values = {"num_train_epochs": 12, "per_device_train_batch_size": 4, "learning_rate": 5e-3, "group_by_length": True}
     execute(steps.load("finetune", TASK)(**inputs, **values, metric_for_best_model="f1", pytorch_model_folder=tuned))

@@ -16,7 +16,8 @@ from tuneport.errors import UserError
 from tuneport.stage import execute
 
 TASK = "translation"
-TRAINING = {"num_train_epochs": 30, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
+BATCHES = {"per_device_train_batch_size": 8, "per_device_eval_batch_size": 16}
+TRAINING = {"num_train_epochs": 30, **BATCHES, "learning_rate": 1e-2}
 CODES = {
     "nllb": {"source_lang_code": "eng_Latn", "target_lang_code": "deu_Latn"},
     "mbart": {"source_lang_code": "en_XX", "target_lang_code": "de_DE"},
@@ -60,7 +61,7 @@ def run(
     inputs = {"model_selector_output": model, "preprocess_output": prepared.path}
     execute(
         steps.load("model_evaluation", TASK)(
-            **inputs, pytorch_model_folder=tuned, evaluation_result=report, per_device_eval_batch_size=8, num_beams=2
+            **inputs, pytorch_model_folder=tuned, evaluation_result=report, per_device_eval_batch_size=16, num_beams=2
         )
     )
     return SimpleNamespace(
