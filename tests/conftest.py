@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -231,6 +232,21 @@ def fenced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     done = subprocess.run(command, env=fenced, cwd=folder, capture_output=True, text=True, check=False)
     assert "fenced off: tuneport" in done.stderr
     return fenced
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """Put an sqlite store of MLflow's, empty, in a folder and return its URI: MLflow takes seconds to make one."""
+    from mlflow import MlflowClient
+
+    made = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{made}").search_experiments()
+
+    def put(folder: Path) -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{shutil.copy(made, folder / made.name)}"
+
+    return put
 
 
 @pytest.fixture(scope="session")
