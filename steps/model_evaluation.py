@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tuneport import tasks
-from tuneport.artifacts import INCOMPLETE, Dataset, Model, Report
+from tuneport.artifacts import INCOMPLETE, Dataset, File, Model, Report
 from tuneport.errors import UserError
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE, EvaluationBatchParams, SeedParams
-from tuneport.stage import parameters, save_json
-from tuneport.step import Step, View, consumes, produces, resource
+from tuneport.stage import parameters, read_json_object, save_json
+from tuneport.step import Step, View, consumes, parse_values, produces, resource
 from tuneport.tasks import TaskParams
 from tuneport.tasks.task import Row, Split
 
@@ -31,6 +31,10 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
     model_selector_output: Model = consumes("Imported base model.")
     pytorch_model_folder: Model = consumes("Tuned model.")
     preprocess_output: Dataset = consumes("Prepared splits; the test split is scored.")
+    evaluation_config: File | None = consumes(
+        "JSON file of parameters of this stage, by name, that hold in place of the values that it shares with other "
+        'stages: {"num_beams": 4} generates by beam search here and not where the exported model answers.'
+    )
     evaluation_result: Report = produces(
         "Metrics, predictions and the HTML report.",
         views={
@@ -45,9 +49,14 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
         "instance_type", INSTANCE_TYPE.format("model_evaluation"), default="Standard_nc24rs_v3"
     )
 
+    def check_files(self) -> None:
+        self._configured()
+
     def run(self) -> None:
         from tuneport.data.prepared import Prepared
 
+        for name, value in self._configured().items():
+            setattr(self, name, value)
         prepared = Prepared(self.preprocess_output.path)
         self._check_inputs(prepared)
         test = Split(prepared.rows("test"), prepared.encoded("test"))
@@ -65,6 +74,20 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
         self._track(comparison)
         for line in (*comparison.lines(), comparison.verdict.headline):
             self.log.info("%s", line)
+
+    def _configured(self) -> dict[str, Any]:
+        """The parameters that `evaluation_config` gives.
+
+        Raises `UserError` for a file that is not such an object, and lists each name and value that is not valid.
+        """
+        if self.evaluation_config is None:
+            return {}
+        file, known = self.evaluation_config.path, [name for name in parameters(self) if name != "task_name"]
+        given = read_json_object("evaluation_config", file, f"values of {', '.join(known)}")
+        try:
+            return parse_values({name: self.ports()[name] for name in known}, given, self.name())
+        except UserError as e:
+            raise UserError(f"evaluation_config={file}: {e}") from None
 
     def _check_inputs(self, prepared: "Prepared") -> None:
         """Refuse inputs that do not belong together."""

@@ -283,3 +283,19 @@ def handled(handler: Callable[[int, types.FrameType | None], None]) -> Iterator[
 def save_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON, atomically."""
     write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def read_json_object(port: str, file: Path, expected: str) -> dict[str, Any]:
+    """Read the JSON object in the file that a user gives for an input; ``expected`` says what it should hold.
+
+    Raises `UserError` for a file that cannot be read or holds no such object.
+    """
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except OSError as e:
+        raise UserError(f"{port}={file}: cannot be read ({e.strerror}). Name a JSON file.") from None
+    except ValueError as e:
+        raise UserError(f"{port}={file}: is not valid JSON ({e}).") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{port}={file}: holds no JSON object; expected {expected}.")
+    return found

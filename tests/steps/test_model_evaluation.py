@@ -143,6 +143,31 @@ def test_trivial_baselines_stand_beside_the_models_unless_they_are_turned_off(ev
     assert "TF-IDF" not in html
 
 
+def test_a_file_s_values_hold_in_evaluation_alone(inputs, tmp_path):
+    (tmp_path / "config.json").write_text('{"trivial_baselines": false, "per_device_eval_batch_size": 4}')
+    metrics, _, _ = evaluate(tmp_path, *inputs, evaluation_config=tmp_path / "config.json")
+    assert metrics["baselines"] == {}
+    found = json.loads((tmp_path / "report" / MANIFEST).read_text())["parameters"]
+    assert (found["trivial_baselines"], found["per_device_eval_batch_size"]) == (False, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"num_beam": 4}', "config.json: unknown parameter 'num_beam' for model_evaluation"),
+        ('{"task_name": "translation"}', "unknown parameter 'task_name'"),
+        ('{"seed": -1}', "config.json: seed=-1: not valid; expected a whole number >= 0"),
+        ("[4]", "config.json: holds no JSON object; expected values of per_device_eval_batch_size, seed, trivial"),
+        ("{", "config.json: is not valid JSON"),
+    ],
+)
+def test_a_file_with_other_things_than_parameters_of_evaluation_is_refused(text, message, inputs, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        evaluate(tmp_path, *inputs, evaluation_config=tmp_path / "config.json")
+    assert not (tmp_path / "report").exists()
+
+
 def test_a_base_without_a_head_for_the_labels_is_called_that(evaluated):
     metrics, _, html = evaluated
     assert metrics["base_has_head"] is False

@@ -14,6 +14,7 @@ from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.stage import execute
 from tuneport.tracking import Run
+from tuneport.training.machine import here
 from tuneport.training.model import label_smoothing
 from tuneport.training.padding_free import choose
 from tuneport.training.train import train
@@ -110,7 +111,9 @@ def test_labels_that_do_not_exclude_one_another_are_refused(
         )
     )
     stage = steps.load("finetune", task)(**inputs, preprocess_output=tmp_path / "prepared", label_smoothing_factor=0.1)
-    with pytest.raises(UserError, match=r"label_smoothing_factor=0.1: with multi_label=true .* Leave it 0\."):
+    with pytest.raises(
+        UserError, match=r"label_smoothing_factor=0.1: the labels are numbers, or with multi_label=true .* Leave it 0\."
+    ):
         train(
             tasks.load(task),
             imported_model,
@@ -120,3 +123,20 @@ def test_labels_that_do_not_exclude_one_another_are_refused(
             output=tmp_path / "output",
             run=Run(),
         )
+
+
+@pytest.mark.parametrize(
+    ("problem", "exclusive"),
+    [
+        ("single_label_classification", True),
+        (None, True),
+        ("multi_label_classification", False),
+        ("regression", False),
+    ],
+)
+def test_a_task_s_kind_of_labels_is_known_by_its_model(problem: str | None, exclusive: bool) -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    size = {"vocab_size": 9, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 4}
+    model = BertForSequenceClassification(BertConfig(**size, problem_type=problem))
+    assert here(model).exclusive_classes == exclusive

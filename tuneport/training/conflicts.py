@@ -30,7 +30,7 @@ class Machine:
     flash_attn: bool = False  # whether the package is installed
     packages: frozenset[str] = frozenset()  # the modules with optimizers of their own that are installed
     model_type: str = "bert"
-    multi_label: bool = False  # whether its classes do not exclude one another
+    exclusive_classes: bool = True  # whether each thing to predict is one of several classes
     recomputes: bool = True  # whether the model supports gradient checkpointing
     attentions: frozenset[str] = frozenset({"eager", "sdpa", "flash_attention_2"})  # that the model has code for
 
@@ -281,12 +281,13 @@ CONFLICTS: tuple[Conflict, ...] = (
     # -- what the machine or the model cannot do --------------------------------------------------------------------
     Conflict(
         names=("label_smoothing_factor",),
-        conflicts=lambda o, m: o.label_smoothing_factor > 0 and m.multi_label,
-        why="with multi_label=true each label is there or not by itself, so the weight of one cannot go to the others",
+        conflicts=lambda o, m: o.label_smoothing_factor > 0 and not m.exclusive_classes,
+        why="the labels are numbers, or with multi_label=true each is there or not by itself, so there are no other "
+        "classes that weight could go to",
         remedy="Leave it 0",
         example={"label_smoothing_factor": 0.1},
         mended={"label_smoothing_factor": 0.0},
-        on=Machine(gpus=0, multi_label=True),
+        on=Machine(gpus=0, exclusive_classes=False),
     ),
     Conflict(
         names=("precision",),

@@ -10,6 +10,8 @@ import torch
 from tuneport.training import optimizers
 from tuneport.training.conflicts import Machine
 
+INCLUSIVE = ("multi_label_classification", "regression")  # problems, in transformers' words
+
 
 def here(model: t.Any = None) -> Machine:
     """This machine; without a model one that can do everything is supposed."""
@@ -18,7 +20,7 @@ def here(model: t.Any = None) -> Machine:
     if model is not None:
         of_model = {
             "model_type": model.config.model_type,
-            "multi_label": getattr(model.config, "problem_type", None) == "multi_label_classification",
+            "exclusive_classes": getattr(model.config, "problem_type", None) not in INCLUSIVE,
             "recomputes": model.supports_gradient_checkpointing,
             "attentions": _attentions(model),
         }

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tuneport.errors import UserError
+from tuneport.stage import read_json_object
 from tuneport.step import show
 from tuneport.training.parameters import TrainingParams
 
@@ -131,15 +132,7 @@ def _values(options: TrainingParams, world_size: int) -> dict[str, tuple[t.Any, 
 
 
 def _read(file: Path) -> dict[str, t.Any]:
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except OSError as e:
-        raise UserError(f"deepspeed={file}: cannot be read ({e.strerror}). Name a JSON file.") from None
-    except ValueError as e:
-        raise UserError(f"deepspeed={file}: is not valid JSON ({e}).") from None
-    if not isinstance(config, dict):
-        raise UserError(f"deepspeed={file}: holds no JSON object; expected DeepSpeed's configuration.")
-    return config
+    return read_json_object("deepspeed", file, "DeepSpeed's configuration")
 
 
 def _fill(config: dict[str, t.Any], wanted: dict[str, tuple[t.Any, str]]) -> Iterator[str]:
