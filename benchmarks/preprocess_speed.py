@@ -34,8 +34,8 @@ import fetching
 from tuneport import tasks
 from tuneport.data.choose_encoder import COMPARED_ROWS, choose_encoder
 from tuneport.data.encode_rows import encode
+from tuneport.data.load_tokenizer import load_tokenizer
 from tuneport.data.prepared import Prepared
-from tuneport.data.tokenizing import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE_THREAD = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

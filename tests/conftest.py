@@ -1,9 +1,11 @@
 """What the suites share: a two-layer BERT, rows that can be learnt, and a server that cannot reach tuneport."""
 
+import gc
 import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +31,16 @@ if (
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 ):  # started in the background: the tests' processes would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def long_lived_objects() -> None:
+    """What there is before a module's tests, imported libraries above all, is not gone through by each collection.
+
+    Every training ends with one, which takes longer than a tiny model's steps where it goes through all of them.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -220,6 +232,31 @@ def fenced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     done = subprocess.run(command, env=fenced, cwd=folder, capture_output=True, text=True, check=False)
     assert "fenced off: tuneport" in done.stderr
     return fenced
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """Put an sqlite store of MLflow's, empty, in a folder and return its URI: MLflow takes seconds to make one."""
+    from mlflow import MlflowClient
+
+    made = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{made}").search_experiments()
+
+    def put(folder: Path) -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{shutil.copy(made, folder / made.name)}"
+
+    return put
+
+
+@pytest.fixture(scope="session")
+def fenced_python(fenced: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Runs a program, fenced: ``(code, *arguments, input=…, cwd=…)`` as `subprocess.run` of ``python -c``."""
+    from tests.fork_server import ForkServer
+
+    server = ForkServer(fenced, tmp_path_factory.mktemp("programs"))
+    yield server.run
+    server.close()
 
 
 @pytest.fixture(scope="session")

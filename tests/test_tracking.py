@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,14 @@ from tuneport.tracking import MlflowRun, connect, model_uri_of, run_id_of, save_
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> Context:
+def new(tmp_path: Path) -> Context:
+    """A store that is not there yet."""
     return Context(tracking_uri=f"sqlite:///{tmp_path}/new folder/mlflow.db")
+
+
+@pytest.fixture
+def context(mlflow_store: Callable[[Path], str], tmp_path: Path) -> Context:
+    return Context(tracking_uri=mlflow_store(tmp_path / "a folder"))
 
 
 @pytest.fixture
@@ -61,11 +68,11 @@ def test_parameters_metric_history_tags_and_artifacts_are_read_back(context: Con
 
 
 def test_artifacts_of_an_sqlite_server_lie_beside_the_database(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    with tracked(context, "finetune") as run:
+    with tracked(new, "finetune") as run:
         run.log_artifacts(Path(__file__).parent / "export", "tests")
     assert not list((tmp_path / "elsewhere").iterdir())
     assert list((tmp_path / "new folder" / "mlartifacts" / "tuneport").rglob("test_mlflow_model.py"))
@@ -125,12 +132,12 @@ def test_without_a_tracking_uri_nothing_is_kept_and_mlflow_is_not_imported(tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_mlflow_is_quiet(context: Context, tmp_path: Path) -> None:
+def test_mlflow_is_quiet(new: Context, tmp_path: Path) -> None:
     code = (
         "import sys; from tuneport.tracking import *; from tuneport.step import Context\n"
         "with tracked(Context(tracking_uri=sys.argv[1]), 'x') as run: run.log_metrics({'a': 1.0})\n"
     )
-    command = [sys.executable, "-c", code, str(context.tracking_uri)]
+    command = [sys.executable, "-c", code, str(new.tracking_uri)]
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
     assert done.stdout + done.stderr == ""
 

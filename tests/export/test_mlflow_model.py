@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,21 +117,13 @@ def same(got: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> bool:
 
 @pytest.mark.parametrize("kind", ["single", "pair", "multi_label"])
 def test_every_payload_is_answered_as_in_process_without_tuneport_or_network(
-    kind: str, request: pytest.FixtureRequest, fenced: dict[str, str], tmp_path: Path
+    kind: str, request: pytest.FixtureRequest, fenced_python: Any, tmp_path: Path
 ) -> None:
     exported: Exported = request.getfixturevalue(kind)
     columns = table(exported)
     records = pd.DataFrame(columns).to_dict("records")
     payloads = [columns, records, records[0], {c: v[:1] for c, v in columns.items()}]
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(exported.folder)],
-        input=json.dumps(payloads),
-        env=fenced,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = fenced_python(LOAD, str(exported.folder), input=json.dumps(payloads), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     expected = exported.expected
     for got, wanted in zip(json.loads(done.stdout), [expected, expected, expected[:1], expected[:1]], strict=True):

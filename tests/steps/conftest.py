@@ -1,5 +1,6 @@
 """One tracked run of a tiny model, from training to export, that the suites of the later stages share."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +15,14 @@ TASK = "text_classification"
 
 @pytest.fixture(scope="session")
 def tracked_run(
-    imported_model: Path, prepared_questions: Path, tmp_path_factory: pytest.TempPathFactory
+    imported_model: Path,
+    prepared_questions: Path,
+    mlflow_store: Callable[[Path], str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> SimpleNamespace:
     """`uri` of the tracking server, its `context`, and the folders `prepared`, `model` and `exported`."""
     folder = tmp_path_factory.mktemp("tracked")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = mlflow_store(folder)
     run = SimpleNamespace(
         uri=uri,
         context=Context(tracking_uri=uri),

@@ -287,11 +287,11 @@ def test_a_diverged_model_gives_valid_json_and_says_so(inputs, tmp_path):
     assert lines[0]["tuned"]["score"] is None
 
 
-def test_scores_and_report_are_added_to_the_run_that_trained_the_model(inputs, tmp_path):
+def test_scores_and_report_are_added_to_the_run_that_trained_the_model(inputs, mlflow_store, tmp_path):
     from mlflow import MlflowClient
 
     base, tuned, data = inputs
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = mlflow_store(tmp_path)
     client = MlflowClient(uri)
     experiment = client.create_experiment("words", artifact_location=(tmp_path / "artifacts").as_uri())
     run = client.create_run(experiment, run_name="finetune").info.run_id

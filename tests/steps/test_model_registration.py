@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,15 +106,15 @@ def test_a_model_that_missed_its_upload_is_uploaded_now(
 
 
 def test_without_a_server_or_a_run_the_user_is_told_what_to_set(
-    tracked_run: SimpleNamespace, report: Path, tmp_path: Path
+    tracked_run: SimpleNamespace, report: Path, mlflow_store: Callable[[Path], str], tmp_path: Path
 ) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{s.getsockname()[1]}"
-    other = f"sqlite:///{tmp_path}/other.db"
+    other = mlflow_store(tmp_path / "other")
     for context, message in (
         (Context(), "no MLflow server is set .* Set MLFLOW_TRACKING_URI"),
-        (Context(tracking_uri=other), "belongs to no run on 'sqlite.*other.db'.* Set MLFLOW_TRACKING_URI"),
+        (Context(tracking_uri=other), "belongs to no run on 'sqlite.*other/mlflow.db'.* Set MLFLOW_TRACKING_URI"),
         (Context(tracking_uri=dead), "belongs to no run on"),
     ):
         with pytest.raises(UserError, match=message):

@@ -3,10 +3,7 @@
 import csv
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,7 +59,7 @@ def run(request: pytest.FixtureRequest, decoder: Any, write_jsonl: Any, tmp_path
     folder, model = tmp_path_factory.mktemp("run"), decoder(request.param, CHATML)
     data = write_jsonl(folder / "rows.jsonl", rows())
     prepared = prepare(model, data, folder / "data", test_split_ratio=0.2)
-    inputs = {"model_selector_output": model, "preprocess_output": prepared.path}
+    inputs = {"model_selector_output": model, "preprocess_output": prepared.path, "per_device_eval_batch_size": 16}
     tuned, exported, report = folder / "tuned", folder / "exported", folder / "report"
     values = {"num_train_epochs": 24, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
     execute(
@@ -162,8 +159,6 @@ def test_a_bad_request_is_refused(messages: Any, message: str, run: SimpleNamesp
 
 SERVE = """
 import json, sys
-for name in ("tuneport", "steps", "pipelines"):
-    sys.modules[name] = None
 import mlflow
 from mlflow.pyfunc.scoring_server import _parse_json_data
 model = mlflow.pyfunc.load_model(sys.argv[1])
@@ -179,7 +174,9 @@ else:
 """
 
 
-def test_every_form_of_request_is_answered_without_tuneport(run: SimpleNamespace, tmp_path: Path) -> None:
+def test_every_form_of_request_is_answered_without_tuneport(
+    run: SimpleNamespace, fenced_python: Any, tmp_path: Path
+) -> None:
     one, two = talk(3, ["cat"])[:-1], talk(5, ["dog", "hen"])[:-1]
     tools = [{"type": "function", "function": {"name": "f"}}]
     payloads = [
@@ -192,15 +189,7 @@ def test_every_form_of_request_is_answered_without_tuneport(run: SimpleNamespace
         {"dataframe_split": {"columns": ["messages"], "data": [[one], [two]]}},
         {"dataframe_records": [{"messages": one}, {"messages": json.dumps(two)}], "params": {"max_new_tokens": 3}},
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", SERVE, str(run.exported)],
-        input=json.dumps(payloads),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )
+    done = fenced_python(SERVE, str(run.exported), input=json.dumps(payloads), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     predict = predictor(run)
     first, second = {"messages": one}, {"messages": two}

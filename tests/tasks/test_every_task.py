@@ -41,16 +41,20 @@ def prepare(
 
 
 @pytest.fixture(scope="module")
-def run(prepare: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """All stages but import and registration, with the network cut: what reached for it is in `asked_network`."""
-    made: dict[str, SimpleNamespace] = {}
+def run(prepare: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """All stages but import and registration, with the network cut: what reached for it is in `asked_network`.
 
-    def make(name: str) -> SimpleNamespace:
-        if name not in made:
-            made[name] = without_network(name, tmp_path_factory.mktemp(name))
-        return made[name]
+    ``learnt``: trained until the model answers one thing to this, another to that, whatever its seed.
+    """
+    made: dict[tuple[str, bool], SimpleNamespace] = {}
 
-    def without_network(name: str, folder: Path) -> SimpleNamespace:
+    def make(name: str, learnt: bool = False) -> SimpleNamespace:
+        if (name, learnt) not in made:
+            max_steps = 12 if not learnt else 300 if name in WRITING else 60
+            made[name, learnt] = without_network(name, tmp_path_factory.mktemp(name), max_steps)
+        return made[name, learnt]
+
+    def without_network(name: str, folder: Path, max_steps: int) -> SimpleNamespace:
         asked_network: list[Any] = []
 
         def refuse(*args: Any, **kwargs: Any) -> Any:
@@ -61,17 +65,12 @@ def run(prepare: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPat
             patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
             patch.setattr(socket.socket, "connect", refuse)
             patch.setattr(socket, "getaddrinfo", refuse)
-            return SimpleNamespace(**stages(name, folder), asked_network=asked_network)
+            return SimpleNamespace(**stages(name, folder, max_steps), asked_network=asked_network)
 
-    def stages(name: str, folder: Path) -> dict[str, Any]:
+    def stages(name: str, folder: Path, max_steps: int) -> dict[str, Any]:
         inputs = prepare(name, folder / "data")
         tuned, exported, report = folder / "tuned", folder / "exported", folder / "report"
-        # enough for a model that writes to answer one thing to this, another to that, whatever its seed
-        training = {
-            "max_steps": 300 if name in WRITING else 60,
-            "per_device_train_batch_size": 8,
-            "per_device_eval_batch_size": 16,
-        }
+        training = {"max_steps": max_steps, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 16}
         training |= {"learning_rate": 5e-3, "save_total_limit": 1}
         execute(steps.load("finetune", name)(**inputs, **training, pytorch_model_folder=tuned))
         trained = {"preprocess_output": folder / "data", "pytorch_model_folder": tuned}
@@ -175,7 +174,7 @@ def test_max_seq_length_and_pad_to_max_length_are_honoured(name: str, prepare: A
 def test_a_model_served_over_http_without_tuneport_answers_as_in_process(
     name: str, run: Callable[[str], Any], serve: Any
 ) -> None:
-    done, task = run(name), tasks.load(name)
+    done, task = run(name, learnt=True), tasks.load(name)
     info = done.prepared.info
     fields = task.serving_schema(info.columns, info.meta)[0].names
     asked = [task.example(row) for row in done.prepared.rows("test")]

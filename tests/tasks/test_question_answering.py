@@ -4,13 +4,10 @@ import collections
 import csv
 import json
 import math
-import os
 import random
 import re
 import shutil
 import string
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,12 +107,11 @@ def run(request: pytest.FixtureRequest, make_model: Any, write_jsonl: Any, tmp_p
     folder, model = tmp_path_factory.mktemp("run"), make_model(request.param)
     data = write_jsonl(folder / "rows.jsonl", question_rows())
     prepared = prepare(model, data, folder / "data", test_split_ratio=0.2)
-    inputs = {"model_selector_output": model, "preprocess_output": prepared.path}
+    inputs = {"model_selector_output": model, "preprocess_output": prepared.path, "per_device_eval_batch_size": 16}
     tuned, exported, report = folder / "tuned", folder / "exported", folder / "report"
     values = {
         "num_train_epochs": 15,
         "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 16,
         "learning_rate": 5e-3,
         "group_by_length": True,
     }
@@ -656,8 +652,6 @@ def test_the_metric_for_the_best_model_decides(run: SimpleNamespace, tmp_path: P
 
 SERVE = """
 import sys
-for name in ("tuneport", "steps", "pipelines"):
-    sys.modules[name] = None
 import json, mlflow, pandas as pd
 model = mlflow.pyfunc.load_model(sys.argv[1])
 payloads = json.loads(sys.stdin.read())
@@ -675,19 +669,11 @@ assert not [name for name in sys.modules if name.partition(".")[0] in ("tuneport
 """
 
 
-def test_the_exported_model_answers_without_tuneport(run: SimpleNamespace, tmp_path: Path) -> None:
+def test_the_exported_model_answers_without_tuneport(run: SimpleNamespace, fenced_python: Any, tmp_path: Path) -> None:
     rows = [*run.prepared.rows("test")[:5], far_row()]
     records = [{"q": row["question"], "c": row["context"]} for row in rows]
     payloads: list[Any] = [records, {key: [r[key] for r in records] for key in ("q", "c")}]
-    done = subprocess.run(
-        [sys.executable, "-c", SERVE, str(run.exported)],
-        input=json.dumps(payloads),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )
+    done = fenced_python(SERVE, str(run.exported), input=json.dumps(payloads), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     *same, short = json.loads(done.stdout)
     answering = predictor(run)

@@ -1,9 +1,6 @@
 """Summaries from rows to answers, on tiny models of every family."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +16,8 @@ from tuneport.errors import UserError
 from tuneport.stage import execute
 
 TASK = "summarization"
-TRAINING = {"num_train_epochs": 14, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "seed": 1}
+BATCHES = {"per_device_train_batch_size": 8, "per_device_eval_batch_size": 16}
+TRAINING = {"num_train_epochs": 14, **BATCHES, "learning_rate": 1e-2, "seed": 1}
 ROUGE = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
 
 
@@ -53,7 +51,7 @@ def run(
     inputs = {"model_selector_output": model, "preprocess_output": prepared.path}
     execute(
         steps.load("model_evaluation", TASK)(
-            **inputs, pytorch_model_folder=tuned, evaluation_result=report, per_device_eval_batch_size=8
+            **inputs, pytorch_model_folder=tuned, evaluation_result=report, per_device_eval_batch_size=16
         )
     )
     return SimpleNamespace(
@@ -297,8 +295,6 @@ def test_more_new_tokens_than_the_model_has_are_refused(run: SimpleNamespace, tm
 
 SERVE = """
 import sys
-for name in ("tuneport", "steps", "pipelines"):
-    sys.modules[name] = None
 import json, mlflow
 model = mlflow.pyfunc.load_model(sys.argv[1])
 rows = json.loads(sys.stdin.read())
@@ -308,17 +304,11 @@ print(json.dumps([*found, [[p.name, p.default] for p in model.metadata.signature
 """
 
 
-def test_the_exported_model_answers_as_in_process_without_tuneport(run: SimpleNamespace, tmp_path: Path) -> None:
+def test_the_exported_model_answers_as_in_process_without_tuneport(
+    run: SimpleNamespace, fenced_python: Any, tmp_path: Path
+) -> None:
     rows = [{"document": row["document"]} for row in run.prepared.rows("test")]
-    done = subprocess.run(
-        [sys.executable, "-c", SERVE, str(run.exported)],
-        input=json.dumps(rows),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )
+    done = fenced_python(SERVE, str(run.exported), input=json.dumps(rows), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     plain, small, short, params = json.loads(done.stdout)
     assert plain == small == predictor_of(run)(rows)

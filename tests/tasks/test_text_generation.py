@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,7 +39,7 @@ def run(request: pytest.FixtureRequest, decoder: Any, write_jsonl: Any, tmp_path
     folder, model = tmp_path_factory.mktemp("run"), decoder(request.param)
     data = write_jsonl(folder / "rows.jsonl", rows())
     prepared = prepare(model, data, folder / "data", ground_truth_key="answer", test_split_ratio=0.2)
-    inputs = {"model_selector_output": model, "preprocess_output": prepared.path}
+    inputs = {"model_selector_output": model, "preprocess_output": prepared.path, "per_device_eval_batch_size": 16}
     tuned, exported, report = folder / "tuned", folder / "exported", folder / "report"
     values = {"num_train_epochs": 12, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
     execute(steps.load("finetune", TASK)(**inputs, **values, pytorch_model_folder=tuned))
@@ -258,8 +255,6 @@ def test_max_new_tokens_beyond_the_model_is_refused_before_generation(run: Simpl
 
 SERVE = """
 import json, sys
-for name in ("tuneport", "steps", "pipelines"):
-    sys.modules[name] = None
 import mlflow
 model = mlflow.pyfunc.load_model(sys.argv[1])
 questions, params = json.loads(sys.stdin.read())
@@ -267,18 +262,10 @@ print(json.dumps([model.predict(questions, params=p).to_dict("records") for p in
 """
 
 
-def test_the_exported_model_answers_without_tuneport(run: SimpleNamespace, tmp_path: Path) -> None:
+def test_the_exported_model_answers_without_tuneport(run: SimpleNamespace, fenced_python: Any, tmp_path: Path) -> None:
     questions = [{"prompt": row["text"]} for row in run.prepared.rows("test")[:6]]
     params = [{}, {"max_new_tokens": 3}, {"num_beams": 3}, {"repetition_penalty": 5.0}]
-    done = subprocess.run(
-        [sys.executable, "-c", SERVE, str(run.exported)],
-        input=json.dumps([questions, params]),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )
+    done = fenced_python(SERVE, str(run.exported), input=json.dumps([questions, params]), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     predict, asked = predictor(run), [{"text": q["prompt"]} for q in questions]
     found = json.loads(done.stdout)

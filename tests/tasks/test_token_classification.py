@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -111,7 +108,7 @@ def run(request: pytest.FixtureRequest, make_model: Any, write_jsonl: Any, tmp_p
     """All stages but the registration, on the entity rows."""
     folder, model = tmp_path_factory.mktemp("run"), make_model(request.param)
     prepared = prepare(model, write_jsonl(folder / "rows.jsonl", entity_rows()), folder / "data", test_split_ratio=0.2)
-    inputs = {"model_selector_output": model, "preprocess_output": prepared.path}
+    inputs = {"model_selector_output": model, "preprocess_output": prepared.path, "per_device_eval_batch_size": 16}
     tuned, exported, report = folder / "tuned", folder / "exported", folder / "report"
     values = {"num_train_epochs": 12, "per_device_train_batch_size": 4, "learning_rate": 5e-3, "group_by_length": True}
     execute(steps.load("finetune", TASK)(**inputs, **values, metric_for_best_model="f1", pytorch_model_folder=tuned))
@@ -349,20 +346,12 @@ else:
 """
 
 
-def test_the_exported_model_answers_lists_and_sentences_without_tuneport(run: SimpleNamespace, tmp_path: Path) -> None:
-    fence = "import sys\nfor name in ('tuneport', 'steps', 'pipelines'):\n    sys.modules[name] = None\n"
-    code = SERVE.replace("sys.modules if", "sys.modules if sys.modules[name] and")
+def test_the_exported_model_answers_lists_and_sentences_without_tuneport(
+    run: SimpleNamespace, fenced_python: Any, tmp_path: Path
+) -> None:
     records = [{"words": row["tokens"]} for row in run.prepared.rows("test")[:5]]
     payloads: list[Any] = [records, {"words": [r["words"] for r in records]}, [{"words": "3 ann lives in new york"}]]
-    done = subprocess.run(
-        [sys.executable, "-c", fence + code, str(run.exported)],
-        input=json.dumps(payloads),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )
+    done = fenced_python(SERVE, str(run.exported), input=json.dumps(payloads), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     table, columns, sentence, frame = json.loads(done.stdout)
     predictor = tasks.load(TASK).predictor(str(run.tuned))

@@ -1,9 +1,6 @@
 """Translations from rows to answers, on tiny models of every family."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +16,8 @@ from tuneport.errors import UserError
 from tuneport.stage import execute
 
 TASK = "translation"
-TRAINING = {"num_train_epochs": 30, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
+BATCHES = {"per_device_train_batch_size": 8, "per_device_eval_batch_size": 16}
+TRAINING = {"num_train_epochs": 30, **BATCHES, "learning_rate": 1e-2}
 CODES = {
     "nllb": {"source_lang_code": "eng_Latn", "target_lang_code": "deu_Latn"},
     "mbart": {"source_lang_code": "en_XX", "target_lang_code": "de_DE"},
@@ -63,7 +61,7 @@ def run(
     inputs = {"model_selector_output": model, "preprocess_output": prepared.path}
     execute(
         steps.load("model_evaluation", TASK)(
-            **inputs, pytorch_model_folder=tuned, evaluation_result=report, per_device_eval_batch_size=8, num_beams=2
+            **inputs, pytorch_model_folder=tuned, evaluation_result=report, per_device_eval_batch_size=16, num_beams=2
         )
     )
     return SimpleNamespace(
@@ -264,8 +262,6 @@ def test_what_cannot_be_learnt_is_refused(
 
 SERVE = """
 import sys
-for name in ("tuneport", "steps", "pipelines"):
-    sys.modules[name] = None
 import json, mlflow
 model = mlflow.pyfunc.load_model(sys.argv[1])
 rows = json.loads(sys.stdin.read())
@@ -273,17 +269,11 @@ print(json.dumps([model.predict(rows, params=p).to_dict("records") for p in ({},
 """
 
 
-def test_the_exported_model_answers_as_in_process_without_tuneport(run: SimpleNamespace, tmp_path: Path) -> None:
+def test_the_exported_model_answers_as_in_process_without_tuneport(
+    run: SimpleNamespace, fenced_python: Any, tmp_path: Path
+) -> None:
     texts = [row["source"] for row in run.prepared.rows("test")]
-    done = subprocess.run(
-        [sys.executable, "-c", SERVE, str(run.exported)],
-        input=json.dumps([{"en": text} for text in texts]),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )
+    done = fenced_python(SERVE, str(run.exported), input=json.dumps([{"en": text} for text in texts]), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     two_beams, one = json.loads(done.stdout)
     rows = [{"source": text} for text in texts]

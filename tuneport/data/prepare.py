@@ -17,12 +17,12 @@ import numpy as np
 from tuneport.data.choose_encoder import COMPARED_ROWS, choose_encoder
 from tuneport.data.divide import divide, label_histograms
 from tuneport.data.encode_rows import encode
+from tuneport.data.load_tokenizer import chat_template, load_tokenizer, longest_input, read_json, resolve_length
 from tuneport.data.near_duplicates import NearDuplicateIndex, sample_rows
 from tuneport.data.options import PrepareParams
 from tuneport.data.read_rows import collect, read_column, read_scratch, source_report
 from tuneport.data.readers import Source
 from tuneport.data.splits import SPLITS
-from tuneport.data.tokenizing import chat_template, load_tokenizer, longest_input, read_json, resolve_length
 from tuneport.encoding.base_model import BaseModel
 from tuneport.stage import save_json
 from tuneport.tasks.task import Task, TaskData

@@ -337,7 +337,7 @@ def shell_lines(plan: Plan) -> list[str]:
 
 
 def variables(plan: Plan, stage: Stage) -> str:
-    """What is set for a stage, and of the surroundings the MLflow store that is a file, as a shell takes it."""
+    """A stage's variables as a shell takes them; an MLflow store that is a file is among them."""
     store = {"MLFLOW_TRACKING_URI": plan.tracking_uri} if plan.tracking_uri.startswith("sqlite:") else {}
     return " ".join(f"{name}={shlex.quote(value)}" for name, value in {**store, **stage.environment}.items())
 

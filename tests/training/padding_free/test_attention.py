@@ -66,7 +66,7 @@ class Used(TrainerCallback):  # type: ignore[misc]
         (
             {"attention": "eager"},
             "eager",
-            "eager (as asked for); batches in parts of similar length: eager attention takes rows of one length",
+            "eager (as asked for); batches in length buckets: eager attention takes rows of one length",
         ),
     ],
 )

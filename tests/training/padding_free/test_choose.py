@@ -35,7 +35,7 @@ SPREAD = {
 }
 ONE = {"one process": {"gradient_accumulation_steps": "2"}}
 ENCODER_DECODER = "a model of type 't5' is an encoder–decoder"
-IN_PARTS = f"batches in parts of similar length: {ENCODER_DECODER}"
+IN_BUCKETS = f"batches in length buckets: {ENCODER_DECODER}"
 NO_PADDING = "no padding: each row by itself"
 
 
@@ -174,7 +174,7 @@ def test_a_classifier_learns_the_same(still: SimpleNamespace, tmp_path: Path) ->
 def padded_pairs(summarizes: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("padded_pairs") / "out"
     output, said = trained(summarizes, folder, padding_free="false", gradient_accumulation_steps="2")
-    assert IN_PARTS not in said
+    assert IN_BUCKETS not in said
     return output
 
 
@@ -185,7 +185,7 @@ def test_an_encoder_decoder_learns_the_same_in_parts(
 ) -> None:
     output, said = trained(summarizes, tmp_path / "out", **(ONE | SPREAD)[values])
     spread = f"padded batches: {ENCODER_DECODER}, and its weights are spread over processes"
-    assert said.count(spread if values == "ZeRO-3" else IN_PARTS) == 1
+    assert said.count(spread if values == "ZeRO-3" else IN_BUCKETS) == 1
     assert {"eval_perplexity", "eval_token_accuracy"} <= {name for _, name in trace(output)}
     assert_same(output, padded_pairs)
 

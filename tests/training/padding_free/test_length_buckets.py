@@ -1,4 +1,4 @@
-"""A batch that is computed in parts of similar length gives what it gives as a whole: outputs, loss and gradients."""
+"""A batch that is computed in length buckets gives what it gives as a whole: outputs, loss and gradients."""
 
 import itertools
 import random

@@ -155,7 +155,7 @@ class Containers(Executor):
 
 
 def run_flags(plan: Plan, stage: Stage, settings: Settings, *, gpus: bool) -> list[str]:
-    """What of `docker run` says what a stage sees, as whom it runs and what it may use."""
+    """The options of `docker run` for a stage: what it sees, as whom it runs, what it may use."""
     store = local_store(plan.tracking_uri, plan.folder)
     networked = stage.step.network or store is None
     flags = [

@@ -309,7 +309,7 @@ def _job_problems(plan: Plan, node: Node) -> list[str]:
 
 
 def _job(plan: Plan, node: Node) -> dict[str, t.Any]:
-    """What is known of a stage's job when the pipeline is compiled; the rest follows where it is launched."""
+    """The part of a stage's job that is known at compile time; its launcher adds the rest."""
     found, settings, several = plan.settings.stage(node.name), plan.settings, plan.settings.multi_node
     shared = t.cast(Volume, settings.shared_volume)
     processes = plan.asked(node, "processes") or 1

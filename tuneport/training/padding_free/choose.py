@@ -1,6 +1,6 @@
-"""Whether a model trains on tokens alone, in parts of similar rows or on padded batches.
+"""Choose how a model trains: on tokens alone, in length buckets, or on padded batches.
 
-That depends on what the model is, and on what a self-test finds.
+The model's kind decides first, a self-test before the first step decides last.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _WithLengths:
 class PaddingFree:
     """A model's attention, and how it does without padding, if it does.
 
-    ``refused`` says why it does not compute with the tokens of a batch alone, but in parts, or with all of its padding.
+    ``refused`` says why the model does not compute with the tokens alone, but in length buckets or with all padding.
     """
 
     attention: str
@@ -102,7 +102,7 @@ class PaddingFree:
             log.warning("%s; padded batches: without padding, %s", attention, wrong)
             self.refused = wrong
         elif self.refused is not None:
-            log.info("%s; batches in parts of similar length: %s", attention, self.refused)
+            log.info("%s; batches in length buckets: %s", attention, self.refused)
         else:
             log.info("%s; no padding: each row by itself", attention)
 
@@ -191,7 +191,7 @@ def inner_of(trainer: Trainer) -> t.Any:
 
 
 def self_test(trainer: Trainer, model: t.Any, method: Unpadding | LengthBuckets) -> str | None:
-    """What is wrong where a model that is trained without padding does not compute what it does with padding.
+    """Say how a model differs without padding from itself with padding; None where it does not.
 
     ``model`` is called, the same on all ranks. Its outputs for rows of several lengths must be those of a padded batch,
     and another row in the middle must move none of those beside it. Random numbers are drawn as if nothing were tested.

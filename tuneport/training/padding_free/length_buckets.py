@@ -70,7 +70,7 @@ class Measure:
 
 
 class LengthBuckets:
-    """A model that takes ``lengths``, as `Measure` gives them, and while ``enabled`` computes a batch in parts.
+    """A model that takes ``lengths``, as `Measure` gives them, and while ``enabled`` computes in length buckets.
 
     Without ``lengths``, or while not enabled, the model is as it was.
     """

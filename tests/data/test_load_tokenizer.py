@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tuneport.data.tokenizing import load_tokenizer, longest_input, read_json, resolve_length
+from tuneport.data.load_tokenizer import load_tokenizer, longest_input, read_json, resolve_length
 from tuneport.errors import UserError
 
 
