@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tuneport import tasks
 from tuneport.artifacts import INCOMPLETE, Dataset, File, Model, Report
 from tuneport.errors import UserError
-from tuneport.parameters import COMPUTE, INSTANCE_TYPE, EvaluationBatchParams, SeedParams
+from tuneport.parameters import COMPUTE, INSTANCE_TYPE, EvaluationBatchParams, LoadingParams, SeedParams
 from tuneport.stage import parameters, read_json_object, save_json
 from tuneport.step import Step, View, consumes, parse_values, produces, resource
 from tuneport.tasks import TaskParams
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tuneport.evaluation.comparison import Comparison
 
 
-class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
+class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, LoadingParams, SeedParams):
     """Score the tuned model beside its base model and trivial baselines on the test split."""
 
     image = "trainer"
@@ -121,6 +121,7 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, SeedParams):
             settings=task.settings(meta, self),
             batch_size=self.per_device_eval_batch_size,
             seed=self.seed,
+            ignore_mismatched_sizes=self.ignore_mismatched_sizes,
             name=name,
         )
 

@@ -12,6 +12,16 @@ class EvaluationBatchParams(Params):
     per_device_eval_batch_size: int = param("Rows per device and forward pass in evaluation.", default=1, ge=1)
 
 
+class LoadingParams(Params):
+    """Loading of the base model."""
+
+    ignore_mismatched_sizes: bool = param(
+        "Let weights be random that the base model's files have in another size than its config.json says; without "
+        "it, only the task's head may be.",
+        default=False,
+    )
+
+
 class SeedParams(Params):
     """Randomness."""
 

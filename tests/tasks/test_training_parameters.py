@@ -1,10 +1,13 @@
 """Every training parameter has its effect in every task, or the table of conflicts refuses it there."""
 
+import dataclasses
 import gc
 import hashlib
 import json
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import EvalLoopContainer
 
@@ -216,6 +220,7 @@ TRIALS: dict[str, Trial] = {
 # Training in a group of processes: their own test below.
 GROUPS = {"number_of_gpu_to_use_finetuning", "num_nodes_finetune", "apply_deepspeed", "deepspeed_stage"}
 
+OF_MODELS = {"ignore_mismatched_sizes"}  # only of use with models that others are not; a test of its own below
 # These change how the work is done and not its result; how they do it is seen in tests/training.
 SAME_RESULT = {
     "auto_find_batch_size",
@@ -237,7 +242,7 @@ NEED_GPU = {"quantization", "deepspeed_offload", "fsdp"}
 @every_task
 def test_the_table_has_every_training_parameter(task: str) -> None:
     ports = steps.load("finetune", task).ports()
-    assert {*TRIALS, *GROUPS, "task_name"} == {name for name, port in ports.items() if port.kind == "param"}
+    assert {*TRIALS, *GROUPS, *OF_MODELS, "task_name"} == {name for name, port in ports.items() if port.kind == "param"}
     assert not TRIALS.keys() & GROUPS
 
 
@@ -379,6 +384,25 @@ def test_parameters_of_groups_of_processes_reach_whoever_starts_them(task: str, 
     sharded = ready(task).stage(apply_deepspeed=True)
     assert sharded.processes() == 1 and deepspeed.stage(sharded) == 2
     assert deepspeed.stage(ready(task).stage(apply_deepspeed=True, deepspeed_stage="3")) == 3
+
+
+@every_task
+def test_weights_of_another_size_are_refused_by_name_or_made_new(
+    task: str, ready: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """Of a trunk's weight, half of the rows is missing."""
+    made = ready(task)
+    model = Path(shutil.copytree(made.model, tmp_path / "model"))
+    file = model / "model.safetensors"
+    held = load_file(file)
+    name = next(n for n, weight in held.items() if "layer" in n or ".h." in n or "block" in n if weight.dim() == 2)
+    rows, columns = held[name].shape
+    save_file(held | {name: held[name][: rows // 2].contiguous()}, file, {"format": "pt"})
+    other = dataclasses.replace(made, model=model)
+    refused = trained(other, {}, tmp_path / "refused").refused
+    assert re.search(rf"{re.escape(name)} \(is \[{rows // 2}, {columns}\], expected \[{rows}, {columns}\]\)", refused)
+    assert refused.endswith("or let them be random with ignore_mismatched_sizes=true.")
+    assert not trained(other, {"ignore_mismatched_sizes": True}, tmp_path / "trained").refused
 
 
 @pytest.mark.slow

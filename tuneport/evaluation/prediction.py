@@ -31,13 +31,15 @@ def predict(
     settings: Row,
     batch_size: int,
     seed: int,
+    ignore_mismatched_sizes: bool,
     name: str,
 ) -> list[Row]:
     """Load the model in ``folder`` with the task's head, on the GPU where there is one, and answer the rows.
 
     ``base`` is the base model of one that is an adapter.
     ``questions`` are what is asked, by the place of the row; the answer to a row without one is empty.
-    A head that the base model lacks gets the weights that ``seed`` gives it. Where the task asks for it, the answers
+    A head that the base model lacks gets the weights that ``seed`` gives it, and with ``ignore_mismatched_sizes`` so
+    does what it has in another size. Where the task asks for it, the answers
     also hold the `Likelihood` of the encoded labels, under the names of its fields. ``name`` is for the progress lines.
     """
     import torch
@@ -47,7 +49,12 @@ def predict(
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.manual_seed(seed)
     is_base = folder == base
-    model = load_merged(folder, base) if is_adapter(folder) else task.load_model(folder, meta, new_head=is_base)
+    if is_adapter(folder):
+        model = load_merged(folder, base)
+    else:
+        model = task.load_model(
+            folder, meta, new_head=is_base, ignore_mismatched_sizes=is_base and ignore_mismatched_sizes
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = task.predictor(str(tokenizer), settings, model=model.to(device), batch_size=batch_size)
     rows = list(questions.values())

@@ -17,10 +17,13 @@ class ModelLoader:
         self.new: list[str] = []
         self.unused: list[str] = []
 
-    def __call__(self, folder: str, *, new_head: bool = False, **loading: t.Any) -> t.Any:
+    def __call__(
+        self, folder: str, *, new_head: bool = False, ignore_mismatched_sizes: bool = False, **loading: t.Any
+    ) -> t.Any:
         """Return the model; ``loading`` is what from_pretrained takes besides the folder: config, dtype, device_map, …
 
         ``new_head``: what the class has beside the trunk, the head, may be initialised at random, from torch's seed.
+        ``ignore_mismatched_sizes``: so may what the folder has in another size.
         Raises ValueError where the folder lacks other weights or has them in another size.
         """
         import transformers
@@ -33,7 +36,10 @@ class ModelLoader:
         self.new = sorted(missing | set(mismatched))
         self.unused = sorted(found["unexpected_keys"])
         heads = self.heads(model) if new_head else []
-        refused = [name for name in self.new if not any(name.startswith(f"{head}.") for head in heads)]
+        may_be_new = mismatched if ignore_mismatched_sizes else {}
+        refused = [
+            name for name in self.new if name not in may_be_new and not any(name.startswith(f"{h}.") for h in heads)
+        ]
         if refused:
             raise ValueError(self._problem(model, refused, mismatched))
         return model
@@ -87,7 +93,10 @@ class ModelLoader:
                     prefix = name.removesuffix(wanted)
                     return f"The files have it as {name}: remove '{prefix}' from the names of the weights."
         if any(name in mismatched for name in refused):
-            return "Its config.json is of a model of another size: take that which belongs to the weights."
+            return (
+                "Its config.json is of a model of another size: take that which belongs to the weights, or let them be "
+                "random with ignore_mismatched_sizes=true."
+            )
         if self.unused:
             return (
                 f"The files hold {len(self.unused)} others instead ({found}): take the files of one and the same model."

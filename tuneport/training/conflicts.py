@@ -238,6 +238,14 @@ CONFLICTS: tuple[Conflict, ...] = (
         example={"quantization": "4bit", "apply_lora": True, "merge_lora_weights": True},
         mended={"merge_lora_weights": False},
     ),
+    Conflict(
+        names=("ignore_mismatched_sizes", "apply_lora"),
+        conflicts=lambda o, _: o.ignore_mismatched_sizes and o.apply_lora,
+        why="weights that are new at random would be neither trained nor kept with the adapters",
+        remedy="Set apply_lora=false, or ignore_mismatched_sizes=false",
+        example={"ignore_mismatched_sizes": True, "apply_lora": True},
+        mended={"apply_lora": False},
+    ),
     # -- sharding ---------------------------------------------------------------------------------------------------
     Conflict(
         names=("apply_deepspeed", "fsdp"),

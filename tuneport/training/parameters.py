@@ -3,7 +3,7 @@
 from typing import Literal
 
 from tuneport.artifacts import File
-from tuneport.parameters import EvaluationBatchParams, SeedParams
+from tuneport.parameters import EvaluationBatchParams, LoadingParams, SeedParams
 from tuneport.step import Params, consumes, param
 from tuneport.training import optimizers
 
@@ -265,6 +265,7 @@ class TrainingParams(
     CheckpointParams,
     ResumeParams,
     EarlyStoppingParams,
+    LoadingParams,
     SeedParams,
 ):
     """Training."""

@@ -82,12 +82,11 @@ def train(
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     conflicts.check(options, here())
     arguments = training_arguments(options, output / "checkpoints", world_size)  # before the model: ZeRO-3 loads parts
-    plain = task.load_model(base, prepared.info.meta, **quantization.loading(options))
+    loading = {"ignore_mismatched_sizes": options.ignore_mismatched_sizes, **quantization.loading(options)}
+    plain = task.load_model(base, prepared.info.meta, **loading)
     machine = here(plain)
     conflicts.check(options, machine)
-    label_smoothing.smooth(plain, options.label_smoothing_factor)
-    if options.neftune_noise_alpha:
-        neftune.Noise(plain, options.neftune_noise_alpha)
+    _regularise(plain, options)
     chosen = attention.choose(plain, options.attention, machine, precision_of(arguments))
     if options.quantization != "none":
         quantization.freeze(plain)
@@ -156,6 +155,13 @@ def train(
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     return _result(trainer)
+
+
+def _regularise(model: t.Any, options: TrainingParams) -> None:
+    """Smooth labels and add noise to embeddings, in training alone; before padding is left out."""
+    label_smoothing.smooth(model, options.label_smoothing_factor)
+    if options.neftune_noise_alpha:
+        neftune.Noise(model, options.neftune_noise_alpha)
 
 
 def _judge_by(arguments: TrainingArguments, task: Task, metric: str) -> None:
