@@ -183,14 +183,16 @@ def test_a_server_that_dies_during_training_costs_a_warning_and_no_waiting(
     started = time.monotonic()
     for step in range(1000):
         run.log_metrics({"loss": 1.0}, step)
-    assert time.monotonic() - started < 1
+    logged = time.monotonic() - started
     run.log_artifacts(tmp_path, "report")
     assert run.log_model(tmp_path) is None
     run.close("FINISHED")
     messages = [r.message for r in caplog.records if r.name == "tuneport.tracking"]
     assert sum("the work goes on" in m for m in messages) == 1
     assert "1001 updates did not reach the server" in messages[-1]
-    assert time.monotonic() - started < 60
+    took = time.monotonic() - started
+    assert logged < took / 5, "the end waits for what is still tried, the training for nothing"
+    assert took < 60, "a thousand attempts take more than an hour"
 
 
 def test_what_a_server_missed_is_sent_when_it_is_back(context: Context, dead_uri: str) -> None:

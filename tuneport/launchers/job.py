@@ -48,6 +48,19 @@ class Job:
     deadline_seconds: int | None = None
     runtime: str = "torch-distributed"  # a TrainJob's
 
+    def described(self) -> dict[str, t.Any]:
+        """What is known of the job before it is launched, as JSON: the fields that are not their defaults."""
+        later = ("name", "run_id", "command")
+        values = {field: getattr(self, field.name) for field in dc.fields(self) if field.name not in later}
+        return {field.name: value for field, value in values.items() if value and value != field.default}
+
+    @classmethod
+    def launched(cls, described: Mapping[str, t.Any], *, name: str, run_id: str, command: Sequence[str]) -> Job:
+        """The job that `described` told of; a field that another version wrote and this one lacks is left out."""
+        fields = {field.name for field in dc.fields(cls)}
+        known = {field: value for field, value in described.items() if field in fields}
+        return cls(name=name, run_id=run_id, command=tuple(command), **known)
+
 
 @dc.dataclass(frozen=True)
 class State:

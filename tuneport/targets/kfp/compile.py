@@ -12,6 +12,7 @@ from functools import cached_property
 
 from tuneport.errors import UserError, did_you_mean
 from tuneport.graph import Node, Pipeline, Ref
+from tuneport.launchers import job
 from tuneport.step import REQUIRED, Port, Resource, Step, show
 from tuneport.targets.kfp import multi_node
 from tuneport.targets.kfp.executor import FLAG, JOB_FLAG, LOCATION, RUN_FLAG
@@ -328,35 +329,38 @@ def _job(plan: Plan, node: Node) -> dict[str, t.Any]:
         "seccompProfile": {"type": "RuntimeDefault"},
     }
     volumes = [*settings.volumes, shared]
-    job = {
-        "image": settings.image(node.name, node.step.image),
-        "nodes": plan.asked(node, "nodes"),
-        "processes": processes,
-        "elastic_min_nodes": several.elastic_min_nodes,
-        "restarts": several.restarts,
-        "resources": {kind: {n: v for n, v in found.items() if v} for kind, found in amounts.items()},
-        "environment": {**_environment(plan, node), **found.environment},
-        "secrets": [secret.model_dump(exclude_defaults=True) for secret in settings.secrets],
-        "volumes": [volume.model_dump(exclude_defaults=True) for volume in volumes],
-        "shm_size": found.shm_size or _shm_size(plan, node),
-        "node_selector": found.node_selector or {},
-        "tolerations": [_toleration(toleration) for toleration in found.tolerations or ()],
-        "security": {name: value for name, value in identity.items() if value is not None},
-        "service_account": settings.service_account,
-        "image_pull_policy": settings.image_pull_policy,
-        "image_pull_secrets": settings.image_pull_secrets,
-        "labels": found.labels,
-        "annotations": found.annotations,
-        "queue": several.queue,
-        "priority_class": several.priority_class,
-        "deadline_seconds": seconds(found.timeout) if found.timeout else None,
-        "runtime": several.runtime,
-    }
+    described = job.Job(
+        name="",  # it and the two after it follow at launch
+        run_id="",
+        command=(),
+        image=settings.image(node.name, node.step.image),
+        nodes=plan.asked(node, "nodes") or 1,
+        processes=processes,
+        elastic_min_nodes=several.elastic_min_nodes,
+        restarts=several.restarts,
+        resources={kind: {n: v for n, v in found.items() if v} for kind, found in amounts.items()},
+        environment={**_environment(plan, node), **found.environment},
+        secrets=[secret.model_dump(exclude_defaults=True) for secret in settings.secrets],
+        volumes=[volume.model_dump(exclude_defaults=True) for volume in volumes],
+        shm_size=found.shm_size or _shm_size(plan, node),
+        node_selector=found.node_selector or {},
+        tolerations=[_toleration(toleration) for toleration in found.tolerations or ()],
+        security={name: value for name, value in identity.items() if value is not None},
+        service_account=settings.service_account,
+        image_pull_policy=settings.image_pull_policy,
+        image_pull_secrets=settings.image_pull_secrets,
+        labels=found.labels,
+        annotations=found.annotations,
+        queue=several.queue,
+        priority_class=several.priority_class,
+        deadline_seconds=seconds(found.timeout) if found.timeout else None,
+        runtime=several.runtime,
+    )
     return {
         "kind": settings.kubeflow_job,
         "shared": shared.path,
         "pending_seconds": seconds(several.pending_timeout),
-        "job": {name: value for name, value in job.items() if value not in (None, [], {}, 0)},
+        "job": described.described(),
     }
 
 

@@ -7,7 +7,6 @@ where KFP wants it.
 
 from __future__ import annotations
 
-import dataclasses as dc
 import importlib
 import json
 import logging
@@ -121,9 +120,7 @@ def _kind(known: Mapping[str, t.Any]) -> job.Kind:
 
 
 def _job(known: Mapping[str, t.Any], stage: str, run_id: str, command: Sequence[str]) -> job.Job:
-    fields = {field.name for field in dc.fields(job.Job)}
-    own = {name: value for name, value in known["job"].items() if name in fields}
-    return job.Job(name=job.job_name(stage, run_id), run_id=run_id, command=tuple(command), **own)
+    return job.Job.launched(known["job"], name=job.job_name(stage, run_id), run_id=run_id, command=command)
 
 
 def manifest(known: Mapping[str, t.Any], run_id: str, command: Sequence[str], stage: str = "finetune") -> job.Manifest:
