@@ -47,7 +47,7 @@ def serve() -> None:
     import mlflow  # noqa: F401
     import pandas as pd  # noqa: F401
     import torch  # noqa: F401
-    from transformers import AutoTokenizer, PreTrainedModel  # noqa: F401
+    from transformers import AutoTokenizer, PreTrainedModel, Trainer  # noqa: F401
 
     gc.collect()
     gc.freeze()

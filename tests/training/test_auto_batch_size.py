@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import BertConfig, BertModel, set_seed
 
 import steps
 from steps.model_import import ModelImport
+from tests.fork_server import ForkServer
 from tuneport.artifacts import CustomModel, Model
 from tuneport.stage import execute
 from tuneport.training.auto_batch_size import candidates
@@ -83,16 +84,26 @@ def inputs(tiny_model: Path, questions: Any, write_jsonl: Any, tmp_path_factory:
     return ["--model_selector_output", str(model), "--preprocess_output", str(prepared)]
 
 
-def finetune(
-    inputs: list[str], output: Path, room: int, start: Sequence[str] = (sys.executable, "-c", FINETUNE), **values: Any
-) -> subprocess.CompletedProcess[str]:
-    """Train in a process that may take ``room`` MiB more than it has once the model is loaded."""
+ENVIRONMENT = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
+
+
+def arguments(inputs: list[str], output: Path, room: int, **values: Any) -> list[str]:
     settings = {"per_device_train_batch_size": ROWS, "max_steps": 1, **values}
     flags = itertools.chain.from_iterable((f"--{name}", str(value)) for name, value in settings.items())
-    command = [*start, str(room), "finetune", "--task_name", "text_classification"]
-    command += [*inputs, "--pytorch_model_folder", str(output), *flags]
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    stage = [str(room), "finetune", "--task_name", "text_classification"]
+    return [*stage, *inputs, "--pytorch_model_folder", str(output), *flags]
+
+
+@pytest.fixture(scope="module")
+def finetune(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Train in a process that may take ``room`` MiB more than it has once the model is loaded."""
+    server = ForkServer(ENVIRONMENT, tmp_path_factory.mktemp("programs"))
+
+    def run(output: Path, room: int, **values: Any) -> subprocess.CompletedProcess[str]:
+        return server.run(FINETUNE, *arguments(inputs, output, room, **values), input="", cwd=output.parent)
+
+    yield run
+    server.close()
 
 
 def result(output: Path) -> dict[str, Any]:
@@ -100,8 +111,8 @@ def result(output: Path) -> dict[str, Any]:
     return found
 
 
-def test_what_does_not_fit_is_explained_and_leaves_nothing(inputs: list[str], tmp_path: Path) -> None:
-    run = finetune(inputs, tmp_path / "out", room=1_400)
+def test_what_does_not_fit_is_explained_and_leaves_nothing(finetune: Any, tmp_path: Path) -> None:
+    run = finetune(tmp_path / "out", room=1_400)
     assert run.returncode == 2, run.stderr
     last = run.stderr.splitlines()[-1]
     assert "per_device_train_batch_size=64: the memory does not suffice" in last
@@ -109,8 +120,8 @@ def test_what_does_not_fit_is_explained_and_leaves_nothing(inputs: list[str], tm
     assert not (tmp_path / "out").exists()
 
 
-def test_a_batch_size_is_found_that_fits_and_keeps_the_effective_batch(inputs: list[str], tmp_path: Path) -> None:
-    run = finetune(inputs, tmp_path / "out", room=1_400, auto_find_batch_size=True)
+def test_a_batch_size_is_found_that_fits_and_keeps_the_effective_batch(finetune: Any, tmp_path: Path) -> None:
+    run = finetune(tmp_path / "out", room=1_400, auto_find_batch_size=True)
     assert run.returncode == 0, run.stderr
     found = result(tmp_path / "out")
     assert found["per_device_train_batch_size"] in (32, 16, 8, 4)
@@ -127,30 +138,32 @@ def test_all_processes_take_the_batch_size_that_fits_each(
     script.write_text(FINETUNE, "utf-8")
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     values = {"auto_find_batch_size": True, "number_of_gpu_to_use_finetuning": 2, **sharded}
-    run = finetune(inputs, tmp_path / "out", room=1_400, start=ranks, **values)
+    ranks += arguments(inputs, tmp_path / "out", room=1_400, **values)
+    run = subprocess.run(ranks, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert run.returncode == 0, run.stderr
     found = result(tmp_path / "out")
     assert found["per_device_train_batch_size"] in (32, 16, 8, 4)
     assert found["per_device_train_batch_size"] * found["gradient_accumulation_steps"] == ROWS
 
 
-def test_where_no_row_fits_the_user_is_told(inputs: list[str], tmp_path: Path) -> None:
-    run = finetune(inputs, tmp_path / "out", room=30, auto_find_batch_size=True)
+def test_where_no_row_fits_the_user_is_told(finetune: Any, tmp_path: Path) -> None:
+    run = finetune(tmp_path / "out", room=30, auto_find_batch_size=True)
     assert run.returncode == 2, run.stderr
     assert "does not suffice for a single row" in run.stderr.splitlines()[-1]
 
 
-def test_where_all_fits_nothing_changes(inputs: list[str], tmp_path: Path) -> None:
+def test_where_all_fits_nothing_changes(finetune: Any, tmp_path: Path) -> None:
     runs = []
     for wanted in (False, True):
         output = tmp_path / str(wanted)
-        assert finetune(inputs, output, room=20_000, auto_find_batch_size=wanted, max_steps=2).returncode == 0
+        few = {"per_device_train_batch_size": 8, "max_steps": 2}
+        assert finetune(output, room=20_000, auto_find_batch_size=wanted, **few).returncode == 0
         runs.append((output / "model.safetensors").read_bytes())
     assert runs[0] == runs[1]
 
 
-def test_recomputed_activations_take_less_memory(inputs: list[str], tmp_path: Path) -> None:
-    run = finetune(inputs, tmp_path / "out", room=1_400, gradient_checkpointing=True)
+def test_recomputed_activations_take_less_memory(finetune: Any, tmp_path: Path) -> None:
+    run = finetune(tmp_path / "out", room=1_400, gradient_checkpointing=True)
     assert run.returncode == 0, run.stderr
 
 
