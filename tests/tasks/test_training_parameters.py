@@ -1,7 +1,6 @@
 """Every training parameter has its effect in every task, or the table of conflicts refuses it there."""
 
 import dataclasses
-import gc
 import hashlib
 import json
 import logging
@@ -252,9 +251,7 @@ def test_parameters_that_change_no_result_are_tried_in_the_tests_of_training() -
 
 
 @pytest.fixture(scope="module")
-def outcome_of(
-    ready: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., Outcome]]:
+def outcome_of(ready: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
     """Return a function (task, values) -> outcome, made once, as many parameters are compared with the same run."""
     made: dict[str, Outcome] = {}
 
@@ -266,10 +263,7 @@ def outcome_of(
             made[key] = trained(ready(task), values, tmp_path_factory.mktemp(task))
         return made[key]
 
-    gc.collect()
-    gc.freeze()  # else each run spends most of its time looking through all that was imported
-    yield make
-    gc.unfreeze()
+    return make
 
 
 @contextmanager
