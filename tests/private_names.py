@@ -26,6 +26,7 @@ OWNERS = (
     "peft.PeftModel",
     "sacrebleu.metrics.BLEU",
     "torch",
+    "torch.optim.lr_scheduler.LRScheduler",
     "azure.ai.ml.entities.PipelineJob",
     "mlflow.MlflowClient",
     "kfp.Client",

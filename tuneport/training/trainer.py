@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses as dc
 import json
+import logging
 import random
 import time
 import typing as t
@@ -24,6 +25,8 @@ from tuneport.training.loss import LossByItem
 from tuneport.training.monitoring import MonitoredTrainer
 from tuneport.training.packing import Packs, token_counts
 from tuneport.training.sampler import Draw, EpochSampler, balanced, packed, shuffled, similar
+
+log = logging.getLogger("tuneport.finetune")
 
 
 class EvaluationStopped(BaseException):
@@ -251,6 +254,7 @@ class _GoOn(TrainerCallback):
         if checkpoint is None:
             return
         t.cast(t.Any, state).compute_steps(args, state.max_steps)  # transformers keeps the earlier run's
+        follow_schedule(getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler), state.max_steps)
         if best := state.best_global_step:
             state.best_model_checkpoint = str(trainer.checkpoints.checkpoint(best).path)
         saved = json.loads((checkpoint.path / RUN_STATE).read_text("utf-8"))
@@ -273,6 +277,33 @@ class _GoOn(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any
     ) -> None:
         self.trainer.writer.raise_error()
+
+
+def follow_schedule(schedule: t.Any, steps: int) -> None:
+    """Let the next step have the rate that this run's schedule gives it, not the one that was saved.
+
+    They differ where the run has another number of ``steps`` than the one that it goes on from: the rate that ended a
+    finished run is often 0. A schedule that follows the metric goes on from what it has seen.
+    """
+    if not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+        return
+    rates = [
+        base * share(schedule.last_epoch) for base, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    saved = schedule.get_last_lr()
+    if rates == saved:
+        return
+    log.warning(
+        "the learning rate follows the schedule of %d steps: step %d is trained with %g, where the earlier run's "
+        "schedule had %g",
+        steps,
+        schedule.last_epoch + 1,
+        rates[0],
+        saved[0],
+    )
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates  # what the log shows of the next step
 
 
 def rows_per_step(arguments: TrainingArguments) -> int:

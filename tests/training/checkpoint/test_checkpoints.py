@@ -97,6 +97,41 @@ def test_a_finished_run_goes_on_for_more_epochs(
     assert [e["step"] for e in state["log_history"] if "eval_loss" in e] == [12, 24, 36, 48]
 
 
+def test_a_finished_run_goes_on_at_the_rate_of_the_longer_schedule_from_its_first_step(
+    earlier: Path,
+    imported_model: Path,
+    prepared_questions: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    values = {"resume_from_checkpoint": str(earlier), "evaluation_strategy": "steps", "eval_steps": 1}
+    with caplog.at_level(logging.WARNING, logger="tuneport.finetune"):
+        out = finetune(imported_model, prepared_questions, tmp_path / "out", **values, max_steps=72, logging_steps=1)
+    # The earlier run's 36 steps ended at 0; of 72 steps, half of the rate is left.
+    assert (
+        "the schedule of 72 steps: step 37 is trained with 0.0015, where the earlier run's schedule had 0"
+        in caplog.text
+    )
+    log = json.loads((out / "trainer_state.json").read_text("utf-8"))["log_history"]
+    rates = {entry["step"]: entry["learning_rate"] for entry in log if "learning_rate" in entry and entry["step"] > 36}
+    assert rates == {step: pytest.approx(3e-3 * (73 - step) / 72) for step in range(37, 73)}
+    losses = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
+    assert losses[37] != losses[36], "step 37 moved the weights"
+
+
+def test_a_run_that_goes_on_to_its_own_end_keeps_its_rates_and_says_nothing(
+    earlier: Path,
+    imported_model: Path,
+    prepared_questions: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    values = {"resume_from_checkpoint": str(earlier / "checkpoints" / "checkpoint-24"), "num_train_epochs": 3}
+    with caplog.at_level(logging.WARNING, logger="tuneport.finetune"):
+        finetune(imported_model, prepared_questions, tmp_path / "out", **values)
+    assert "schedule" not in caplog.text
+
+
 def test_a_failed_save_surfaces_and_leaves_what_was_saved(
     earlier: Path, imported_model: Path, prepared_questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
