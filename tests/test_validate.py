@@ -66,7 +66,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("local", {"huggingface_id": "a/b"}, "got both pytorch_model_path and huggingface_id"),
     ("local", {"huggingface_revision": "main"}, "has no effect without huggingface_id"),
     ("local", {"base_model_path": "model"}, "has an effect only where pytorch_model_path holds a LoRA adapter"),
-    ("local", {"lora_r": 4}, "lora_r=4: of use only with apply_lora=true"),
+    ("local", {"lora_r": 4}, "lora_r=4: no effect without apply_lora=true"),
     ("local", {"validation_split_ratio": 0.5, "test_split_ratio": 0.5}, "together leave no training rows"),
     ("local", {"resume_from_checkpoint": "no_run"}, "no_run"),
     ("local", {"registered_model_name": "a/b"}, "registered_model_name='a/b': not valid"),

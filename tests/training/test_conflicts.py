@@ -60,7 +60,7 @@ def test_a_message_says_what_was_given() -> None:
     with pytest.raises(UserError) as refused:
         stage({"lora_target_modules": "query", "merge_lora_weights": False}).check()
     assert str(refused.value) == (
-        "lora_target_modules=query, merge_lora_weights=false: of use only with apply_lora=true. "
+        "lora_target_modules=query, merge_lora_weights=false: no effect without apply_lora=true. "
         "Set apply_lora=true, or leave out what is named."
     )
 

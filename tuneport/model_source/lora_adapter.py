@@ -44,7 +44,10 @@ def import_adapter(adapter: Path, given: Path | None, destination: Path) -> None
         merged.mkdir()
         check_base(adapter, base)
         import_model(base, whole)
-        write_merged(adapter, whole, merged)
+        try:
+            write_merged(adapter, whole, merged)
+        except UserError as e:
+            raise UserError(str(e).replace(str(whole), str(base))) from None
         import_model(merged, destination)
 
 

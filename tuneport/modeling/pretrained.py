@@ -29,12 +29,20 @@ def load_by(loader: ModelLoader, folder: Path, **loading: t.Any) -> t.Any:
 
     Raises `UserError` as `load` does.
     """
+    import transformers
+
+    # What transformers shows of it, a bar and a table of the weights, is said below in two lines.
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         model = loader(str(folder), **loading)
     except ValueError as e:
         if "Unrecognized configuration class" in str(e):
             raise _no_such_class(loader.architecture, folder) from None
         raise UserError(f"{folder}: {e}") from None
+    finally:
+        transformers.logging.set_verbosity(verbosity)
     if loader.new:
         log.info("%s: %s", _listed("weights are new, at random", loader.new), type(model).__name__)
     if loader.unused:

@@ -89,7 +89,7 @@ def _idle(switch: str, on: str, names: tuple[str, ...], example: Mapping[str, t.
     return Conflict(
         names=names,
         conflicts=conflicts,
-        why=f"of use only with {switch}={on}",
+        why=f"no effect without {switch}={on}",
         remedy=f"Set {switch}={on}, or leave out what is named",
         example=example,
         mended={switch: on},

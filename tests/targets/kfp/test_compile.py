@@ -183,7 +183,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, object], str]] = [
     ({}, {"train_file_path": None}, "no training data"),
     ({}, {"huggingface_id": "acme/m"}, "expected exactly one of"),
     ({}, {"max_steps": 0}, "max_steps=0: trains nothing"),
-    ({}, {"lora_r": 4}, "of use only with apply_lora=true"),
+    ({}, {"lora_r": 4}, "no effect without apply_lora=true"),
 ]
 
 

@@ -1,6 +1,7 @@
 """LoRA: only adapters and heads change, and the adapter and the merged model that come out of it answer alike."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -180,7 +183,7 @@ def test_a_lora_parameter_without_lora_is_refused(model: Callable[[str], Path], 
     stage = steps.load("finetune", "text_classification")(
         model_selector_output=model("bert"), preprocess_output=data, lora_r=16, merge_lora_weights=False
     )
-    with pytest.raises(UserError, match="lora_r=16, merge_lora_weights=false: of use only with apply_lora=true"):
+    with pytest.raises(UserError, match="lora_r=16, merge_lora_weights=false: no effect without apply_lora=true"):
         stage.check()
 
 
@@ -291,8 +294,38 @@ def test_training_goes_on_from_an_adapter(
     assert not list((tmp_path / "on").glob("adapter_*"))
 
 
+def test_an_adapter_of_another_architecture_or_width_is_refused_and_both_are_named(
+    model: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As other programs write adapters, without a manifest that tells the base model by its digest."""
+    base, adapter = model("llama"), tmp_path / "adapter"
+    network = transformers.AutoModelForCausalLM.from_pretrained(base)
+    peft.get_peft_model(network, peft.LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(adapter)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / name, adapter)
+    wide = tmp_path / "wide"
+    shutil.copytree(base, wide, ignore=shutil.ignore_patterns("manifest.json"))
+    config = transformers.AutoConfig.from_pretrained(base)
+    config.hidden_size = 64
+    transformers.LlamaForCausalLM(config).save_pretrained(wide)
+    values = {"pytorch_model_path": adapter, "model_selector_output": tmp_path / "out"}
+    for other, reason in (
+        (model("bert"), r"The files hold \d+ others instead"),
+        (wide, r"\(is \[64\], expected \[32\]\)"),
+    ):
+        with pytest.raises(UserError, match=rf"^{re.escape(str(other))}: .*{reason}"):
+            execute(steps.load("model_import")(**values, base_model_path=other))
+        assert not (tmp_path / "out").exists()
+    assert capfd.readouterr().out == ""
+    execute(steps.load("model_import")(**values, base_model_path=base))
+    assert torch.equal(
+        load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"],
+        load_file(base / "model.safetensors")["model.embed_tokens.weight"],
+    )
+
+
 def test_a_base_model_without_an_adapter_is_refused(model: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="of use only where pytorch_model_path holds a LoRA adapter"):
+    with pytest.raises(UserError, match="has an effect only where pytorch_model_path holds a LoRA adapter"):
         steps.load("model_import")(pytorch_model_path=model("bert"), base_model_path=model("bert")).check_files()
 
 
