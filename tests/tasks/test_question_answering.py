@@ -3,6 +3,7 @@
 import collections
 import csv
 import json
+import logging
 import math
 import random
 import re
@@ -349,17 +350,32 @@ def test_batches_are_padded_to_the_longest_row_or_to_the_maximum(
         assert model(**batch).loss > 0
 
 
-def test_an_answer_that_no_window_holds_is_counted_as_truncated(
-    imported_model: Path, write_jsonl: Any, tmp_path: Path
+def test_an_answer_that_no_window_holds_is_left_out_and_counted_and_never_learnt_as_none(
+    imported_model: Path, write_jsonl: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     context = far_row()["context"]
-    rows = [*question_rows(60), {"q": "what colour", "c": context, "a": answers(context, context[2:150])}]
-    counts = []
-    for kept in (rows[:-1], rows):
-        data = write_jsonl(tmp_path / "rows.jsonl", kept)
-        report = prepare(imported_model, data, tmp_path / str(len(kept))).report()
-        counts.append(sum(split["truncated"] for split in report["splits"].values()))
-    assert counts[0] == 0 < counts[1]
+    long = {"q": "what colour", "c": context, "a": answers(context, context[2:150])}
+    data = write_jsonl(tmp_path / "rows.jsonl", [*question_rows(60, unanswerable=False), long])
+    with caplog.at_level(logging.WARNING, logger="tuneport.preprocess"):
+        prepared = prepare(imported_model, data, tmp_path / "data")
+    (where,) = [
+        split for split in ("train", "validation", "test") if "label_cut_off" in prepared.report()["splits"][split]
+    ]
+    assert prepared.report()["splits"][where]["label_cut_off"] == {"rows": 1, "first": ["rows.jsonl:61"]}
+    assert "have their label cut off at max_seq_length" in caplog.text
+    encoded = {
+        row for split in ("train", "validation", "test") for row in prepared.encoded(split)["row_id"].to_pylist()
+    }
+    assert len(encoded) == 60 and "rows.jsonl:61" not in encoded
+    assert "rows.jsonl:61" in [row["row_id"] for row in prepared.rows(where)], "an evaluation asks it all the same"
+
+
+def test_answers_that_fit_no_window_at_all_are_refused(imported_model: Path, write_jsonl: Any, tmp_path: Path) -> None:
+    context = far_row()["context"]
+    rows = [{"q": f"what colour {n}", "c": f"{context} {n}", "a": answers(context, context[2:150])} for n in range(30)]
+    with pytest.raises(UserError, match=r"none of the 24 train rows has its label within max_seq_length=\d+ tokens"):
+        prepare(imported_model, write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "data")
+    assert not (tmp_path / "data").exists()
 
 
 def test_without_unanswerable_training_rows_every_question_is_answered(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import typing as t
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,12 +31,15 @@ def encode(
     max_seq_length: int,
     scratch: Path,
     output: Path,
-) -> dict[str, TokenLengths]:
-    """Write ``encoded/`` and ``rows/`` of every split; returns their token lengths."""
+) -> tuple[dict[str, TokenLengths], dict[str, Lost]]:
+    """Write ``encoded/`` and ``rows/`` of every split; returns their token lengths, and the rows without a label left.
+
+    Raises `UserError` where a row's tokens hold no label, and where no training row's do.
+    """
     encoded_schema = with_row_id(task.encoded_schema(meta, options)).append(pa.field("length", pa.int32()))
     row_schema = with_row_id(task.row_schema(options))
     progress = RowProgress("rows encoded", int((splits != REMOVED).sum()))
-    untrainable = Untrainable()
+    untrainable, lost = Untrainable(), {split: Lost() for split in SPLITS}
     start = 0
     with ExitStack() as stack:
         writers = [
@@ -68,15 +72,45 @@ def encode(
             if not isinstance(input_ids, pa.Array):
                 input_ids = pa.array(input_ids, encoded_schema.field("input_ids").type)
             columns |= {"row_id": row_ids, "input_ids": input_ids, "length": input_ids.value_lengths()}
+            without_label = np.array(columns.pop("lost", np.zeros(len(truncated))), bool)
             encoded = pa.RecordBatch.from_pydict(columns, schema=encoded_schema)
+            if without_label.any():
+                for code, split in enumerate(SPLITS):
+                    lost[split].add(row_ids.filter(pa.array(without_label & (codes[made_from] == code))).to_pylist())
+                encoded = encoded.filter(pa.array(~without_label))
+                made_from, truncated = made_from[~without_label], truncated[~without_label]
             for code, writer in enumerate(writers):
                 chosen, of_chosen = codes == code, codes[made_from] == code
                 writer.write(encoded.filter(pa.array(of_chosen)), batch.filter(pa.array(chosen)), truncated[of_chosen])
             progress.advance(len(batch))
         untrainable.refuse(max_seq_length)
+        for split in ("train", "validation"):
+            if lost[split].rows and lost[split].rows == int((splits == SPLITS.index(split)).sum()):
+                raise UserError(
+                    f"none of the {lost[split].rows} {split} rows has its label within max_seq_length={max_seq_length} "
+                    "tokens. Raise max_seq_length; for question answering doc_stride, too."
+                )
         for writer in writers:
             writer.flush()
-    return {split: writer.lengths for split, writer in zip(SPLITS, writers, strict=True)}
+    return {split: writer.lengths for split, writer in zip(SPLITS, writers, strict=True)}, lost
+
+
+@dataclass
+class Lost:
+    """Rows of a split whose label is cut off in all that is made of them: no other label may stand for it."""
+
+    rows: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, row_ids: list[str]) -> None:
+        """``row_ids``: one for each encoded row, those of one row side by side."""
+        distinct = list(dict.fromkeys(row_ids))
+        self.rows += len(distinct)
+        self.first += distinct[: LISTED_ROWS - len(self.first)]
+
+    def report(self) -> dict[str, t.Any]:
+        """What the data report says of them; nothing where there are none."""
+        return {"label_cut_off": {"rows": self.rows, "first": self.first}} if self.rows else {}
 
 
 @dataclass

@@ -80,7 +80,7 @@ def prepare(
         sample=read_scratch(scratch, numbers),
         size=scratch.stat().st_size,
     )
-    lengths = encode(
+    lengths, lost = encode(
         task,
         options,
         to_columns=to_columns,
@@ -111,11 +111,24 @@ def prepare(
                 split: source_report(collected.sources[split]) for split in SPLITS if split in collected.sources
             },
             "splits": {
-                split: {"rows": rows[split], "labels": histograms[split], **lengths[split].report()} for split in SPLITS
+                split: {
+                    "rows": rows[split],
+                    "labels": histograms[split],
+                    **lost[split].report(),
+                    **lengths[split].report(),
+                }
+                for split in SPLITS
             },
             **leakage,
         },
     )
+    if any(found.rows for found in lost.values()):
+        log.warning(
+            "%s training, %s validation and %s test rows have their label cut off at max_seq_length=%d: they are left "
+            "out of training, and of the validation loss; data_report.json lists them",
+            *(f"{lost[split].rows:,}" for split in SPLITS),
+            max_seq_length,
+        )
     truncated = sum(length.truncated for length in lengths.values())
     log.info(
         "train %s, validation %s, test %s rows of at most %d tokens; %s truncated",

@@ -159,7 +159,7 @@ class QuestionAnswering(Task):
         windows = QuestionWindows(tokenizer, meta["max_seq_length"], meta["doc_stride"])
 
         def encode(rows: Sequence[Row]) -> Columns:
-            names = ("input_ids", "token_type_ids", "start_positions", "end_positions", "truncated", "row")
+            names = ("input_ids", "token_type_ids", "start_positions", "end_positions", "truncated", "lost", "row")
             columns: dict[str, list[t.Any]] = {name: [] for name in names}
             read = windows([row["question"] for row in rows], [row["context"] for row in rows])
             for i, (row, (cut, found)) in enumerate(zip(rows, read, strict=True)):
@@ -167,7 +167,7 @@ class QuestionAnswering(Task):
                 lost = bool(row["answer_texts"]) and not any(places)  # the answer fits in no window
                 for (ids, types, first, _), place in zip(found, places, strict=True):
                     start, end = (first + place[0], first + place[1]) if place else (0, 0)
-                    for name, value in zip(names, (ids, types, start, end, cut or lost, i), strict=True):
+                    for name, value in zip(names, (ids, types, start, end, cut or lost, lost, i), strict=True):
                         columns[name].append(value)
             return columns
 

@@ -147,9 +147,10 @@ class Task(ABC):
     def encoder(self, tokenizer: Tokenizer, meta: Meta, options: t.Any) -> Encoder:
         """Return a function rows -> columns: those of `encoded_schema` plus ``truncated`` (bool per encoded row).
 
-        Two more columns are optional: ``trainable`` (bool: whether the encoded row has a label to learn from, True
-        where there is no such column; False refuses the data) and ``row`` (int: which of the rows the encoded one is
-        made from, where that is not one each). The tokenizer comes with truncation enabled at the right length.
+        Three more columns are optional: ``trainable`` (bool: whether the encoded row has a label to learn from, True
+        where there is no such column; False refuses the data), ``lost`` (bool: whether the row's label is cut off, so
+        that its encoded rows are left out and counted) and ``row`` (int: which of the rows the encoded one is made
+        from, where that is not one each). The tokenizer comes with truncation enabled at the right length.
         """
 
     def fast_encoder(self, tokenizer: FastTokenizer, meta: Meta, options: t.Any) -> Encoder | None:
