@@ -210,7 +210,7 @@ def test_an_id_that_cannot_be_one_is_refused_before_anything_runs(name: str, say
 
 
 def test_a_revision_without_an_id_is_refused(tiny_model: Path) -> None:
-    with pytest.raises(UserError, match="only with huggingface_id"):
+    with pytest.raises(UserError, match="no effect without huggingface_id"):
         ModelImport(pytorch_model_path=tiny_model, huggingface_revision="main").check()
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
+import steps
 from steps.model_import import ModelImport
 from tuneport.artifacts import CustomMLflowModel, CustomModel, Model, read_manifest
 from tuneport.errors import UserError
@@ -128,6 +130,45 @@ def test_a_folder_that_lacks_a_part_is_refused_by_name(missing: str, says: str, 
 def test_a_damaged_tokenizer_is_refused_by_name(copy: Path, tmp_path: Path) -> None:
     (copy / "tokenizer.json").write_text('{"model": ')
     assert "tokenizer.json: is damaged" in refused(copy, tmp_path)
+
+
+def change_config(folder: Path, **values: object) -> None:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, **values}), "utf-8")
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8"])
+def test_quantised_weights_are_refused_before_anything_runs(copy: Path, tmp_path: Path, method: str) -> None:
+    change_config(copy, quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(UserError, match=rf"quantised \({method}\), and such weights cannot be trained"):
+        ModelImport(pytorch_model_path=CustomModel(copy)).check_files()
+    assert "Import the model that they were made from" in refused(copy, tmp_path)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_refused_by_both_numbers(
+    copy: Path, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.from_file(str(copy / "tokenizer.json"))
+    known = json.loads((copy / "config.json").read_text("utf-8"))["vocab_size"]
+    tokenizer.add_tokens(["<extra>", "<more>"])
+    tokenizer.save(str(copy / "tokenizer.json"))
+    message = refused(copy, tmp_path)
+    assert f"the token '<more>' with the id {known + 1}, but the model has embeddings for {known} tokens" in message
+    assert f"resize the embeddings to {known + 2} tokens" in message
+    change_config(copy, vocab_size=known + 2)
+    run(copy, tmp_path / "out")
+
+
+def test_a_tokenizer_without_settings_is_enough_for_what_follows(
+    copy: Path, tmp_path: Path, questions: list[dict[str, str]], write_jsonl: Callable[..., Path]
+) -> None:
+    (copy / "tokenizer_config.json").unlink()
+    base = run(copy, tmp_path / "base")
+    assert json.loads((base / "tokenizer_config.json").read_text("utf-8")) == {}
+    data = write_jsonl(tmp_path / "rows.jsonl", questions)
+    inputs = {"model_selector_output": base, "train_file_path": data, "preprocess_output": tmp_path / "prepared"}
+    execute(steps.load("preprocess", "text_classification")(**inputs, sentence1_key="text", label_key="label"))
+    assert json.loads((tmp_path / "prepared" / "dataset.json").read_text("utf-8"))["max_seq_length"] > 8
 
 
 def test_a_lone_adapter_is_explained(copy: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +91,31 @@ def check_mlflow_model(path: Path) -> dict[str, Any]:
 
 
 def check_contents(folders: list[Path]) -> None:
-    """Raise `UserError` where config, weights or tokenizer are missing: what can be seen without reading weights."""
-    read_config(folders)
+    """Raise `UserError` where config, weights or tokenizer are missing, or the weights are quantised.
+
+    That is what can be seen without reading weights.
+    """
     where = folders[0]
+    _refuse_quantised(where, read_config(folders).get("quantization_config"))
     if find(folders, *WEIGHT_FILES) is None:
         raise UserError(
             f"{where}: has no weights; expected {WEIGHTS} (or its shards with {WEIGHTS_INDEX}) or pytorch_model.bin."
         )
     if find(folders, *TOKENIZER_SOURCES) is None:
         raise UserError(f"{where}: has no tokenizer; expected tokenizer.json or the files it is made from.")
+
+
+def _refuse_quantised(where: Path, settings: Any) -> None:
+    """Weights of few bits cannot be trained; those of bitsandbytes, where that is installed, can stay frozen."""
+    if not isinstance(settings, dict):
+        return
+    method = str(settings.get("quant_method") or ("bitsandbytes" if settings.get("load_in_4bit") else "unknown"))
+    if method == "bitsandbytes" and find_spec("bitsandbytes") is not None:
+        return
+    raise UserError(
+        f"{where}: its weights are quantised ({method}), and such weights cannot be trained. Import the model that "
+        "they were made from; with quantization=4bit its frozen weights are quantised while adapters are trained."
+    )
 
 
 def check_source(path: Path, gguf_file: str | None = None) -> None:
@@ -113,14 +130,18 @@ def import_model(path: Path, destination: Path, gguf_file: str | None = None) ->
     Pickled and quantised weights and tokenizers without a tokenizer.json are converted. Raises `UserError` for damaged
     files and for a pickle that holds anything but tensors; nothing in it is run.
     """
-    if gguf := _gguf(path, gguf_file):
+    gguf = _gguf(path, gguf_file)
+    if gguf is not None:
         from tuneport.model_source.conversion import convert_gguf
 
         _copy(_documents(gguf.parent), destination)
         convert_gguf(gguf, destination)
     else:
         _import_folders(model_folders(path), destination)
-    _check_tokenizer(destination, path)
+    _complete_tokenizer(destination, path)
+    tokenizer = _check_tokenizer(destination, path)
+    if gguf is None:  # reading a GGUF file adds tokens that no text has
+        _check_vocabulary(destination, path, tokenizer)
 
 
 def _gguf(path: Path, name: str | None) -> Path | None:
@@ -198,13 +219,34 @@ def check_safetensors(folder: Path, named: Path) -> None:
             raise UserError(f"{named / file.name}: holds no tensor. Download the file again.")
 
 
-def _check_tokenizer(folder: Path, named: Path) -> None:
+def _complete_tokenizer(folder: Path, named: Path) -> None:
+    """Write the tokenizer's settings where there are none, as of tokenizers that were trained without transformers."""
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file():
+        settings.write_text("{}\n", "utf-8")
+        log.info("%s: has no tokenizer_config.json, so the tokenizer has no settings beside tokenizer.json", named)
+
+
+def _check_tokenizer(folder: Path, named: Path) -> Any:
+    """The tokenizer of a folder; ``named`` is the user's, for the message."""
     from tokenizers import Tokenizer
 
     try:
-        Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as e:  # the Rust library raises bare Exception
         raise UserError(f"{named / 'tokenizer.json'}: is damaged ({e}). Download the file again.") from None
+
+
+def _check_vocabulary(folder: Path, named: Path, tokenizer: Any) -> None:
+    """Raise `UserError` where a token has no embedding."""
+    known = read_config([folder]).get("vocab_size")
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    if isinstance(known, int) and ids and (largest := max(ids, key=ids.__getitem__)) and ids[largest] >= known:
+        raise UserError(
+            f"{named}: its tokenizer has the token {largest!r} with the id {ids[largest]}, but the model has "
+            f"embeddings for {known} tokens. Take the tokenizer that belongs to the model, or resize the embeddings to "
+            f"{ids[largest] + 1} tokens (transformers: model.resize_token_embeddings) and save the model again."
+        )
 
 
 def _refuse_remote_code(folders: list[Path]) -> None:
