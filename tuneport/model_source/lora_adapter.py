@@ -19,7 +19,9 @@ def check_adapter(adapter: Path, given: Path | None) -> None:
     ``given`` is where the user says that the base model is. A hub model is not fetched yet.
     """
     if not (adapter / ADAPTER_WEIGHTS).is_file():
-        raise UserError(f"{adapter}: has no {ADAPTER_WEIGHTS}; expected the adapter's weights. Copy the folder again.")
+        raise UserError(
+            f"{adapter}: holds a LoRA adapter without its weights; expected {ADAPTER_WEIGHTS}. Copy the folder again."
+        )
     check_safetensors(adapter, adapter)
     base = given or _local_base(adapter)
     if base is not None:

@@ -17,11 +17,17 @@ from tuneport.serving.model_loader import ModelLoader
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHECKPOINTS = "checkpoints"
+# By peft's task_type, the class of an adapter that comes without its model's config; most without a type are decoders'.
+LANGUAGE_MODELS = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    None: "AutoModelForCausalLM",
+}
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter as finetune writes it: with the config of the model that it belongs in."""
-    return (folder / ADAPTER_CONFIG).is_file() and (folder / "config.json").is_file()
+    """Whether a folder holds an adapter: as finetune writes it, with its model's config, or as peft does, without."""
+    return (folder / ADAPTER_CONFIG).is_file()
 
 
 def check_base(adapter: Path, base: Path) -> None:
@@ -53,9 +59,9 @@ def load_merged(adapter: Path, base: Path) -> t.Any:
     from peft import PeftConfig, PeftModel
 
     check_base(adapter, base)
-    config = transformers.AutoConfig.from_pretrained(adapter)
     settings = PeftConfig.from_pretrained(str(adapter))
-    loader = ModelLoader(config.architectures[0])
+    config = transformers.AutoConfig.from_pretrained(adapter if (adapter / "config.json").is_file() else base)
+    loader = ModelLoader(_architecture(adapter, settings, config))
     # What the base model lacks or has in another size, the head, is in the adapter.
     model = pretrained.load_by(loader, base, new_head=True, config=config, dtype="float32")
     in_full = settings.modules_to_save or []
@@ -71,6 +77,19 @@ def load_merged(adapter: Path, base: Path) -> t.Any:
     return adapted.merge_and_unload()
 
 
+def _architecture(adapter: Path, settings: t.Any, config: t.Any) -> str:
+    """The class that an adapter was trained in: as its own config says, or of a language model by its task's type."""
+    if (adapter / "config.json").is_file():
+        return str(config.architectures[0])
+    kind = getattr(settings.task_type, "value", settings.task_type)
+    if kind in LANGUAGE_MODELS:
+        return LANGUAGE_MODELS[kind]
+    raise UserError(
+        f"{adapter}: this LoRA adapter (task_type {kind}) comes without config.json, so its labels are not known. "
+        "Put the config.json of the model that it was trained in beside it."
+    )
+
+
 def _unfit(adapter: Path, base: Path, reason: str) -> UserError:
     return UserError(
         f"{adapter}: this LoRA adapter does not fit the base model {base}: {reason}. "
@@ -81,10 +100,13 @@ def _unfit(adapter: Path, base: Path, reason: str) -> UserError:
 def write_merged(adapter: Path, base: Path, destination: Path) -> None:
     """Write a plain model folder: the adapter's files with merged weights in its weights' place.
 
-    Raises `UserError` as `load_merged` does.
+    An adapter without a tokenizer gets the base model's. Raises `UserError` as `load_merged` does.
     """
     left_out = {CHECKPOINTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, INCOMPLETE}
     model = load_merged(adapter, base)
+    if not (adapter / "tokenizer.json").is_file():
+        weights = shutil.ignore_patterns("*.safetensors*", MANIFEST)
+        shutil.copytree(base, destination, ignore=weights, dirs_exist_ok=True)
     shutil.copytree(adapter, destination, ignore=lambda _, names: left_out & {*names}, dirs_exist_ok=True)
     model.save_pretrained(destination)
 

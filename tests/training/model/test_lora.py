@@ -324,6 +324,44 @@ def test_an_adapter_of_another_architecture_or_width_is_refused_and_both_are_nam
     )
 
 
+@pytest.mark.parametrize("route", ["where it says", "named"])
+def test_an_adapter_as_peft_writes_it_is_imported_with_the_tokenizer_of_its_base(
+    route: str, model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(model("llama"), base)
+    network = transformers.AutoModelForCausalLM.from_pretrained(base)
+    adapted = peft.get_peft_model(network, peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    adapted.save_pretrained(adapter)
+    assert not (adapter / "config.json").exists() and not (adapter / "tokenizer.json").exists()
+    values = {"pytorch_model_path": adapter, "model_selector_output": tmp_path / "out"}
+    if route == "named":
+        base = Path(shutil.move(base, tmp_path / "elsewhere"))
+        with pytest.raises(UserError, match="Set base_model_path"):
+            steps.load("model_import")(**values).check_files()
+        values["base_model_path"] = base
+    execute(steps.load("model_import")(**values))
+    merged = adapted.merge_and_unload().state_dict()
+    taken = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.allclose(taken[name], merged[name], atol=1e-6) for name in taken)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(taken[name], load_file(base / "model.safetensors")[name])
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+def test_a_classifiers_adapter_without_its_models_config_is_refused_with_what_to_add(
+    model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(model("bert"))
+    peft.get_peft_model(network, peft.LoraConfig(r=2, task_type="SEQ_CLS")).save_pretrained(tmp_path / "adapter")
+    values = {"pytorch_model_path": tmp_path / "adapter", "base_model_path": model("bert")}
+    with pytest.raises(UserError, match=r"task_type SEQ_CLS\) comes without config.json"):
+        execute(steps.load("model_import")(**values, model_selector_output=tmp_path / "out"))
+
+
 def test_a_base_model_without_an_adapter_is_refused(model: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has an effect only where pytorch_model_path holds a LoRA adapter"):
         steps.load("model_import")(pytorch_model_path=model("bert"), base_model_path=model("bert")).check_files()
