@@ -242,6 +242,13 @@ def test_no_torch_is_imported(model, train, tmp_path):
     assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
 
 
+def test_a_column_in_one_cell_does_not_fill_the_message(refuse, write_jsonl, tmp_path):
+    column = [f"row number {n}" for n in range(100_000)]
+    message = refuse(train_file_path=write_jsonl(tmp_path / "rows.jsonl", [{"text": column, "label": column}]))
+    assert "column 'text' holds ['row number 0'" in message and message.endswith("expected text.")
+    assert len(message) < 2_200
+
+
 # -- dropped rows and duplicates ---------------------------------------------------------------------------------------
 
 
