@@ -180,5 +180,5 @@ def test_a_model_whose_rows_move_each_other_is_padded(caplog: pytest.LogCaptureF
 
 def test_padding_that_was_asked_for_stays() -> None:
     model = made("T5ForConditionalGeneration")
-    for asked in ({"expected": False, "pad_to": None}, {"expected": True, "pad_to": 64}):
+    for asked in ({"wanted": False, "pad_to": None}, {"wanted": True, "pad_to": 64}):
         assert choose.choose(model, ("sdpa", ""), **asked, devices=1).method is None
