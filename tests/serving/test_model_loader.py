@@ -98,6 +98,19 @@ def test_only_a_head_may_be_new_and_only_where_it_is_allowed(bert: Path, tmp_pat
         loader(str(folder), new_head=True)
 
 
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Mistral"])
+def test_a_trunk_that_a_class_calls_otherwise_is_found_in_the_files(kind: str, tmp_path: Path) -> None:
+    """Transformers' classes that answer questions call it transformer, those that write call it model."""
+    config = getattr(transformers, f"{kind}Config")(**SIZES, num_key_value_heads=2)
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    loader = ModelLoader("AutoModelForQuestionAnswering")
+    model = loader(str(tmp_path), new_head=True)
+    assert loader.new == ["qa_outputs.bias", "qa_outputs.weight"]
+    trunk = model.base_model.state_dict()
+    assert len(trunk) > 15 and all(torch.equal(tensor, saved[f"model.{name}"]) for name, tensor in trunk.items())
+
+
 def test_an_encoder_alone_is_no_encoder_decoder(tmp_path: Path) -> None:
     config = transformers.T5Config(vocab_size=40, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
     transformers.T5EncoderModel(config).save_pretrained(tmp_path)

@@ -28,9 +28,11 @@ class ModelLoader:
         """
         import transformers
 
-        model, found = getattr(transformers, self.architecture).from_pretrained(
-            folder, output_loading_info=True, ignore_mismatched_sizes=True, **loading
-        )
+        auto_class = getattr(transformers, self.architecture)
+        loading |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, found = auto_class.from_pretrained(folder, **loading)
+        if renamed := self._renamed_trunk(model, found):
+            model, found = auto_class.from_pretrained(folder, key_mapping=renamed, **loading)
         missing = set(found["missing_keys"])
         mismatched = {name: (tuple(theirs), tuple(ours)) for name, theirs, ours in found["mismatched_keys"]}
         self.new = sorted(missing | set(mismatched))
@@ -43,6 +45,21 @@ class ModelLoader:
         if refused:
             raise ValueError(self._problem(model, refused, mismatched))
         return model
+
+    def _renamed_trunk(self, model: t.Any, found: dict[str, t.Any]) -> dict[str, str]:
+        """What the trunk is called in the files (a pattern) -> in this class, where all of it has another name there.
+
+        Some classes of transformers call it otherwise than their siblings: LlamaForQuestionAnswering says transformer
+        where LlamaForCausalLM says model, and from_pretrained would take all of it for missing.
+        """
+        import re
+
+        ours = f"{model.base_model_prefix}."
+        lacking = [name.removeprefix(ours) for name in found["missing_keys"] if name.startswith(ours)]
+        unused = set(found["unexpected_keys"])
+        prefixes = {name.partition(".")[0] + "." for name in unused}
+        theirs = [prefix for prefix in prefixes if lacking and all(prefix + name in unused for name in lacking)]
+        return {f"^{re.escape(theirs[0])}": ours} if len(theirs) == 1 and theirs[0] != ours else {}
 
     def lacking(self, folder: str, config: t.Any) -> list[str]:
         """The names of the weights that a folder lacks, or has in another size than ``config`` says. Reads none."""
