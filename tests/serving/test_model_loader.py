@@ -109,6 +109,10 @@ def test_a_trunk_that_a_class_calls_otherwise_is_found_in_the_files(kind: str, t
     assert loader.new == ["qa_outputs.bias", "qa_outputs.weight"]
     trunk = model.base_model.state_dict()
     assert len(trunk) > 15 and all(torch.equal(tensor, saved[f"model.{name}"]) for name, tensor in trunk.items())
+    model.save_pretrained(tmp_path / "tuned")  # a best checkpoint and a resume are read by the model's own names
+    again = load_file(tmp_path / "tuned" / "model.safetensors")
+    assert set(again) == set(model.state_dict())
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
 
 
 def test_an_encoder_alone_is_no_encoder_decoder(tmp_path: Path) -> None:

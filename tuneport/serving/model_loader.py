@@ -33,6 +33,7 @@ class ModelLoader:
         model, found = auto_class.from_pretrained(folder, **loading)
         if renamed := self._renamed_trunk(model, found):
             model, found = auto_class.from_pretrained(folder, key_mapping=renamed, **loading)
+            vars(model).pop("_weight_conversions", None)  # else it would be saved under the files' names
         missing = set(found["missing_keys"])
         mismatched = {name: (tuple(theirs), tuple(ours)) for name, theirs, ours in found["mismatched_keys"]}
         self.new = sorted(missing | set(mismatched))
