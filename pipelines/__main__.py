@@ -5,7 +5,6 @@ import sys
 
 import pipelines
 import steps
-from tuneport import targets, tasks
 from tuneport.cli.environment import add_modules
 from tuneport.cli.exit_codes import guard
 from tuneport.cli.main import main
@@ -18,7 +17,7 @@ def run() -> None:
 
 
 def _run() -> int:
-    add_modules(tasks=tasks, targets=targets, steps=steps, pipelines=pipelines)
+    add_modules("tuneport.tasks", "tuneport.targets", "steps", "pipelines")
     return main(sys.argv[1:], names=pipelines.names, load=pipelines.load, stages=steps.names, load_stage=steps.load)
 
 

@@ -3,7 +3,6 @@
 import sys
 
 import steps
-from tuneport import targets, tasks
 from tuneport.cli.environment import add_modules
 from tuneport.cli.exit_codes import guard
 from tuneport.cli.stage_command import run_stage
@@ -13,7 +12,7 @@ from tuneport.stage import terminated_on_signal
 def main() -> int:
     """Run the stage; returns the exit code."""
     with terminated_on_signal():  # the first process of a container stops for no signal that it does not handle
-        add_modules(tasks=tasks, targets=targets, steps=steps)
+        add_modules("tuneport.tasks", "tuneport.targets", "steps")
         return run_stage(sys.argv[1:], names=steps.names(), load=steps.load)
 
 

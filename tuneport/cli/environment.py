@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from pathlib import Path
-from types import ModuleType
 
 from tuneport.errors import UserError
 from tuneport.launchers import torchrun
@@ -41,18 +41,20 @@ def _tracking_uri(uri: str | None) -> str | None:
     return targets.load(scheme).tracking_uri(str(uri)) if scheme in targets.names() else uri
 
 
-def add_modules(**packages: ModuleType) -> None:
+def add_modules(*packages: str) -> None:
     """Let each file of the user's own folders be a task, target, stage or pipeline, too, by its name.
 
-    ``packages``: what a folder's files then belong to, as ``tasks=tuneport.tasks``; the folder is named by a variable,
-    TUNEPORT_TASKS. What a package has itself goes before a file of the same name. The stages of a run inherit the
-    variables. Raises `UserError` where there is no such folder.
+    ``packages``: what a folder's files then belong to, as tuneport.tasks, whose folder is named by TUNEPORT_TASKS. What
+    a package has itself goes before a file of the same name. The stages of a run inherit the variables. A package is
+    imported only where its variable is set. Raises `UserError` where there is no such folder.
     """
-    for kind, package in packages.items():
+    for package in packages:
+        kind = package.rpartition(".")[2]
         variable = f"TUNEPORT_{kind.upper()}"
         if not (folder := os.environ.get(variable)):
             continue
         if not Path(folder).is_dir():
             raise UserError(f"{variable}={folder!r}: no such folder; expected one with files NAME.py, {kind}.")
-        if (absolute := str(Path(folder).absolute())) not in package.__path__:
-            package.__path__.append(absolute)
+        path = importlib.import_module(package).__path__
+        if (absolute := str(Path(folder).absolute())) not in path:
+            path.append(absolute)

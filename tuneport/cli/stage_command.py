@@ -109,10 +109,12 @@ def _split_off_target(argv: list[str], step: type[Step]) -> tuple[Target | None,
 
     A target's own flags begin with its name, as in ``--kfp_executor_input``.
     """
+    names = [arg.removeprefix("--").partition("=")[0] for arg in argv if arg.startswith("--")]
+    owner = {flag: flag.partition("_")[0] for flag in names if "_" in flag and flag not in step.ports()}
+    if not owner:
+        return None, {}, argv
     from tuneport import targets
 
-    names = [arg.removeprefix("--").partition("=")[0] for arg in argv if arg.startswith("--")]
-    owner = {flag: flag.partition("_")[0] for flag in names if flag not in step.ports()}
     known = set(targets.names()) & set(owner.values())
     of_target = {flag: peek(argv, flag) or "" for flag, target in owner.items() if target in known}
     for flag in of_target:
