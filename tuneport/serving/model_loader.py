@@ -38,7 +38,7 @@ class ModelLoader:
         mismatched = {name: (tuple(theirs), tuple(ours)) for name, theirs, ours in found["mismatched_keys"]}
         self.new = sorted(missing | set(mismatched))
         self.unused = sorted(found["unexpected_keys"])
-        heads = self.heads(model) if new_head else []
+        heads = self.heads(model) if new_head and self.new else []
         may_be_new = mismatched if ignore_mismatched_sizes else {}
         refused = [
             name for name in self.new if name not in may_be_new and not any(name.startswith(f"{h}.") for h in heads)

@@ -83,11 +83,11 @@ def head_modules(model: t.Any, base: Path) -> list[str]:
     A language model's head is none of them.
     """
     loader = ModelLoader(type(model).__name__)
-    vocabulary = model.get_output_embeddings()
+    heads, vocabulary = loader.heads(model), model.get_output_embeddings()
     own = [
         name
         for name, module in model.named_children()
-        if name in loader.heads(model) and module is not vocabulary and next(module.parameters(), None) is not None
+        if name in heads and module is not vocabulary and next(module.parameters(), None) is not None
     ]
     lacking = loader.lacking(str(base), model.config)
     modules = {name.rpartition(".")[0] for name in lacking}
