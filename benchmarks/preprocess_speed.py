@@ -230,7 +230,7 @@ def compare_encoding(case: Case, rows: Path, root: Path, pairs: int) -> dict[str
             to_columns=to_columns,
             meta=meta,
             splits=np.zeros(len(data), np.uint8),
-            max_length=case.max_length,
+            max_seq_length=case.max_length,
             scratch=scratch,
             output=output,
         )

@@ -1,12 +1,16 @@
 """Training speed and memory beside plain peers: `python benchmarks/training_speed.py [--rounds N] [--only CASE …]`.
 
+Where `make peers` has made environments with LLaMA-Factory and TRL, the cases of a decoder have them as contestants,
+too (`peers/causal_trainers.py`).
+
 Each case is trained on the same rows in the same order by `tuneport` (the stage finetune as it is), by a plain
 transformers Trainer that pads to the longest row of a batch (`plain`), by one whose batches are of rows of similar
 length (`grouped`), by one that pads to the maximum where the case says so (`maximum`), and by a bare PyTorch loop over
 the same parts as tuneport, which is the limit (`bare`). Each is a process of its own; they take turns of a few steps,
 so that what else the machine does hits all alike. A round of turns gives a ratio of useful tokens a second, those of
 the rows without padding; the ratios' median and spread are printed. As batches of similar length make turns of few and
-of many tokens, those of `grouped` are in random order, and its ratio is that of all its turns.
+many tokens, those of `grouped` are in random order, and its ratio is that of all its turns. Packs hold other rows than
+batches do, so for who packs the tokens of each turn are counted, and its ratio is of all its turns as well.
 """
 
 import argparse
@@ -19,10 +23,11 @@ import platform
 import random
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,12 @@ MAX_LENGTH = 512
 SPREAD = 1.0  # sigma of the log-normal distribution of lengths
 LEARNING_RATE = 5e-5
 LABELS = 9
+RESERVED = 5  # the first tokens of each vocabulary, which no row has
+ROOT = Path(__file__).resolve().parents[1]
+PYTHONS = {name: ROOT / f".venv-{name}" / "bin" / "python" for name in ("llama-factory", "trl")}
+PACKED = "tuneport-packing"
+PACKS = 2  # of the longest row's length each, for a batch: about as many tokens as the rows of one have
+PEERS = {"llama-factory": "llama-factory", "trl-padding-free": "trl", "trl-packing": "trl"}  # by environment
 
 
 @dc.dataclass(frozen=True, kw_only=True)
@@ -41,11 +52,15 @@ class Case:
     batch: int
     longest: int = MAX_LENGTH
     padded_to_maximum: bool = False
+    bf16: bool = False
     goals: dict[str, float]
 
     @property
     def contestants(self) -> list[str]:
-        return ["tuneport", "plain", "grouped", *(["maximum"] if self.padded_to_maximum else []), "bare"]
+        if self.bf16:
+            return ["tuneport", PACKED, "plain"]
+        packed = [PACKED] if self.task == "text_generation" else []
+        return ["tuneport", *packed, "plain", "grouped", *(["maximum"] if self.padded_to_maximum else []), "bare"]
 
     def grouped(self, lengths: list[int]) -> list[int]:
         """The numbers of the rows in batches of similar length, as transformers groups them."""
@@ -64,7 +79,15 @@ CASES = {
         medians=(28, 120, 400, 700),
         batch=8,
         longest=1024,
-        goals={"plain": 2.7, "bare": 0.85, "memory": 0.55},
+        goals={"plain": 2.7, "bare": 0.85, "memory": 0.55, "llama-factory": 1.5, "memory of peers": 1.0},
+    ),
+    "decoder-bf16": Case(
+        task="text_generation",
+        medians=(28, 120, 400, 700),
+        batch=8,
+        longest=1024,
+        bf16=True,
+        goals={"best peer": 2.5, "memory of peers": 1.0},
     ),
     "classification-28": Case(
         task="text_classification",
@@ -109,6 +132,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps of a turn")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", choices=CASES, default=[*CASES])
+    parser.add_argument("--against", nargs="+", help="of the contestants only these, as all at once take 35 GB")
     parser.add_argument("--results", type=Path, help="file to write the measurements to, as JSON")
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
@@ -143,34 +167,78 @@ def measure(case: Case, root: Path, options: argparse.Namespace) -> dict[str, An
     lengths = write_data(case, root, steps=options.steps * (options.rounds + 1) + 1)
     write_model(case, root)
     context = multiprocessing.get_context("spawn")
-    processes, pipes = {}, {}
-    for who in case.contestants:
+    processes: dict[str, Any] = {}
+    pipes: dict[str, Connection] = {}
+    peers = peers_of(case)
+    chosen = ["tuneport", *(options.against or [*case.contestants[1:], *peers])]
+    for who in [who for who in case.contestants if who in chosen]:
         pipes[who], theirs = context.Pipe()
         processes[who] = context.Process(target=contend, args=(who, case, root, options.steps, theirs), daemon=True)
         processes[who].start()
         theirs.close()  # so that a contestant that dies is noticed
+    for who in [who for who in peers if who in chosen]:
+        processes[who], pipes[who] = start_peer(who, case, root, options)
     turns: dict[str, list[float]] = {who: [] for who in processes}
+    packed: dict[str, list[int]] = {who: [] for who in processes if who in (PACKED, *peers)}
     memory = {}
-    for number in range(options.rounds + 1):  # the first one is not counted
-        order = case.contestants if number % 2 else case.contestants[::-1]
-        for who in order:
-            pipes[who].send("go")
-            seconds, memory[who] = pipes[who].recv()
-            print(f"round {number}: {who} took {seconds:.1f} s", file=sys.stderr, flush=True)
-            if number:
-                turns[who].append(seconds)
-    for who, process in processes.items():
-        pipes[who].close()
-        process.kill()
-        process.join()
+    try:
+        for number in range(options.rounds + 1):  # the first one is not counted
+            order = [*processes] if number % 2 else [*processes][::-1]
+            for who in order:
+                try:
+                    pipes[who].send("go")
+                    seconds, memory[who], counted_tokens = pipes[who].recv()
+                except (EOFError, OSError):
+                    log = root / f"{who}.log"
+                    raise RuntimeError(
+                        f"{who} ended: {log.read_text('utf-8', 'replace')[-2000:]}" if log.exists() else who
+                    ) from None
+                print(f"round {number}: {who} took {seconds:.1f} s", file=sys.stderr, flush=True)
+                if number:
+                    turns[who].append(seconds)
+                    if who in packed:
+                        packed[who].append(counted_tokens)
+    finally:
+        for who, process in processes.items():
+            pipes[who].close()
+            process.kill()
+            process.join() if hasattr(process, "join") else process.wait()
     per_turn = case.batch * options.steps
 
     def tokens(lengths: list[int]) -> list[int]:
         return [sum(lengths[i * per_turn : (i + 1) * per_turn]) for i in range(1, options.rounds + 1)]
 
     grouped = tokens([lengths[row] for row in case.grouped(lengths)])
-    counted = {who: grouped if who == "grouped" else tokens(lengths) for who in turns}
+    counted = {who: grouped if who == "grouped" else packed.get(who) or tokens(lengths) for who in turns}
     return {"seconds": turns, "tokens": counted, "peak_gb": memory}
+
+
+def peers_of(case: Case) -> list[str]:
+    """The peers that a case is held against, as far as their environments are there."""
+    if case.task != "text_generation":
+        return []
+    return [who for who, environment in PEERS.items() if PYTHONS[environment].exists()]
+
+
+def start_peer(who: str, case: Case, root: Path, options: argparse.Namespace) -> tuple[Any, Connection]:
+    """A peer's process and the pipe to it. Raises RuntimeError where it ends before it is there."""
+    address, log = str(root / f"{who}.socket"), root / f"{who}.log"
+    settings = {"steps": options.steps, "batch": case.batch, "longest": case.longest, "bf16": case.bf16}
+    script = Path(__file__).parent / "peers" / "causal_trainers.py"
+    home = root / who  # a model and rows of its own, as each writes beside them
+    home.mkdir()
+    for name in ("model", "rows.jsonl"):
+        (home / name).symlink_to(root / name)
+    with Listener(address, "AF_UNIX") as listener, log.open("wb") as sink:
+        command = [str(PYTHONS[PEERS[who]]), str(script), who, str(home), address, json.dumps(settings)]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TRL_EXPERIMENTAL_SILENCE": "1"}
+        process = subprocess.Popen(command, stdout=sink, stderr=sink, env=environment)
+        listener._listener._socket.settimeout(300)  # type: ignore[attr-defined]
+        try:
+            return process, listener.accept()
+        except TimeoutError:
+            process.kill()
+            raise RuntimeError(f"{who} did not start:\n{log.read_text('utf-8', 'replace')[-2000:]}") from None
 
 
 def report(name: str, case: Case, measured: dict[str, Any]) -> bool:
@@ -182,16 +250,24 @@ def report(name: str, case: Case, measured: dict[str, Any]) -> bool:
     ratios = {who: [own / other for other, own in zip(rates[who], rates["tuneport"], strict=True)] for who in turns}
     figures = {who: statistics.median(found) for who, found in ratios.items() if who != "tuneport"}
     whole = {who: sum(tokens[who]) / sum(turns[who]) for who in turns}
-    figures["grouped"] = whole["tuneport"] / whole["grouped"]
-    figures["memory"] = memory["tuneport"] / memory["plain"]
+    for who in {"grouped", PACKED, *PEERS} & set(whole):
+        figures[who] = whole["tuneport"] / whole[who]
+    if "plain" in memory:
+        figures["memory"] = memory["tuneport"] / memory["plain"]
+    if peers := {"plain", *PEERS} & set(whole):
+        figures["best peer"] = min(figures[who] for who in peers)
+        least = min(memory[who] for who in peers)  # packs have about as many tokens each, batches of rows have not
+        figures["memory of peers"] = memory.get(PACKED, memory["tuneport"]) / least
     met = True
     for what, figure in figures.items():
-        spread = "" if what == "memory" else f" ({min(ratios[what]):.2f} to {max(ratios[what]):.2f})"
+        of_memory = what.startswith("memory")
+        spread = f" ({min(ratios[what]):.2f} to {max(ratios[what]):.2f})" if what in ratios else ""
         goal = case.goals.get(what)
-        reached = goal is None or (figure <= goal if what == "memory" else figure >= goal)
-        sign = "<=" if what == "memory" else ">="
+        reached = goal is None or (figure <= goal if of_memory else figure >= goal)
+        sign = "<=" if of_memory else ">="
         verdict = "" if goal is None else f", goal {sign} {goal}: {'met' if reached else 'missed'}"
-        label = "peak memory / plain" if what == "memory" else f"speed / {what}"
+        labels = {"memory": "peak memory / plain", "memory of peers": "peak memory / least"}
+        label = labels.get(what, f"speed / {what}")
         print(f"{name:<20} {label:<19} {figure:.2f}{spread}{verdict}", flush=True)
         met &= reached
     return met
@@ -204,12 +280,21 @@ class Turns:
     """Lets a contestant take its steps only while it is its turn, and says what they took."""
 
     def __init__(self, pipe: Connection, steps: int) -> None:
-        self.pipe, self.steps, self.taken = pipe, steps, 0
+        self.pipe, self.steps, self.taken, self.tokens = pipe, steps, 0, 0
 
     def begin_step(self) -> None:
         if self.taken % self.steps == 0:
             self.pipe.recv()
+            self.tokens = 0
             self.started = time.perf_counter()
+
+    def watch(self, model: Any) -> None:
+        """Count the useful tokens that a model is given, as packs hold rows of any length."""
+
+        def count(module: Any, args: Any, kwargs: Any) -> None:
+            self.tokens += int((kwargs["input_ids"] >= RESERVED).sum())
+
+        model.register_forward_pre_hook(count, with_kwargs=True)
 
     def end_step(self) -> None:
         self.taken += 1
@@ -217,7 +302,7 @@ class Turns:
             seconds = time.perf_counter() - self.started
             unit = 1 if sys.platform == "darwin" else 1024
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-            self.pipe.send((seconds, peak))
+            self.pipe.send((seconds, peak, self.tokens))
 
 
 def contend(who: str, case: Case, root: Path, steps: int, pipe: Connection) -> None:
@@ -227,7 +312,9 @@ def contend(who: str, case: Case, root: Path, steps: int, pipe: Connection) -> N
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     turns = Turns(pipe, steps)
     try:
-        {"tuneport": with_tuneport, "bare": with_bare_loop}.get(who, with_trainer)(case, root, turns, who)
+        {"tuneport": with_tuneport, PACKED: with_tuneport, "bare": with_bare_loop}.get(who, with_trainer)(
+            case, root, turns, who
+        )
     except (EOFError, BrokenPipeError):
         return
 
@@ -238,25 +325,31 @@ def with_tuneport(case: Case, root: Path, turns: Turns, who: str) -> None:
     from tuneport import tasks
     from tuneport.data.prepared import Prepared
     from tuneport.tracking import Run
-    from tuneport.training.sampler import Order
+    from tuneport.training.sampler import EpochSampler
     from tuneport.training.train import train
 
-    Order.__iter__ = lambda self: iter(range(self.size))  # type: ignore[method-assign]  # the rows as they stand
+    packing = who == PACKED
+    if not packing:  # the rows as they stand
+        EpochSampler.__iter__ = lambda self: iter(range(self.size))  # type: ignore[method-assign]
     stage: Any = steps.load("finetune", case.task)(
         model_selector_output=root / "model",
         preprocess_output=root,
-        per_device_train_batch_size=case.batch,
+        per_device_train_batch_size=PACKS if packing else case.batch,
+        packing=packing,
+        num_train_epochs=100 if packing else 1,
         learning_rate=LEARNING_RATE,
+        precision="bf16" if case.bf16 else "32",
         seed=0,
     )
-    (root / "out").mkdir()
+    output = root / f"out-{who}"
+    output.mkdir()
     train(
         tasks.load(case.task),
         root / "model",
         Prepared(root),
         stage,
         metric_for_best_model="loss",
-        output=root / "out",
+        output=output,
         run=Run(),
         callbacks=[gate(turns)],
     )
@@ -278,6 +371,7 @@ def with_trainer(case: Case, root: Path, turns: Turns, who: str) -> None:
         learning_rate=LEARNING_RATE,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
+        bf16=case.bf16,
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
@@ -337,6 +431,9 @@ def gate(turns: Turns) -> Any:
     from transformers import TrainerCallback
 
     class Gate(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            turns.watch(kwargs["model"])
+
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             turns.begin_step()
 
@@ -361,7 +458,7 @@ def write_data(case: Case, root: Path, steps: int) -> list[int]:
     def row(number: int) -> dict[str, Any]:
         median = case.medians[number % len(case.medians)]
         length = min(max(round(math.exp(rng.gauss(math.log(median), SPREAD))), 5), case.longest)
-        ids = [rng.randrange(5, vocabulary) for _ in range(length)]
+        ids = [rng.randrange(RESERVED, vocabulary) for _ in range(length)]
         labels: Any = ids[1] % LABELS
         if case.task == "text_generation":  # 60 % of a row is its prompt
             asked = round(0.6 * length)
@@ -382,8 +479,13 @@ def write_data(case: Case, root: Path, steps: int) -> list[int]:
     for split, rows in (("train", training), ("validation", training[:1])):
         with ShardWriter(root / "encoded", split, schema) as writer:
             writer.write(pa.Table.from_pylist(rows, schema), len(rows))
+    with (root / "rows.jsonl").open("w", encoding="utf-8") as f:  # the same for peers, who tokenise themselves
+        for entry in training if case.task == "text_generation" else ():
+            ids, asked = entry["input_ids"], entry["labels"].count(-100)
+            prompt, response = (" ".join(f"w{i}" for i in part) for part in (ids[:asked], ids[asked:]))
+            f.write(json.dumps({"prompt": prompt, "response": response}) + "\n")
     meta: dict[str, Any] = {"labels": [str(i) for i in range(LABELS)], "multi_label": False, "iob": False}
-    meta["prompting"] = {"encoder_decoder": case.task == "translation"}
+    meta["prompting"] = {"encoder_decoder": case.task == "translation", "stop": []}
     splits = {"train": {"rows": len(training)}, "validation": {"rows": 1}}
     info = {"task_name": case.task, "columns": {}, "meta": meta, "max_seq_length": case.longest, "pad_to": None}
     (root / "dataset.json").write_text(json.dumps(info | {"splits": splits}))
@@ -391,9 +493,9 @@ def write_data(case: Case, root: Path, steps: int) -> list[int]:
 
 
 def write_model(case: Case, root: Path) -> None:
-    """A model of random weights, with a tokenizer that nobody asks."""
+    """A model of random weights, with a tokenizer of numbered words, which only peers ask."""
     import transformers
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
     transformers.set_seed(0)
     if case.task == "text_generation":
@@ -405,8 +507,12 @@ def write_model(case: Case, root: Path) -> None:
         kind = "Sequence" if case.task == "text_classification" else "Token"
         model = getattr(transformers, f"BertFor{kind}Classification")(transformers.BertConfig(**ENCODER, **labels))
     model.save_pretrained(root / "model")
-    Tokenizer(models.WordLevel({"?": 0}, unk_token="?")).save(str(root / "model" / "tokenizer.json"))
-    (root / "model" / "tokenizer_config.json").write_text("{}")
+    words = {f"w{number}": number for number in range(SIZES[case.task]["vocab_size"])}
+    tokenizer = Tokenizer(models.WordLevel({"?": 0} | {w: n for w, n in words.items() if n}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(root / "model" / "tokenizer.json"))
+    special = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "?", "pad_token": "?", "eos_token": "w2"}
+    (root / "model" / "tokenizer_config.json").write_text(json.dumps(special))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@
 
 import gc
 import sys
+import typing as t
+from collections.abc import Sequence
 
-import pipelines
-import steps
-from tuneport.cli.environment import add_modules
-from tuneport.cli.exit_codes import guard
-from tuneport.cli.main import main
+from tuneport.cli.interrupts import ends_quietly
+
+with ends_quietly():
+    import pipelines
+    import steps
+    from tuneport.cli.environment import add_modules
+    from tuneport.cli.exit_codes import guard
+    from tuneport.cli.main import main
 
 
 def run() -> None:
@@ -18,7 +23,37 @@ def run() -> None:
 
 def _run() -> int:
     add_modules("tuneport.tasks", "tuneport.targets", "steps", "pipelines")
-    return main(sys.argv[1:], names=pipelines.names, load=pipelines.load, stages=steps.names, load_stage=steps.load)
+    return command(sys.argv[1:])
+
+
+def command(argv: Sequence[str]) -> int:
+    """`tuneport ARGV`; returns the exit code."""
+    return main(
+        argv,
+        names=pipelines.names,
+        load=pipelines.load,
+        stages=steps.names,
+        load_stage=steps.load,
+        estimate=_estimate,
+        preview=_preview,
+    )
+
+
+def _estimate(*asked: t.Any) -> tuple[list[str], dict[str, t.Any]]:
+    from tuneport.estimation import estimate
+
+    found = estimate.estimate(*asked)
+    return [*estimate.lines(found)], found.as_json()
+
+
+def _preview(pipeline: t.Any, values: t.Any, rows: int, html: t.Any) -> t.Any:
+    from tuneport.inspection.look import preview
+    from tuneport.inspection.show import render, save_html
+
+    found = preview(pipeline, values, rows)
+    if html is not None:
+        save_html(found, html)
+    return render(found)
 
 
 if __name__ == "__main__":

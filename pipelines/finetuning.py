@@ -15,18 +15,18 @@ from tuneport.tasks import with_task
 def finetuning(task_name: str) -> Mapping[str, Artifact]:
     """Import a model, prepare data, fine-tune, export, evaluate against the base model, register."""
     base = ModelImport()
-    data = with_task(Preprocess, task_name)(model_selector_output=base.model_selector_output)
+    data = with_task(Preprocess, task_name)(model_selector_output=base.tokenizer_folder)
     tuned = with_task(Finetune, task_name)(
         model_selector_output=base.model_selector_output, preprocess_output=data.preprocess_output
     )
     exported = with_task(ModelExport, task_name)(
-        pytorch_model_folder=tuned.pytorch_model_folder,
+        pytorch_model_folder=tuned.tuned_model,
         preprocess_output=data.preprocess_output,
-        model_selector_output=base.model_selector_output,
+        model_selector_output=None,  # adapters are merged into the tuned model
     )
     evaluated = with_task(ModelEvaluation, task_name)(
         model_selector_output=base.model_selector_output,
-        pytorch_model_folder=tuned.pytorch_model_folder,
+        pytorch_model_folder=tuned.tuned_model,
         preprocess_output=data.preprocess_output,
     )
     ModelRegistration(mlflow_model_folder=exported.mlflow_model_folder, evaluation_result=evaluated.evaluation_result)

@@ -2,11 +2,14 @@
 
 import sys
 
-import steps
-from tuneport.cli.environment import add_modules
-from tuneport.cli.exit_codes import guard
-from tuneport.cli.stage_command import run_stage
-from tuneport.stage import terminated_on_signal
+from tuneport.cli.interrupts import ends_quietly
+
+with ends_quietly():
+    import steps
+    from tuneport.cli.environment import add_modules
+    from tuneport.cli.exit_codes import guard
+    from tuneport.cli.stage_command import run_stage
+    from tuneport.stage import terminated_on_signal
 
 
 def main() -> int:

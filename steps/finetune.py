@@ -4,8 +4,10 @@ import dataclasses as dc
 from typing import ClassVar
 
 from tuneport import tasks
-from tuneport.artifacts import Dataset, Model, digest, read_manifest
+from tuneport.artifacts import INCOMPLETE, Dataset, Model, Tokenizer, digest, digest_without, read_manifest
 from tuneport.errors import UserError
+from tuneport.links import link_tree
+from tuneport.modeling.merged_adapters import ADAPTER_FILES
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE
 from tuneport.stage import save_json
 from tuneport.step import Step, View, consumes, produces, resource
@@ -26,6 +28,10 @@ class Finetune(Step, TaskParams, TrainingParams):
     pytorch_model_folder: Model = produces(
         "Best model, and in checkpoints/ the checkpoint of every evaluation.",
         views={"training_metrics": View("metrics", "training.json")},
+    )
+    tuned_model: Model = produces(
+        "Best model alone, as later stages read it, with adapters merged: the same files, linked where they can be.",
+        optional=True,
     )
     compute_finetune: str = resource("compute", COMPUTE.format("finetune"), default="serverless")
     instance_type_finetune: str = resource(
@@ -65,6 +71,7 @@ class Finetune(Step, TaskParams, TrainingParams):
 
     def run(self) -> None:
         from tuneport.data.prepared import Prepared
+        from tuneport.licences import carry_notices
         from tuneport.tracking import save_run, tracked
         from tuneport.training.train import train
 
@@ -87,12 +94,17 @@ class Finetune(Step, TaskParams, TrainingParams):
                 self,
                 metric_for_best_model=metric,
                 output=output,
+                plain=self.tuned_model.path if self.tuned_model else None,
                 run=run,
                 inputs=rows,
                 world_size=self.context.world_size,
             )
         if self.context.rank == 0:
             save_json(output / "training.json", dc.asdict(result))
+            carry_notices(base, output)
+            if self.tuned_model is not None:
+                there = [path.name for path in self.tuned_model.path.iterdir()]
+                link_tree(output, self.tuned_model.path, [INCOMPLETE, *self.keeps_on_failure, *ADAPTER_FILES, *there])
         self.log.info(
             "best %s %.4f at step %d of %d: %s",
             result.metric_for_best_model,
@@ -105,7 +117,8 @@ class Finetune(Step, TaskParams, TrainingParams):
     def _check_lineage(self) -> None:
         """Refuse rows that were tokenised for another model."""
         tokenised_for = read_manifest(self.preprocess_output)["inputs"].get("model_selector_output")
-        if tokenised_for != digest(self.model_selector_output):
+        base = self.model_selector_output
+        if tokenised_for not in (digest(base), digest_without(base, Tokenizer)):
             raise UserError(
                 f"{self.preprocess_output.path}: was tokenised for another model than "
                 f"{self.model_selector_output.path}. Run preprocess with this model, or pass the right one."

@@ -1,10 +1,9 @@
 """Stage `model_evaluation`: score the tuned model beside its base and trivial baselines on the test split."""
 
 import json
-import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -12,24 +11,38 @@ from typing import TYPE_CHECKING, Any
 from tuneport import tasks
 from tuneport.artifacts import INCOMPLETE, Dataset, File, Model, Report
 from tuneport.errors import UserError
-from tuneport.parameters import COMPUTE, INSTANCE_TYPE, EvaluationBatchParams, LoadingParams, SeedParams
+from tuneport.evaluation.kept_answers import FOLDER as BASE_ANSWERS
+from tuneport.json_yaml import to_json
+from tuneport.parameters import (
+    COMPUTE,
+    INSTANCE_TYPE,
+    EvaluationBatchParams,
+    EvaluationLaunchParams,
+    LoadingParams,
+    SeedParams,
+)
 from tuneport.stage import parameters, read_json_object, save_json
-from tuneport.step import Step, View, consumes, parse_values, produces, resource
+from tuneport.step import Step, View, consumes, param, parse_values, produces, resource
 from tuneport.tasks import TaskParams
-from tuneport.tasks.task import Row, Split
+from tuneport.tasks.task import Meta, Row, Split
 
 if TYPE_CHECKING:
     from tuneport.data.prepared import Prepared
     from tuneport.evaluation.comparison import Comparison
+    from tuneport.evaluation.kept_answers import KeptAnswers
+    from tuneport.evaluation.prediction import Subject
+    from tuneport.evaluation.ranks import Ranks
+    from tuneport.serving.placement import Placement
 
 
-class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, LoadingParams, SeedParams):
+class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchParams, LoadingParams, SeedParams):
     """Score the tuned model beside its base model and trivial baselines on the test split."""
 
     image = "trainer"
+    keeps_on_failure = (BASE_ANSWERS,)
 
     model_selector_output: Model = consumes("Imported base model.")
-    pytorch_model_folder: Model = consumes("Tuned model.")
+    pytorch_model_folder: Model = consumes("Tuned model, with its checkpoints or without.")
     preprocess_output: Dataset = consumes("Prepared splits; the test split is scored.")
     evaluation_config: File | None = consumes(
         "JSON file of parameters of this stage, by name, that hold in place of the values that it shares with other "
@@ -49,8 +62,24 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, LoadingParams, Se
         "instance_type", INSTANCE_TYPE.format("model_evaluation"), default="Standard_nc24rs_v3"
     )
 
+    evaluate_base_model: bool = param(
+        "Score the base model, too. false: the tuned model and the trivial baselines alone, in about half the time.",
+        default=True,
+    )
+
+    def resumes(self) -> bool:
+        return True  # from the base model's answers, where they are still what it would answer
+
+    def processes(self) -> int | None:
+        return self.number_of_gpu_to_use_evaluation if self.number_of_gpu_to_use_evaluation > 1 else None
+
     def check_files(self) -> None:
         self._configured()
+
+    def lost_effect(self) -> str:
+        from tuneport.tracking import lost_artifacts
+
+        return lost_artifacts(self.pytorch_model_folder.path, self.context, "evaluation")
 
     def run(self) -> None:
         from tuneport.data.prepared import Prepared
@@ -60,15 +89,15 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, LoadingParams, Se
         prepared = Prepared(self.preprocess_output.path)
         self._check_inputs(prepared)
         test = Split(prepared.rows("test"), prepared.encoded("test"))
-        tuned, base = (
-            self._answers(folder.path, prepared, test, name)
-            for folder, name in ((self.pytorch_model_folder, "tuned model"), (self.model_selector_output, "base model"))
-        )
+        answers = self._answers(prepared, test)
+        if self.context.rank > 0:
+            return
+        tuned, base = answers["tuned model"], answers.get("base model")
         rows = test.rows
         comparison = self._compare(prepared, test, tuned, base)
         output = self.evaluation_result.path
         save_json(output / "metrics.json", comparison.as_json())
-        short = [tasks.load(self.task_name).short(answer) for answer in base]
+        short = None if base is None else [tasks.load(self.task_name).short(answer) for answer in base]
         _write_predictions(output / "predictions.jsonl", rows, tuned, short, comparison.tuned.row_correct)
         (output / "report.html").write_text(self._report(prepared, rows, tuned, base, comparison), "utf-8")
         self._track(comparison)
@@ -82,10 +111,12 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, LoadingParams, Se
         """
         if self.evaluation_config is None:
             return {}
-        file, known = self.evaluation_config.path, [name for name in parameters(self) if name != "task_name"]
+        ports, file = self.ports(), self.evaluation_config.path
+        # What the stage asks of its machines is settled before it starts.
+        known = [name for name in parameters(self) if name != "task_name" and ports[name].resource is None]
         given = read_json_object("evaluation_config", file, f"values of {', '.join(known)}")
         try:
-            return parse_values({name: self.ports()[name] for name in known}, given, self.name())
+            return parse_values({name: ports[name] for name in known}, given, self.name())
         except UserError as e:
             raise UserError(f"evaluation_config={file}: {e}") from None
 
@@ -105,36 +136,94 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, LoadingParams, Se
                 f"{', '.join(wanted)}. Pass the model that was tuned on this prepared dataset."
             )
 
-    def _answers(self, folder: Path, prepared: "Prepared", test: Split, name: str) -> list[Row]:
-        """Both models read texts through the tuned model's tokenizer, which knows the length trained with."""
-        from tuneport.evaluation.prediction import predict
+    def _answers(self, prepared: "Prepared", test: Split) -> dict[str, list[Row]]:
+        """The answers of each model, by its name; of several processes the first one has them, of all."""
+        from tuneport.evaluation.ranks import Ranks
 
-        task, meta = tasks.load(self.task_name), prepared.info.meta
-        return predict(
-            task,
-            folder,
-            self.pytorch_model_folder.path,
-            meta,
-            test,
+        models = {"tuned model": self.pytorch_model_folder.path, "base model": self.model_selector_output.path}
+        if not self.evaluate_base_model:
+            del models["base model"]
+        with Ranks.joined(self.context, self.evaluation_result.path) as all_ranks:
+            kept = self._kept(prepared) if "base model" in models and all_ranks.rank == 0 else None
+            found = kept.read() if kept else None
+            earlier = {} if found is None else {"base model": found}
+            if not all_ranks.all("base model is asked", not earlier):
+                del models["base model"]
+            placement, ranks = self._placement(list(models.values()), all_ranks)
+            if ranks is None:
+                return {}
+            subjects = [self._subject(name, folder, placement) for name, folder in models.items()]
+            answers = {subject.name: self._ask(subject, ranks, prepared.info.meta, test) for subject in subjects}
+        if earlier:
+            self.log.info("base model: %d answers of an earlier evaluation in the same place", len(test.rows))
+        elif kept:
+            kept.write(answers["base model"])
+        return answers | earlier
+
+    def _subject(self, name: str, folder: Path, placement: "Placement") -> "Subject":
+        """A model to be asked; each reads texts through the tuned model's tokenizer, which knows the length trained
+        with."""
+        from tuneport.evaluation.prediction import Subject
+
+        return Subject(
+            folder=folder,
+            name=name,
             base=self.model_selector_output.path,
-            questions=task.questions(test.rows, self),
-            settings=task.settings(meta, self),
-            batch_size=self.per_device_eval_batch_size,
+            tokenizer=self.pytorch_model_folder.path,
+            placement=placement,
             seed=self.seed,
             ignore_mismatched_sizes=self.ignore_mismatched_sizes,
-            name=name,
         )
 
-    def _compare(self, prepared: "Prepared", test: Split, tuned: list[Row], base: list[Row]) -> "Comparison":
+    def _ask(self, subject: "Subject", ranks: "Ranks", meta: Meta, test: Split) -> list[Row]:
+        """A model's answers; without any where another process has them."""
+        from tuneport.evaluation.prediction import predict
+
+        task = tasks.load(self.task_name)
+        answers = predict(
+            task,
+            subject,
+            meta,
+            test,
+            questions=task.questions(test.rows, self),
+            settings=task.settings(meta, self),
+            batch_size=self.per_device_eval_batch_size if self.per_device_eval_batch_size > 1 else None,
+            ranks=ranks,
+        )
+        return answers or []
+
+    def _kept(self, prepared: "Prepared") -> "KeptAnswers":
+        """The base model's answers that an earlier evaluation into the same place left."""
+        from tuneport.evaluation.kept_answers import KeptAnswers, provenance
+
+        follows_from = provenance(self.model_selector_output, self.preprocess_output, self.pytorch_model_folder)
+        return KeptAnswers(self.evaluation_result.path, {"parameters": parameters(self), **follows_from})
+
+    def _placement(self, folders: Sequence[Path], ranks: "Ranks") -> "tuple[Placement, Ranks | None]":
+        """Where each process has its model, and the processes that answer: all of them, or the first one alone where a
+        model is not whole on one device."""
+        from tuneport.evaluation.prediction import check_gpus, place
+
+        if ranks.count > 1:
+            check_gpus(ranks.count)
+            own = place(folders, gpu=self.context.local_rank)
+            if ranks.all("fits", own.one_device):
+                self.log.info("%s, in each of %d processes", own.said(), ranks.count)
+                return own, ranks
+            self.log.info("a model does not fit into one GPU: the first process alone answers, with all GPUs")
+        placement = place(folders)
+        self.log.info("%s", placement.said())
+        return placement, ranks.alone()
+
+    def _compare(self, prepared: "Prepared", test: Split, tuned: list[Row], base: list[Row] | None) -> "Comparison":
         from tuneport.evaluation.comparison import Comparison
         from tuneport.evaluation.prediction import has_head
 
         task, meta, rows = tasks.load(self.task_name), prepared.info.meta, test.rows
-        train = Split(prepared.rows("train"), prepared.encoded("train"))
-        trivial = task.baselines(train, test, meta, self)
+        trivial = task.baselines(prepared.stored("train"), test, meta, self)
         return Comparison(
             tuned=task.evaluate(rows, tuned, meta, self.seed),
-            base=task.evaluate(rows, base, meta, self.seed),
+            base=None if base is None else task.evaluate(rows, base, meta, self.seed),
             base_has_head=has_head(self.model_selector_output.path, self.pytorch_model_folder.path),
             baselines={name: task.evaluate(rows, answers, meta, self.seed) for name, answers in trivial.items()},
             seed=self.seed,
@@ -145,7 +234,7 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, LoadingParams, Se
         prepared: "Prepared",
         rows: Sequence[Row],
         tuned: list[Row],
-        base: list[Row],
+        base: list[Row] | None,
         comparison: "Comparison",
     ) -> str:
         from tuneport.evaluation import report
@@ -172,13 +261,13 @@ class ModelEvaluation(Step, TaskParams, EvaluationBatchParams, LoadingParams, Se
         with tracked(self.context, self.name(), run_id) as run, TemporaryDirectory() as folder:
             run.log_metrics(_tracked_metrics(comparison))
             copy = Path(folder) / "evaluation"
-            shutil.copytree(self.evaluation_result.path, copy, ignore=shutil.ignore_patterns(INCOMPLETE))
+            shutil.copytree(self.evaluation_result.path, copy, ignore=shutil.ignore_patterns(INCOMPLETE, BASE_ANSWERS))
             run.log_artifacts(copy, "evaluation")
 
 
 def _tracked_metrics(comparison: "Comparison") -> dict[str, float]:
     """Test scores by names that MLflow takes: ``test_mcc``, ``base_test_mcc``, ``majority_class_test_mcc``."""
-    named = {"": comparison.tuned, "base_": comparison.base}
+    named = {"": comparison.tuned} | ({} if comparison.base is None else {"base_": comparison.base})
     named |= {re.sub(r"\W+", "_", name.lower()) + "_": found for name, found in comparison.baselines.items()}
     return {
         f"{prefix}test_{metric}": value
@@ -189,20 +278,12 @@ def _tracked_metrics(comparison: "Comparison") -> dict[str, float]:
 
 
 def _write_predictions(
-    path: Path, rows: Sequence[Row], tuned: list[Row], base: list[Row], correct: Sequence[bool] | None
+    path: Path, rows: Sequence[Row], tuned: list[Row], base: list[Row] | None, correct: Sequence[bool] | None
 ) -> None:
     """One line a test row: its id and fields, the tuned model's whole answer, the gist of the base model's."""
     with path.open("w", encoding="utf-8") as f:
-        for i, (row, answer, other) in enumerate(zip(rows, tuned, base, strict=True)):
+        for i, (row, answer) in enumerate(zip(rows, tuned, strict=True)):
             right = {} if correct is None else {"correct": correct[i]}
-            line = {**row, "tuned": answer, **right, "base": other}
-            f.write(json.dumps(_finite(line), ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for each number that JSON cannot hold, such as a diverged model's scores."""
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+            other = {} if base is None else {"base": base[i]}
+            line = {**row, "tuned": answer, **right, **other}
+            f.write(to_json(line) + "\n")

@@ -4,17 +4,17 @@ import time
 
 from tuneport import tasks
 from tuneport.artifacts import Dataset, MLflowModel, Model
-from tuneport.parameters import COMPUTE, INSTANCE_TYPE
+from tuneport.parameters import COMPUTE, INSTANCE_TYPE, OutputTypeParams
 from tuneport.step import Step, consumes, produces, resource
 from tuneport.tasks import TaskParams
 
 
-class ModelExport(Step, TaskParams):
+class ModelExport(Step, TaskParams, OutputTypeParams):
     """Write the fine-tuned model as an MLflow model that loads and serves without tuneport."""
 
     image = "trainer"
 
-    pytorch_model_folder: Model = consumes("Fine-tuned model.")
+    pytorch_model_folder: Model = consumes("Fine-tuned model, with its checkpoints or without.")
     preprocess_output: Dataset = consumes("Prepared splits: column names and the rows of the input example.")
     model_selector_output: Model | None = consumes("Imported base model; needed where the tuned one is a LoRA adapter.")
     mlflow_model_folder: MLflowModel = produces("MLflow model that needs no tuneport to be served.")
@@ -23,9 +23,15 @@ class ModelExport(Step, TaskParams):
         "instance_type", INSTANCE_TYPE.format("model_export"), default="Standard_d12_v2"
     )
 
+    def lost_effect(self) -> str:
+        from tuneport.tracking import lost_model
+
+        return lost_model(self.mlflow_model_folder.path, self.context)
+
     def run(self) -> None:
         from tuneport.data.prepared import Prepared
         from tuneport.export import write_mlflow_model
+        from tuneport.licences import carry_notices
         from tuneport.modeling.merged_adapters import merged
         from tuneport.tracking import run_id_of, save_run, tracked
 
@@ -35,7 +41,7 @@ class ModelExport(Step, TaskParams):
         prepared.check_task(self.task_name)
         task = tasks.load(self.task_name)
         base = self.model_selector_output.path if self.model_selector_output else None
-        with merged(model, base, scratch=output) as plain:
+        with merged(model, base, scratch=output, output_dtype=self.output_dtype) as plain:
             write_mlflow_model(
                 task,
                 plain,
@@ -45,6 +51,7 @@ class ModelExport(Step, TaskParams):
                 example_rows=prepared.rows("test"),
                 destination=output,
             )
+        carry_notices(model, output)
         model_uri = None
         if run_id := run_id_of(model, self.context):
             with tracked(self.context, self.name(), run_id) as run:

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from tuneport.artifacts import CustomMLflowModel, CustomModel, Model
+from tuneport.artifacts import INCOMPLETE, CustomMLflowModel, CustomModel, Model, Tokenizer
 from tuneport.errors import UserError
+from tuneport.links import link_tree
 from tuneport.model_source import folder, hub, lora_adapter
+from tuneport.model_source.remote_code import forget_code
 from tuneport.modeling.merged_adapters import is_adapter
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE
 from tuneport.step import Step, consumes, param, produces, resource
@@ -32,6 +34,7 @@ class ModelImport(Step):
     )
     gguf_file: str | None = param("Name of the GGUF file to import, where there are several.", default=None)
     model_selector_output: Model = produces("The model as config, safetensors, tokenizer.json, licence.")
+    tokenizer_folder: Tokenizer = produces("The same without its weights: all that preprocess reads.", optional=True)
     compute_model_import: str = resource("compute", COMPUTE.format("model_import"), default="serverless")
     instance_type_model_import: str = resource(
         "instance_type", INSTANCE_TYPE.format("model_import"), default="Standard_d12_v2"
@@ -51,6 +54,12 @@ class ModelImport(Step):
             )
 
     def check_files(self) -> None:
+        for name, model in self.inputs().items():
+            if not model.address.is_local:
+                raise UserError(
+                    f"{name}={model.address}: is no path of this machine, and a model is not read from a store. Fetch "
+                    "it, or name a hub model with huggingface_id."
+                )
         if self.base_model_path is not None and not self._is_adapter():
             raise UserError(
                 f"base_model_path={self.base_model_path.path}: has an effect only where pytorch_model_path holds "
@@ -72,6 +81,11 @@ class ModelImport(Step):
             lora_adapter.import_adapter(source, self._base(), destination)
         else:
             folder.import_model(source, destination, self.gguf_file)
+        if changed := forget_code(destination):
+            self.log.warning("%s: auto_map, which names code of the model's own, is taken out", ", ".join(changed))
+        if self.tokenizer_folder is not None:
+            weights = [file.name for file in destination.glob("*.safetensors*")]
+            link_tree(destination, self.tokenizer_folder.path, leave_out=[INCOMPLETE, *weights])
         size = sum(f.stat().st_size for f in destination.iterdir())
         self.log.info("imported %s: %.1f MB", self.huggingface_id or source, size / 1e6)
 

@@ -1,10 +1,10 @@
 """Stage `model_registration`: make the exported model a version of a registered model."""
 
 import dataclasses as dc
-import json
 
 from tuneport.artifacts import MLflowModel, Registration, Report
-from tuneport.errors import UserError
+from tuneport.errors import UserError, excerpt
+from tuneport.json_yaml import read_json
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE
 from tuneport.stage import save_json
 from tuneport.step import Step, consumes, param, produces, resource
@@ -30,7 +30,8 @@ class ModelRegistration(Step):
         name = (self.registered_model_name or "").strip()
         if name in ("", ".", "..") or set(name) & set("/:"):
             raise UserError(
-                f"registered_model_name={self.registered_model_name!r}: not valid; expected a name without '/' and ':'."
+                f"registered_model_name={excerpt(self.registered_model_name)}: not valid; expected a name without '/' "
+                "and ':'."
             )
 
     def run(self) -> None:
@@ -45,8 +46,8 @@ class ModelRegistration(Step):
         """The tuned model's main test scores, as tags."""
         path = self.evaluation_result.path / "metrics.json"
         try:
-            metrics = json.loads(path.read_text("utf-8"))
+            metrics = read_json(path)
             scores = metrics["tuned"]["metrics"]
             return {f"test_{name}": f"{scores[name]:.6g}" for name in metrics["main"] if scores[name] is not None}
         except (OSError, ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{path}: holds no scores ({e!r}). Run model_evaluation again.") from None
+            raise UserError(f"{path}: holds no scores ({excerpt(e)}). Run model_evaluation again.") from None

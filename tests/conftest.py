@@ -3,8 +3,8 @@
 import gc
 import itertools
 import json
+import logging
 import os
-import random
 import shutil
 import signal
 import socket
@@ -20,10 +20,12 @@ from typing import Any
 
 import pytest
 
+from tests import tiny
 from tuneport.errors import UserError
 from tuneport.targets.docker.container import Engine
 from tuneport.targets.docker.settings import Images
 
+gc.set_threshold(10_000, 10, 10)  # importing the large libraries makes a million objects that all stay
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -33,14 +35,18 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="module", autouse=True)
+started = itertools.count()
+
+
+@pytest.fixture(autouse=True)
 def long_lived_objects() -> None:
-    """What there is before a module's tests, imported libraries above all, is not gone through by each collection.
+    """What there is before a test, imported libraries above all, is not gone through by each collection.
 
     Every training ends with one, which takes longer than a tiny model's steps where it goes through all of them.
     """
-    gc.collect()
-    gc.freeze()
+    if next(started) % 10 == 0:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -50,73 +56,35 @@ def no_tracking_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable, raising=False)
 
 
-WORDS = {
-    "colour": ["red", "blue", "green", "yellow", "purple", "orange", "white", "black"],
-    "animal": ["cat", "dog", "horse", "sheep", "goat", "rabbit", "mouse", "bear"],
-    "number": ["one", "two", "three", "four", "five", "six", "seven", "eight"],
-}
-FRAMES = [
-    "what is {}",
-    "tell me about {} please",
-    "is it {} or not",
-    "i like {} very much",
-    "{} again",
-    "why {} and {}",
-]
+@pytest.fixture
+def level_of_logs() -> Iterator[None]:
+    """Set back after a test what an estimate or a preview leaves at warnings."""
+    log = logging.getLogger("tuneport.preprocess")
+    before = log.level
+    yield
+    log.setLevel(before)
+
+
+@pytest.fixture
+def tuneport(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command, in this process and in an empty folder."""
+    from pipelines.__main__ import command
+
+    monkeypatch.chdir(tmp_path)
+    return lambda *argv: command(argv)
 
 
 @pytest.fixture(scope="session")
 def questions() -> list[dict[str, str]]:
     """120 distinct rows of 3 labels; the label follows from the words."""
-    rng = random.Random(0)
-    rows: dict[str, str] = {}
-    while len(rows) < 120:
-        label = list(WORDS)[len(rows) % 3]
-        frame = rng.choice(FRAMES)
-        text = frame.format(*rng.sample(WORDS[label], frame.count("{}"))) + f" {rng.randrange(100)}"
-        rows.setdefault(text, label)
-    return [{"text": text, "label": label} for text, label in rows.items()]
+    return tiny.questions()
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a BERT of 2 layers × 32, without a head, and a WordPiece tokenizer that knows the words above."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
-
+    """A folder with a BERT of 2 layers × 32, without a head, and a WordPiece tokenizer that knows the rows' words."""
     folder = tmp_path_factory.mktemp("tiny-bert")
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = sorted({w for text in [*itertools.chain(*WORDS.values()), *FRAMES] for w in text.split() if w.isalpha()})
-    pieces = [prefix + character for prefix in ("", "##") for character in "abcdefghijklmnopqrstuvwxyz0123456789"]
-    # A fixed vocabulary: a trained one differs from process to process, and tests with it.
-    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*special, *pieces, *words]))}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=64,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    ).save_pretrained(folder)
-    set_seed(0)
-    config = BertConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    BertModel(config).save_pretrained(folder)
+    tiny.write_model(folder)
     return folder
 
 
@@ -165,6 +133,33 @@ def prepared_questions(
     )
     execute(stage)
     return folder / "preprocess_output"
+
+
+@pytest.fixture(scope="session")
+def whole_run(
+    tiny_model: Path,
+    questions: list[dict[str, str]],
+    write_jsonl: Callable[[Path, Iterable[Any]], Path],
+    mlflow_store: Callable[[Path], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The folder of a finished run of every stage, with checkpoints at steps 4 and 8, as `tuneport run` leaves it."""
+    from tests.whole_run import plan
+    from tuneport.runner import cache, saved_inputs
+    from tuneport.stage import execute
+
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(tiny_model, folder / "model")
+    (folder / "model" / "generation_config.json").write_text('{"max_length": 20}')
+    write_jsonl(folder / "questions.jsonl", questions)
+    mlflow_store(folder / "store")
+    digests = cache.Digests()
+    for stage in plan(folder).stages:
+        saved_inputs.save(saved_inputs.file_of(stage.log), stage.step)
+        record = cache.record(stage.name, stage.parameters, stage.inputs, ["steps"], digests, origins={})
+        execute(stage.step)
+        cache.remember(stage.folder, record, stage.outputs, 1.0)
+    return folder / "run"
 
 
 @pytest.fixture(scope="session")

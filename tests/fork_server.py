@@ -1,40 +1,82 @@
-"""Runs Python programs, each in a fork of its own of a process that has imported the large libraries, but no tuneport.
+"""Runs Python programs, each in a fork of its own of a process that has imported the large libraries.
 
-`python tests/fork_server.py` reads a program a line, as JSON, and answers each with the exit status of its process.
+`python tests/fork_server.py MODULE…` imports the modules, then reads a request a line, as JSON: a program to start, to
+which the answer is the process id, or a process to look at or wait for, to which the answer is its exit status.
 """
 
+import atexit
+import functools
 import gc
+import importlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+LIBRARIES = ("mlflow", "pandas", "torch", "transformers.trainer")  # and no tuneport
+TRAINING = (*LIBRARIES, "steps.finetune", "tuneport.training.train")
+STAGE = "import runpy; runpy.run_module('steps', run_name='__main__', alter_sys=True)"  # python -m steps
+
+
+class Forked:
+    """A program under way: what tests use of `subprocess.Popen`."""
+
+    def __init__(self, server: "ForkServer", pid: int) -> None:
+        self.server, self.pid = server, pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self.server.ask({"of": self.pid, "wait": False})
+        return self.returncode
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self.returncode = self.server.ask({"of": self.pid, "wait": True})
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
 
 class ForkServer:
-    """Started once; `run` is as `subprocess.run` of ``python -c code *arguments``, without the time for the imports."""
+    """Starts programs without the time for the imports, each in a session of its own."""
 
-    def __init__(self, environment: dict[str, str], folder: Path) -> None:
-        command = [sys.executable, "-P", __file__]
+    def __init__(self, environment: dict[str, str], folder: Path, modules: Sequence[str] = LIBRARIES) -> None:
+        command = [sys.executable, "-P", __file__, *modules]
         self.folder, self.count = folder, 0
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder
         )
 
+    def ask(self, request: dict[str, Any]) -> Any:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, "the fork server has ended"
+        return json.loads(answer)
+
+    def start(
+        self, code: str, arguments: Sequence[str], *, output: Path, errors: Path, input: Path | None = None, cwd: Path
+    ) -> Forked:
+        """As ``python -c code *arguments``; what it says is added to the files."""
+        files = {"input": str(input or os.devnull), "output": str(output), "errors": str(errors), "cwd": str(cwd)}
+        return Forked(self, self.ask({"code": code, "argv": ["-c", *arguments], **files}))
+
     def run(self, code: str, *arguments: str, input: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """As `subprocess.run` of ``python -c code *arguments``."""
         self.count += 1
         files = {name: self.folder / f"{self.count}.{name}" for name in ("input", "output", "errors")}
         files["input"].write_text(input, "utf-8")
-        program = {"code": code, "argv": ["-c", *arguments], "cwd": str(cwd)}
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(program | {name: str(file) for name, file in files.items()}) + "\n")
-        self.process.stdin.flush()
-        status = self.process.stdout.readline()
-        assert status, "the fork server has ended"
+        status = self.start(code, arguments, **files, cwd=cwd).wait()
         output, errors = (files[name].read_text("utf-8") for name in ("output", "errors"))
-        return subprocess.CompletedProcess([code, *arguments], int(status), output, errors)
+        return subprocess.CompletedProcess([code, *arguments], status, output, errors)
 
     def close(self) -> None:
         assert self.process.stdin and self.process.stdout
@@ -43,28 +85,43 @@ class ForkServer:
         self.process.stdout.close()
 
 
-def serve() -> None:
-    import mlflow  # noqa: F401
-    import pandas as pd  # noqa: F401
-    import torch  # noqa: F401
-    from transformers import AutoTokenizer, PreTrainedModel, Trainer  # noqa: F401
+@functools.cache
+def _training() -> ForkServer:
+    folder = tempfile.TemporaryDirectory()
+    server = ForkServer({**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, Path(folder.name), TRAINING)
+    atexit.register(lambda: (server.close(), folder.cleanup()))
+    return server
 
+
+def run_stage(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """As ``python -m steps *arguments``, on a CPU and one thread; for a stage that starts no processes."""
+    return _training().run(STAGE, *arguments, input="", cwd=Path.cwd())
+
+
+def serve(modules: Sequence[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
     gc.collect()
     gc.freeze()
     for line in sys.stdin:
-        if not (child := os.fork()):
-            run(json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        request = json.loads(line)
+        if "code" in request:
+            answer: int | None = os.fork() or run(request)
+        else:
+            pid, status = os.waitpid(request["of"], 0 if request["wait"] else os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        print(json.dumps(answer), flush=True)
 
 
 def run(program: dict[str, Any]) -> NoReturn:
     """In the child: be the program, and end with it."""
-    status = 1
-    try:
+
+    def work() -> None:
+        os.setsid()
         for descriptor, name, flags in (
             (0, "input", os.O_RDONLY),
-            (1, "output", os.O_WRONLY | os.O_CREAT),
-            (2, "errors", os.O_WRONLY | os.O_CREAT),
+            (1, "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+            (2, "errors", os.O_WRONLY | os.O_CREAT | os.O_APPEND),
         ):
             os.dup2(os.open(program[name], flags, 0o600), descriptor)
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  (what was read ahead is not its own)
@@ -72,6 +129,15 @@ def run(program: dict[str, Any]) -> NoReturn:
         sys.argv[:] = program["argv"]
         sys.path.insert(0, "")
         exec(compile(program["code"], "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102
+
+    end_with(work)
+
+
+def end_with(work: Callable[[], None]) -> NoReturn:
+    """Do the work of a forked process and end it with the exit status that an interpreter would have."""
+    status = 1
+    try:
+        work()
         status = 0
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else int(e.code is not None)
@@ -84,4 +150,4 @@ def run(program: dict[str, Any]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(sys.argv[1:])

@@ -8,18 +8,22 @@ import pytest
 
 from tuneport.artifacts import (
     MANIFEST,
+    CustomModel,
     Dataset,
     File,
     MLTable,
     Model,
+    Tokenizer,
     digest,
+    digest_without,
     expand,
+    is_sealed,
     read_manifest,
-    sha256,
     verify,
     write_atomically,
     write_manifest,
 )
+from tuneport.digests import sha256
 from tuneport.errors import UserError
 
 
@@ -43,10 +47,49 @@ def test_a_manifest_records_type_producer_parameters_lineage_and_every_file(mode
     assert manifest["files"]["config.json"] == {"size": 2, "sha256": sha256(model.path / "config.json")}
 
 
-def test_an_untouched_artifact_verifies_and_a_new_file_beside_its_own_is_no_damage(model: Model) -> None:
+def test_an_untouched_artifact_verifies(model: Model) -> None:
     verify(model)
-    (model.path / "note.txt").write_text("mine")
+
+
+ADDED = ["chat_template.jinja", "model-00002-of-00002.safetensors", "deeper/tokenizer.json", "note.txt", "tokenizer.md"]
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_file_that_was_added_is_named_with_what_to_do(model: Model, name: str) -> None:
+    (model.path / name).parent.mkdir(exist_ok=True)
+    (model.path / name).write_text("")
+    with pytest.raises(UserError, match=rf"{name}: was added after .* Move it elsewhere, or run the step"):
+        verify(model)
+    with pytest.raises(UserError, match=rf"{name}: was added after .* if you mean it to belong there, delete manifest"):
+        verify(CustomModel(model.path))
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "README.md", "LICENSE", ".cache/x", "code/__pycache__/x.pyc", "empty/"])
+def test_what_desktops_hubs_python_and_people_leave_in_a_folder_is_no_damage(model: Model, name: str) -> None:
+    path = model.path / name
+    (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+    if not name.endswith("/"):
+        path.write_text("mine")
     verify(model)
+
+
+def test_a_link_to_a_folder_that_was_added_is_named_and_a_checkpoint_that_was_added_is_not(
+    model: Model, tmp_path: Path
+) -> None:
+    (model.path / "checkpoints" / "checkpoint-2").mkdir()
+    (model.path / "checkpoints" / "checkpoint-2" / "optimizer.pt").touch()
+    verify(model)
+    (model.path / "modules").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="modules: was added"):
+        verify(model)
+
+
+@pytest.mark.parametrize("part", [{"parameters": {"seed": 4}}, {"inputs": {}}, {"more": 1}, {"sha256": None}])
+def test_an_altered_manifest_is_the_manifests_fault(model: Model, part: dict[str, object]) -> None:
+    manifest = json.loads((model.path / MANIFEST).read_text())
+    (model.path / MANIFEST).write_text(json.dumps(manifest | part))
+    with pytest.raises(UserError, match=r"manifest\.json: was altered after it was written"):
+        verify(model)
 
 
 def test_equal_work_gives_an_equal_manifest(model: Model) -> None:
@@ -101,7 +144,16 @@ def test_an_absent_folder_and_one_without_manifest_are_told_apart(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"type": "Model"}', '{"type": 1, "schema_version": 1, "files": 2}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"type": "Model"}',
+        '{"type": 1, "schema_version": 1, "files": 2}',
+        '{"type": "Model", "schema_version": "2", "files": {}}',
+    ],
 )
 def test_a_damaged_manifest_is_the_manifests_fault(model: Model, text: str) -> None:
     (model.path / MANIFEST).write_text(text)
@@ -126,8 +178,18 @@ def test_entries_of_a_manifest_that_are_no_entries_are_damage(model: Model) -> N
 
 def test_a_newer_schema_asks_for_a_newer_tuneport(model: Model) -> None:
     manifest = json.loads((model.path / MANIFEST).read_text())
-    (model.path / MANIFEST).write_text(json.dumps(manifest | {"schema_version": 2}))
-    with pytest.raises(UserError, match="schema version 2; this tuneport reads up to 1"):
+    (model.path / MANIFEST).write_text(json.dumps(manifest | {"schema_version": 3}))
+    with pytest.raises(UserError, match="schema version 3; this tuneport reads up to 2"):
+        verify(model)
+
+
+def test_what_was_written_before_manifests_held_their_own_digest_is_still_read(model: Model) -> None:
+    manifest = json.loads((model.path / MANIFEST).read_text())
+    del manifest["sha256"]
+    (model.path / MANIFEST).write_text(json.dumps(manifest | {"schema_version": 1}))
+    verify(model)
+    (model.path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json: was altered after it was written"):
         verify(model)
 
 
@@ -171,3 +233,68 @@ def test_an_mltables_digest_covers_the_files_that_its_yaml_names_elsewhere(tmp_p
     before = digest(MLTable(table))
     data.write_text("text,label\na,c\n")
     assert digest(MLTable(table)) != before
+
+
+FOREIGN = [
+    '{"name": "app", "icons": []}',
+    '{"version": 1, "files": ["a"]}',
+    "[1, 2]",
+    "not json",
+    "[" * 100_000,
+    "\xff",
+]
+
+
+@pytest.mark.parametrize("text", FOREIGN, ids=range(len(FOREIGN)))
+def test_a_manifest_of_another_program_in_a_users_folder_is_data_as_any_other(tmp_path: Path, text: str) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}")
+    (tmp_path / MANIFEST).write_text(text, encoding="latin-1")
+    data = File(tmp_path)
+    assert not is_sealed(data)
+    before = digest(data)
+    (tmp_path / MANIFEST).write_text(text + " ", encoding="latin-1")
+    assert digest(data) != before
+
+
+def test_an_own_manifest_in_a_users_folder_still_holds_its_files_to_what_they_were(model: Model) -> None:
+    assert is_sealed(CustomModel(model.path))
+    (model.path / MANIFEST).write_text((model.path / MANIFEST).read_text()[:-20])
+    assert is_sealed(CustomModel(model.path))
+    with pytest.raises(UserError, match=r"manifest\.json: is damaged"):
+        verify(CustomModel(model.path))
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret"])
+def test_a_manifest_lists_files_of_its_own_folder(model: Model, name: str) -> None:
+    manifest = json.loads((model.path / MANIFEST).read_text())
+    manifest["files"][name] = {"size": 1, "sha256": "0"}
+    (model.path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="which lies outside of the folder"):
+        verify(model)
+
+
+def test_outputs_of_one_step_are_known_to_belong_together(tmp_path: Path) -> None:
+    model, tokenizer = Model(tmp_path / "model"), Tokenizer(tmp_path / "tokenizer")
+    for folder in (model.path, tokenizer.path):
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text("{}")
+    (model.path / "model-00001-of-00001.safetensors").write_text("weights")
+    for artifact in (model, tokenizer):
+        write_manifest(artifact, "model_import", "1.2", {"huggingface_id": "acme/bert"}, {"huggingface_id": "commit"})
+    assert digest_without(model, Tokenizer) == digest(tokenizer)
+    write_manifest(model, "model_import", "1.2", {"huggingface_id": "acme/bert"}, {"huggingface_id": "another"})
+    assert digest_without(model, Tokenizer) != digest(tokenizer)
+
+
+def test_where_a_tokenizer_is_read_a_model_does_and_its_weights_are_not_read(tmp_path: Path) -> None:
+    model = Model(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("weights")
+    write_manifest(model, "model_import", "1.2", {}, {})
+    (tmp_path / "model.safetensors").write_text("altered")
+    verify(Tokenizer(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("[]")
+    with pytest.raises(UserError, match=r"tokenizer\.json: was altered"):
+        verify(Tokenizer(tmp_path))
+    with pytest.raises(UserError, match="is a Model artifact; expected a Dataset"):
+        verify(Dataset(tmp_path))

@@ -12,19 +12,9 @@ import pytest
 import pipelines
 import steps
 from tuneport import __version__, tasks
-from tuneport.cli.main import main
 from tuneport.cli.stage_command import run_stage
 
 Command = Callable[..., int]
-
-
-@pytest.fixture
-def tuneport(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """The command, in this process and in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *argv: main(
-        argv, names=pipelines.names, load=pipelines.load, stages=steps.names, load_stage=steps.load
-    )
 
 
 @pytest.fixture
@@ -41,6 +31,7 @@ def test_help_lists_the_commands_and_the_pipelines(tuneport: Command, capsys: py
     text = capsys.readouterr().out
     for word in [
         "compile",
+        "examples",
         "init",
         "replay",
         "run",
@@ -131,8 +122,8 @@ def test_help_imports_no_heavy_library(argv: list[str]) -> None:
         (
             ["rnu"],
             (
-                "unknown command 'rnu'; there are: compile, init, replay, run, schema, stage, submit, validate. "
-                "Did you mean 'run'?"
+                "unknown command 'rnu'; there are: compile, estimate, examples, init, preview, replay, run, schema, "
+                "stage, submit, validate, verify. Did you mean 'run'?"
             ),
         ),
         (["run"], f"no pipeline is named; expected one of {', '.join(tasks.names())}."),
@@ -283,3 +274,23 @@ def test_the_local_target_has_nothing_to_send(tuneport: Command, capsys: pytest.
     values = ["pytorch_model_path=m", "train_file_path=t", "sentence1_key=text", "label_key=label"]
     assert tuneport("submit", "text_classification", *values, "--target", "local") == 2
     assert "--target local: runs here, so there is nothing to send" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["validate", "text_classification", "pytorch_model_path=LONG", "train_file_path=LONG"],
+        ["run", "text_classification", "pytorch_model_path=LONG", "train_file_path=LONG", "--output_dir", "LONG"],
+        ["validate", "text_classification", "--config", "LONG"],
+        ["replay", "LONG"],
+        ["verify", "LONG"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_a_name_that_no_file_can_have_is_a_user_s_mistake(
+    tuneport: Command, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    columns = ["sentence1_key=text", "label_key=label"] if "text_classification" in command else []
+    assert tuneport(*(word.replace("LONG", "x" * 300) for word in command), *columns) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "Traceback" not in said

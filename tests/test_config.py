@@ -132,6 +132,13 @@ def test_a_file_that_is_no_yaml_text_is_refused_by_name(pipeline: Pipeline, tmp_
         from_file(pipeline, file)
 
 
+@pytest.mark.parametrize("value", ["!!bool maybe", "2001-99-99", "!!int x", "{? [1]: 2}", "{<<: [1]}", "[" * 5000])
+def test_a_platform_section_that_is_no_yaml_is_refused_by_its_line(tmp_path: Path, value: str) -> None:
+    with pytest.raises(UserError, match=r"run\.yaml.* is not valid YAML \(") as e:
+        platform(write(tmp_path, f"platform:\n  kfp: {value}\n"))
+    assert "\n" not in str(e.value)
+
+
 def test_a_file_that_cannot_be_read_is_refused_by_name(pipeline: Pipeline, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.yaml: cannot be read \(No such file or directory\)"):
         from_file(pipeline, tmp_path / "none.yaml")
@@ -258,3 +265,17 @@ def test_an_example_shows_help_choices_and_bounds_under_the_headings_of_groups(p
     assert "\n# Column: 'y', say.\n# Or another. (text)\nlabel:\n" in text
     headings = ["Required", "Inputs", "Parameters", "Schedule"]
     assert re.findall(r"^# ---- (.*) ----$", text, re.MULTILINE) == headings
+
+
+def test_a_value_that_is_json_may_be_a_mapping_in_the_file(tmp_path: Path) -> None:
+    pipeline = pipelines.load("text_classification")
+    (tmp_path / "run.yaml").write_text("columns: {sentence1: data.text, label: 'no'}\nlabel_key: label\n")
+    found = given(pipeline, tmp_path / "run.yaml", (), tmp_path)
+    assert json.loads(found["columns"]) == {"sentence1": "data.text", "label": "no"}
+    assert json_schema(pipeline, {})["properties"]["columns"]["type"] == ["string", "object", "array", "null"]
+    (tmp_path / "run.yaml").write_text("label_key: {a: b}\n")
+    with pytest.raises(UserError, match="line 1: holds a mapping; expected one 'name: value' a line"):
+        given(pipeline, tmp_path / "run.yaml", (), tmp_path)
+    (tmp_path / "run.yaml").write_text("columns: {a: 2020-01-01}\n")
+    with pytest.raises(UserError, match="line 1: is not valid YAML"):
+        given(pipeline, tmp_path / "run.yaml", (), tmp_path)

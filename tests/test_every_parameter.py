@@ -28,6 +28,7 @@ from tuneport.tasks.task import Split
 Table = dict[str, tuple[dict[str, Any], Any, Any]]
 FIRST = "text_classification"  # the task that the shared parameters are tried on
 
+HELD_OUT = Path(__file__).parent / "data" / "held_out.jsonl"
 
 MODEL_IMPORT: Table = {
     "huggingface_id": ({}, "acme/one", "acme/other"),
@@ -42,6 +43,14 @@ PREPROCESS: Table = {
     "max_dropped_fraction": ({"label_key": "holes"}, 0.5, 0.05),
     "deduplicate": ({"sentence1_key": "repeated"}, "exact", "none"),
     "near_duplicate_threshold": ({"deduplicate": "near"}, 1.0, 0.7),
+    "quoting": ({"train_file_path": Path(__file__).parent / "data" / "quotes.tsv"}, "auto", "none"),
+    "columns": ({}, None, '{"text": "other"}'),
+    "max_train_rows": ({}, -1, 50),
+    "max_validation_rows": ({"validation_file_path": HELD_OUT}, -1, 2),
+    "max_test_rows": ({"test_file_path": HELD_OUT}, -1, 2),
+    "max_row_bytes": ({}, 1 << 20, 20),
+    "max_compression_ratio": ({"train_file_path": Path(__file__).parent / "data" / "repetitive.jsonl.gz"}, 2000, 200),
+    "allow_outside": ({"train_mltable_path": Path(__file__).parent / "data" / "table"}, True, False),
     "group_key": ({}, None, "group"),
     "validation_split_ratio": ({}, 0.1, 0.3),
     "test_split_ratio": ({}, 0.1, 0.3),
@@ -51,7 +60,7 @@ CONDITIONS: Table = {"registered_model_name": ({}, None, "questions")}
 SHARED = {
     "model_import": MODEL_IMPORT,
     "preprocess": PREPROCESS,
-    "model_evaluation": {},
+    "model_evaluation": {"evaluate_base_model": ({}, True, False)},
     "model_registration": CONDITIONS,
 }
 
@@ -74,6 +83,7 @@ def classified(questions: list[dict[str, str]]) -> list[dict[str, Any]]:
             "other": " ".join(reversed(row["text"].split())),
             "second_label": ("odd", "even")[i // 2 % 2],
             "labels": [row["label"], ("odd", "even")[i // 2 % 2]],
+            "spaced": row["label"] + " " * (i % 2),
             "holes": None if i % 10 == 0 else row["label"],
             "group": str(i // 4),
             "repeated": row["text"] if i > 5 else "the same",
@@ -89,6 +99,7 @@ def tagged(questions: list[dict[str, str]]) -> list[dict[str, Any]]:
         words = row["text"].split()
         tags = [f"B-{row['label']}" if i == len(words) - 1 else "O" for i in range(len(words))]
         rows.append({"words": words, "tags": tags, "backwards": words[::-1], "plain": [tag[0] for tag in tags]})
+        rows[-1]["spaced"] = [f"{tag} " for tag in tags] if len(rows) % 2 else tags
     return rows
 
 
@@ -102,6 +113,7 @@ OWN = {
                 "sentence2_key": ({}, None, "other"),
                 "label_key": ({}, "label", "second_label"),
                 "multi_label": ({"label_key": "labels"}, True, False),
+                "equal_labels": ({"label_key": "spaced"}, "normal", "exact"),
             },
             "model_evaluation": {"trivial_baselines": ({}, True, False)},
         },
@@ -114,6 +126,7 @@ OWN = {
                 "token_key": ({}, "words", "backwards"),
                 "tag_key": ({}, "tags", "plain"),
                 "label_all_tokens": ({}, False, True),
+                "equal_labels": ({"tag_key": "spaced"}, "normal", "exact"),
             },
             "model_evaluation": {"trivial_baselines": ({}, True, False)},
         },
@@ -125,7 +138,9 @@ OWN = {
 ELSEWHERE = ("question_answering", "summarization", "translation", "text_generation", "chat_completion")
 # What finetune takes is tried in tests/tasks/test_training_parameters.py, in every task.
 TRAINING = {name for name, port in steps.load("finetune", FIRST).ports().items() if port.kind == "param"}
-SHARED_ELSEWHERE = {*TRAINING, *GenerationParams.ports(), "trivial_baselines"}
+# What only decides where the work is done, in tests/tasks/test_evaluation_on_devices.py.
+PLACES = {"number_of_gpu_to_use_evaluation"}
+SHARED_ELSEWHERE = {*TRAINING, *PLACES, *GenerationParams.ports(), "trivial_baselines"}
 
 
 def cases(stage: str) -> list[Any]:
@@ -163,7 +178,7 @@ def test_trivial_baselines_are_left_out_where_they_are_not_wanted(task: str) -> 
 @pytest.mark.parametrize("task", OWN)
 def test_the_tables_cover_every_parameter_of_the_pipeline(task: str) -> None:
     own = OWN[task].tables
-    tested = TRAINING - {"task_name"} | {
+    tested = (TRAINING | PLACES) - {"task_name"} | {
         name for tables in (SHARED, own) for table in tables.values() for name in table
     }
     assert tested == {name for name, port in pipelines.load(task).params.items() if port.kind == "param"}
@@ -184,7 +199,7 @@ class Ready:
     def run(self, stage: str, values: Mapping[str, Any], output: Path) -> Any:
         """Run a stage; what it wrote, or the message it refused with."""
         stage_class = steps.load(stage, self.task)
-        (port,) = (p.name for p in stage_class.ports().values() if p.kind == "output")
+        (port,) = (p.name for p in stage_class.ports().values() if p.kind == "output" and not p.optional)
         try:
             execute(stage_class(**values, **{port: output}))
         except UserError as e:

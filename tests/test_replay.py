@@ -168,7 +168,7 @@ def test_secrets_are_not_saved(tmp_path: Path) -> None:
     )
     save(tmp_path / "inputs.json", stage)
     values = json.loads((tmp_path / "inputs.json").read_text())["values"]
-    assert values["train_file_path"] == "https://account.blob.core.windows.net/c/train.csv?sv=1&sig=***&x=y"
+    assert values["train_file_path"] == "https://account.blob.core.windows.net/c/train.csv?sv=***&sig=***&x=***"
     assert values["test_file_path"] == "https://***@example.com/test.csv"
     command = [str(Path(sys.executable).with_name("tuneport")), "replay", str(tmp_path / "inputs.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

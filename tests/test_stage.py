@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tuneport.artifacts import INCOMPLETE, Dataset, File, Model, read_manifest, sha256, verify, write_manifest
+from tuneport.artifacts import INCOMPLETE, Dataset, File, Model, read_manifest, verify, write_manifest
+from tuneport.digests import sha256
 from tuneport.errors import UserError
 from tuneport.stage import execute
 from tuneport.step import Step, consumes, param, produces

@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-import pipelines
-import steps
-from tuneport.cli.main import main
+from pipelines.__main__ import command
 
 DIGEST = "@sha256:" + "0" * 64
 AZUREML = {"huggingface_id": "organisation/model", "train_file_path": "azureml:rows:3"}
@@ -85,7 +83,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("azureml", {"shm_size_finetune": "5gb"}, "shm_size_finetune='5gb': not valid on Azure ML; expected a whole"),
     ("azureml", {"shm_size_finetune": "0g"}, "shm_size_finetune='0g': not valid on Azure ML"),
     ("azureml", {"num_nodes_finetune": 0}, "num_nodes_finetune='0': not valid"),
-    ("azureml", {"train_file_path": "s3://bucket/rows.csv"}, "is no address that Azure ML knows"),
+    ("azureml", {"train_file_path": "ftp://bucket/rows.csv"}, "is no address that Azure ML knows"),
     ("azureml", {"train_file_path": "azureml:rows"}, "train_file_path='azureml:rows': is no address"),
     ("azureml", {"train_file_path": "absent.jsonl"}, "absent.jsonl: there is no such file or folder"),
     ("azureml", {"train_file_path": "hollow"}, "hollow: is a folder; Azure ML takes one file here"),
@@ -112,7 +110,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     # Kubeflow
     ("kfp", {"compute_finetune": "gpu"}, "--target kfp has no way to honour it"),
     ("kfp", {"train_file_path": "rows.jsonl"}, "is a path that no stage on the cluster sees"),
-    ("kfp", {"train_file_path": "wasbs://c@a/rows.jsonl"}, "expected a URI with s3, gs, minio, oci or https"),
+    ("kfp", {"train_file_path": "wasbs://c@a/rows.jsonl"}, "expected a URI with s3, gs, minio, oci, "),
     ("kfp", {"platform.images": {"base": "base:1", "trainer": "trainer:1"}}, "expected images by digest"),
     ("kfp", {"platform.images": None}, "platform.kfp.images"),
     ("kfp", {"platform.memory_limit": "16GB"}, "platform.kfp.memory_limit='16GB'"),
@@ -154,7 +152,7 @@ def validate(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Va
         config = tmp_path / "run.yaml"
         config.write_text(yaml.safe_dump({"platform": section} if section else {}))
         argv = ["validate", "text_classification", "--config", str(config), "--target", target, *overrides]
-        return main(argv, names=pipelines.names, load=pipelines.load, stages=steps.names, load_stage=steps.load)
+        return command(argv)
 
     return run
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import hashlib
-import json
 import os
-import re
-import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tuneport.errors import UserError
+from tuneport.address import Address
+from tuneport.digests import of_all, sha256
+from tuneport.errors import UserError, excerpt
+from tuneport.json_yaml import read_json, read_yaml, to_json
+from tuneport.secrets import masked_values
 
 MANIFEST = "manifest.json"
 INCOMPLETE = ".incomplete"  # present while a step writes; a folder that holds it is no artifact
-SCHEMA_VERSION = 1
+SEAL = "manifest.sha256"  # in a checkpoint: digest of its manifest
+SELF = "sha256"  # in a record: digest of all else that it says
+# What a sealed folder may hold beside the files that its manifest lists, as no step reads it: what desktops, Python and
+# MLflow leave there, and words for people. Hidden files are of this kind, too.
+HARMLESS = ("__pycache__", "README*", "LICENSE*", "NOTICE*", "Thumbs.db", "desktop.ini", "registered_model_meta", SEAL)
+SCHEMA_VERSION = 2  # since 2, a manifest holds its own digest
 BLOCK = 1 << 20
 
 
@@ -26,16 +33,23 @@ class Artifact:
     """A folder (or, for what the user supplies, a file) with a meaning."""
 
     path: Path
+    uri: str | None = field(default=None, compare=False)  # of what lies elsewhere; ``path`` is no file then
     user_supplied: ClassVar[bool] = False  # no manifest is required of it; the step validates it instead
-    unread: ClassVar[tuple[str, ...]] = ()  # sub-folders no later step reads: checked by size, not by digest
+    unread: ClassVar[tuple[str, ...]] = ()  # how files begin that no later step reads: checked by size, not by digest
+    also: ClassVar[tuple[str, ...]] = ()  # other types whose folders do as well, as they hold all of this one's
 
     def __fspath__(self) -> str:
         return str(self.path)
 
     @property
     def location(self) -> str:
-        """The path or URI as the user wrote it; a `Path` makes one slash of the two in ``s3://``."""
-        return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", r"\1://", str(self.path))
+        """The path or URI as the user wrote it."""
+        return self.address.text
+
+    @property
+    def address(self) -> Address:
+        """Where it lies."""
+        return Address.of(self.uri or self.path)
 
     @classmethod
     def type_name(cls) -> str:
@@ -50,6 +64,13 @@ class Model(Artifact):
     """A Hugging Face model folder: config, safetensors, tokenizer; after training also ``checkpoints/``."""
 
     unread = ("checkpoints/",)
+
+
+class Tokenizer(Artifact):
+    """A model's folder without its weights: tokenizer, configuration and licence. A whole model does as well."""
+
+    unread = ("checkpoints/", "model.safetensors", "model-")
+    also = ("Model",)
 
 
 class Dataset(Artifact):
@@ -81,12 +102,10 @@ class MLTable(Artifact):
 
     def members(self) -> list[Path]:
         """Its own files, and those elsewhere that its YAML names; preprocess says what is wrong with it."""
-        import yaml
-
         try:
-            table = yaml.safe_load((self.path / "MLTable").read_text("utf-8"))
+            table = read_yaml(self.path / "MLTable")
             named = [self.path / str(value) for entry in table["paths"] for value in entry.values()]
-        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             named = []
         return sorted({*expand(self.path), *(file for path in named for file in expand(path))})
 
@@ -104,15 +123,6 @@ class CustomMLflowModel(Artifact):
     user_supplied = True
 
 
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as f:
-        while block := f.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def files(folder: Path) -> Iterator[Path]:
     """Every file under a folder, sorted, without the manifest and the incomplete marker."""
     for path in sorted(folder.rglob("*")):
@@ -120,28 +130,79 @@ def files(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def entries(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """By name, what a manifest says of files: their sizes and SHA-256."""
+    found = of_all(files.values())
+    return {name: {"size": path.stat().st_size, "sha256": found[path]} for name, path in files.items()}
+
+
 def write_manifest(
-    artifact: Artifact, step: str, version: str, parameters: Mapping[str, Any], inputs: Mapping[str, str]
+    artifact: Artifact,
+    step: str,
+    version: str,
+    parameters: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    *,
+    known: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Seal a folder: list its files with size and SHA-256, then put ``manifest.json`` there atomically.
 
     ``inputs`` maps the name of each input to the digest of its manifest (or of the user's bytes), and that of a hub
-    model to its commit: the lineage.
+    model to its commit: the lineage. Addresses among the values stand there without their secrets.
+    ``known`` holds the entries of files that other processes wrote and read, by name; those are not read here again,
+    nor those of checkpoints in the folder, which are sealed already.
     Holds no time stamp, so that equal work gives an equal manifest.
     """
-    listed = {
-        p.relative_to(artifact.path).as_posix(): {"size": p.stat().st_size, "sha256": sha256(p)}
-        for p in files(artifact.path)
-    }
+    names = {p.relative_to(artifact.path).as_posix(): p for p in files(artifact.path)}
+    elsewhere = known or {}
+    for name in elsewhere:
+        if name not in names or names[name].stat().st_size != elsewhere[name]["size"]:
+            raise OSError(f"{artifact.path / name}: another process wrote it, and it is not here as it was written")
+    settled = {**_sealed_within(artifact.path, names), **elsewhere}
+    read = entries({name: path for name, path in names.items() if name not in settled})
+    listed = {name: dict(settled[name]) if name in settled else read[name] for name in names}
     manifest = {
         "type": artifact.type_name(),
         "schema_version": SCHEMA_VERSION,
         "producer": {"step": step, "version": version},
-        "parameters": dict(parameters),
-        "inputs": dict(inputs),
+        "parameters": masked_values(parameters),
+        "inputs": masked_values(inputs),
         "files": listed,
     }
-    write_atomically(artifact.path / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+    write_atomically(artifact.path / MANIFEST, _manifest_text(manifest))
+
+
+def _sealed_within(folder: Path, names: Mapping[str, Path]) -> dict[str, Mapping[str, Any]]:
+    """The entries of files of checkpoints in a folder, as their own manifests list them."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, path in names.items():
+        manifest = path.with_name(MANIFEST)
+        if path.name != SEAL or not manifest.is_file() or path.read_bytes() != sha256(manifest).encode():
+            continue
+        listed = read_json(manifest)["files"]
+        found |= {f"{name.removesuffix(SEAL)}{part}": entry for part, entry in listed.items()}
+    return {name: e for name, e in found.items() if name in names and names[name].stat().st_size == e["size"]}
+
+
+def digest_without(artifact: Artifact, kind: type[Artifact]) -> str:
+    """What `digest` says of the output of the same step that holds the same files but for those ``kind`` does not read.
+
+    So it is known which of two such outputs belong together, without any note of it.
+    """
+    manifest = {key: value for key, value in read_manifest(artifact).items() if key != SELF}
+    listed = {name: entry for name, entry in manifest["files"].items() if not name.startswith(kind.unread)}
+    manifest |= {"type": kind.type_name(), "files": listed}
+    return hashlib.sha256(_manifest_text(manifest).encode()).hexdigest()
+
+
+def _manifest_text(manifest: Mapping[str, Any]) -> str:
+    return to_json({**manifest, SELF: self_digest(manifest)}, indent=1)
+
+
+def self_digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of what a JSON record of ours says, but for this digest: so that an altered record is noticed."""
+    said = {key: value for key, value in record.items() if key != SELF}
+    return hashlib.sha256(to_json(said, sort_keys=True).encode()).hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -152,15 +213,6 @@ def write_atomically(path: Path, text: str) -> None:
         f.flush()
         os.fsync(f.fileno())
     partial.replace(path)
-
-
-def link_or_copy(source: str, target: str) -> str:
-    """Give a file that nobody writes to again a second name, or a copy where the disk cannot."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target
 
 
 def read_manifest(artifact: Artifact) -> dict[str, Any]:
@@ -176,54 +228,107 @@ def read_manifest(artifact: Artifact) -> dict[str, Any]:
         )
     if not path.is_file():
         raise UserError(
-            f"{artifact.path}: has no {MANIFEST}, so it is not a finished {wanted} artifact. "
-            "Run the step that writes it again."
+            f"{artifact.path}: has no {MANIFEST}, so it is not a finished {wanted} artifact: it is something else, or "
+            f"the {MANIFEST} was deleted. Run the step that writes it again."
         )
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        manifest: dict[str, Any] = read_json(path)
         found, schema = manifest["type"], manifest["schema_version"]
+        newer = schema > SCHEMA_VERSION
         _ = [(entry["size"], entry["sha256"]) for entry in manifest["files"].values()]
+        if strange := next((n for n in manifest["files"] if Path(n).is_absolute() or ".." in Path(n).parts), None):
+            raise ValueError(f"it lists {excerpt(strange)}, which lies outside of the folder")
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path}: is damaged ({e}). Run the step that writes it again.") from None
-    if schema > SCHEMA_VERSION:
+    if newer:
         raise UserError(
             f"{path}: schema version {schema}; this tuneport reads up to {SCHEMA_VERSION}. Upgrade tuneport."
         )
-    if not artifact.user_supplied and found != wanted:
+    if (SELF in manifest or schema > 1) and manifest.get(SELF) != self_digest(manifest):
+        raise UserError(
+            f"{path}: was altered after it was written (its own SHA-256 differs). Run the step that writes it again."
+        )
+    if not artifact.user_supplied and found not in (wanted, *artifact.also):
         raise UserError(f"{artifact.path}: is a {found} artifact; expected a {wanted}.")
     return manifest
 
 
-def verify(artifact: Artifact) -> None:
-    """Hold an artifact's files against its manifest: every size, and the SHA-256 of all but the ``unread`` ones.
+def is_sealed(artifact: Artifact) -> bool:
+    """Whether a folder holds a manifest of this program; what a user supplies may hold another program's."""
+    path = artifact.path / MANIFEST
+    if not path.is_file() or not artifact.user_supplied:
+        return path.is_file()
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        with path.open("rb") as f:
+            begin = f.read(BLOCK)
+        return b'"schema_version"' in begin and b'"producer"' in begin
+    return isinstance(found, dict) and {"type", "schema_version", "producer", "files"} <= found.keys()
 
-    Raises `UserError` naming the first file that is missing, truncated or altered.
+
+def verify(artifact: Artifact) -> None:
+    """Hold an artifact's folder against its manifest: its files' sizes, the SHA-256 of all but the ``unread`` ones, and
+    that nothing was added.
+
+    Raises `UserError` naming the first file that is missing, truncated, altered or added.
     """
-    for name, want in read_manifest(artifact)["files"].items():
-        path = artifact.path / name
+    for fault in faults(artifact):
+        raise UserError(fault)
+
+
+def faults(artifact: Artifact, *, digests: bool = True, unread: bool = False) -> Iterator[str]:
+    """What differs from the manifest, a file at a time; ``unread``: also the digests in folders no later step reads.
+
+    Raises `UserError` where the manifest itself cannot be read.
+    """
+    again = "Run the step that wrote it again."
+    listed = read_manifest(artifact)["files"]
+    whole: dict[Path, str] = {}
+    for name, want in listed.items():
+        path, skipped = artifact.path / name, not unread and name.startswith(artifact.unread)
         if not path.is_file():
-            if artifact.user_supplied and name.startswith(artifact.unread):
-                continue  # checkpoints are often deleted to free the disk
-            raise UserError(f"{path}: is missing, but {MANIFEST} lists it. Run the step that wrote it again.")
-        size = path.stat().st_size
-        if size != want["size"]:
-            raise UserError(
-                f"{path}: has {size} bytes, its manifest says {want['size']}. Run the step that wrote it again."
-            )
-        if not name.startswith(artifact.unread) and sha256(path) != want["sha256"]:
-            raise UserError(
-                f"{path}: was altered after it was written (SHA-256 differs). Run the step that wrote it again."
-            )
+            if not (artifact.user_supplied and skipped):  # checkpoints are often deleted to free the disk
+                yield f"{path}: is missing, but {MANIFEST} lists it. {again}"
+        elif (size := path.stat().st_size) != want["size"]:
+            yield f"{path}: has {size} bytes, its manifest says {want['size']}. {again}"
+        elif digests and not skipped:
+            whole[path] = want["sha256"]
+    for path, found in of_all(whole).items():
+        if found != whole[path]:
+            yield f"{path}: was altered after it was written (SHA-256 differs). {again}"
+    for name in _added(artifact.path, listed):
+        if unread or not name.startswith(artifact.unread):
+            yield f"{artifact.path / name}: {_added_message(artifact)}"
+
+
+def _added(folder: Path, listed: Mapping[str, Any]) -> Iterator[str]:
+    """What stands in a folder and is not listed; a link to a folder counts, an empty folder does not."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if name.as_posix() in listed or str(name) == MANIFEST or (path.is_dir() and not path.is_symlink()):
+            continue
+        if not any(part.startswith(".") or any(fnmatch.fnmatch(part, h) for h in HARMLESS) for part in name.parts):
+            yield name.as_posix()
+
+
+def _added_message(artifact: Artifact) -> str:
+    said = f"was added after the folder was finished: {MANIFEST} does not list it. Move it elsewhere"
+    if artifact.user_supplied:
+        return f"{said}; if you mean it to belong there, delete {MANIFEST}, and the folder is read as any other."
+    return f"{said}, or run the step that wrote the folder again."
 
 
 def digest(artifact: Artifact) -> str:
     """One SHA-256 that stands for an artifact: of its manifest, or of every byte the user supplies."""
-    if (artifact.path / MANIFEST).is_file():
-        return sha256(artifact.path / MANIFEST)
+    manifest = artifact.path / MANIFEST
+    if is_sealed(artifact):
+        return sha256(manifest)
     total = hashlib.sha256()
-    for path in artifact.members():
+    read = of_all((*artifact.members(), *([manifest] if manifest.is_file() else [])))
+    for path in read:
         name = os.path.relpath(path, artifact.path.parent)
-        total.update(f"{name}\0{sha256(path)}\n".encode("utf-8", "surrogateescape"))
+        total.update(f"{name}\0{read[path]}\n".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 

@@ -12,17 +12,19 @@ from __future__ import annotations
 import json
 import re
 import typing as t
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from tuneport.errors import UserError
+from tuneport.address import is_elsewhere
+from tuneport.errors import UserError, excerpt
 from tuneport.graph import Pipeline
+from tuneport.json_yaml import check_aliases, yaml_errors
+from tuneport.limits import MAX_YAML_BYTES, read_bytes
 from tuneport.step import REQUIRED, Port, parse_values
 
 if t.TYPE_CHECKING:
     from yaml.nodes import MappingNode, Node
 
-URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|azureml:")  # runs:/…, s3://…, azureml:name:1: no path of this machine
 PLATFORM = "platform"  # the one key of a file that is no input of a pipeline
 JSON_TYPES: dict[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
 JSON_BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
@@ -56,7 +58,8 @@ def from_file(pipeline: Pipeline, file: Path) -> dict[str, t.Any]:
     values: dict[str, t.Any] = {}
     problems: list[str] = []
     seen: dict[str, int] = {}
-    for key, value, line in _entries(file):
+    structured = {name for name, port in pipeline.params.items() if port.json}
+    for key, value, line in _entries(file, structured):
         try:
             if key in seen:
                 raise UserError(f"'{key}' is given twice, first on line {seen[key]}. Keep one of the two.")
@@ -95,13 +98,28 @@ def from_overrides(pipeline: Pipeline, overrides: Iterable[str], folder: Path) -
     return values
 
 
+def from_values(pipeline: Pipeline, values: Mapping[str, t.Any], folder: Path) -> dict[str, t.Any]:
+    """Read values of Python's own types; a mapping or a list stands for its JSON, a path counts from ``folder``.
+
+    Raises one `UserError` that lists every unknown key and invalid value.
+    """
+    texts: dict[str, t.Any] = {}
+    for name, value in values.items():
+        port = pipeline.params.get(name)
+        if port is not None and port.kind == "input" and isinstance(value, str | Path):
+            texts[name] = _located(port, str(value), folder)
+        else:
+            texts[name] = json.dumps(value) if isinstance(value, Mapping | list) else value
+    return parse_values(pipeline.params, texts, pipeline.name)
+
+
 def _located(port: Port | None, value: str | None, folder: Path) -> str | None:
     """A user's path as an absolute one; everything else as it is."""
     if value is None or port is None:
         return value
     if "\0" in value:
-        raise UserError(f"{port.name}={value!r}: not valid; it holds a NUL character. Remove it.")
-    if port.kind != "input" or value == "" or URI.match(value):
+        raise UserError(f"{port.name}={excerpt(value)}: not valid; it holds a NUL character. Remove it.")
+    if port.kind != "input" or value == "" or is_elsewhere(value) or value.startswith("file:/"):
         return value
     try:
         path = Path(value).expanduser()
@@ -110,13 +128,16 @@ def _located(port: Port | None, value: str | None, folder: Path) -> str | None:
     return str(folder.absolute() / path)
 
 
-def _entries(file: Path) -> Iterable[tuple[str, str | None, int]]:
+def _entries(file: Path, structured: Collection[str]) -> Iterable[tuple[str, str | None, int]]:
     """Key, text and line (from 1) of each entry of a flat YAML mapping; None is YAML's null.
 
-    The section `PLATFORM` is left out.
+    What is not flat of the ``structured`` keys stands for its JSON. The section `PLATFORM` is left out.
     """
     for key, value in _root(file).value:
         if key.value == PLATFORM and _shape(value) == "mapping":
+            continue
+        if key.value in structured and _shape(value) != "scalar":
+            yield key.value, _as_json(value, f"{file} line {key.start_mark.line + 1}"), key.start_mark.line + 1
             continue
         for node in (key, value):
             if _shape(node) != "scalar":
@@ -126,6 +147,16 @@ def _entries(file: Path) -> Iterable[tuple[str, str | None, int]]:
                 )
         null = value.tag == "tag:yaml.org,2002:null"
         yield key.value, None if null else value.value, key.start_mark.line + 1
+
+
+def _as_json(node: Node, where: str) -> str:
+    import yaml
+
+    try:
+        with yaml_errors():
+            return json.dumps(yaml.SafeLoader("").construct_document(node))
+    except (ValueError, TypeError) as e:  # a date has no JSON
+        raise UserError(f"{where}: is not valid YAML ({e}).") from None
 
 
 def platform(file: Path | None) -> dict[str, t.Any]:
@@ -143,7 +174,12 @@ def platform(file: Path | None) -> dict[str, t.Any]:
             f"{file} line {found[-1].start_mark.line + 1}: {PLATFORM} holds a {_shape(found[-1])}; expected one "
             "mapping, by target."
         )
-    section: dict[str, t.Any] = yaml.SafeLoader("").construct_document(found[0])
+    try:
+        with yaml_errors():
+            section: dict[str, t.Any] = yaml.SafeLoader("").construct_document(found[0])
+    except ValueError as e:
+        line = found[0].start_mark.line + 1
+        raise UserError(f"{file} line {line}: {PLATFORM} is not valid YAML ({e}).") from None
     return section
 
 
@@ -155,16 +191,20 @@ def _root(file: Path) -> MappingNode:
     import yaml
 
     try:
-        with file.open("rb") as f:
-            root: Node | None = yaml.compose(f, Loader=yaml.SafeLoader)
+        root: Node | None = yaml.compose(read_bytes(file, MAX_YAML_BYTES), Loader=yaml.SafeLoader)
+        check_aliases(root)
     except OSError as e:
         raise UserError(f"{file}: cannot be read ({e.strerror}). Name a YAML file with --config.") from None
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         line = f" line {mark.line + 1}" if mark else ""
         raise UserError(f"{file}{line}: is not valid YAML ({e.problem or e.context}).") from None
-    except (yaml.YAMLError, UnicodeError, RecursionError) as e:
+    except RecursionError:
+        raise UserError(f"{file}: is not valid YAML (nested too deep).") from None
+    except (yaml.YAMLError, UnicodeError) as e:
         raise UserError(f"{file}: is not valid YAML ({str(e).splitlines()[0]}); expected UTF-8 text.") from None
+    except ValueError as e:
+        raise UserError(f"{file}: is not a configuration ({e}); expected one 'name: value' a line.") from None
     if root is None:  # empty, or comments alone
         return yaml.MappingNode("tag:yaml.org,2002:map", [])
     if not isinstance(root, yaml.MappingNode):
@@ -206,7 +246,8 @@ def _property(port: Port) -> dict[str, t.Any]:
         schema["enum"] = [*port.choices, *numbers, *null]
     else:
         name = "string" if port.kind == "input" else JSON_TYPES[port.type]
-        schema["type"] = [name, "null"] if port.optional else name
+        types = [name, *(("object", "array") if port.json else ()), *(("null",) if port.optional else ())]
+        schema["type"] = types if len(types) > 1 else name
     schema |= {JSON_BOUNDS[bound]: limit for bound, limit in port.bounds.items()}
     return schema if port.default is REQUIRED else schema | {"default": port.default}
 

@@ -1,5 +1,8 @@
 """Parameters that several stages share: each stage that mixes a group in gets the same value in a pipeline."""
 
+from typing import Literal
+
+from tuneport.labels import EqualLabels
 from tuneport.step import Params, param
 
 COMPUTE = "Azure ML compute that runs this stage, by its name; serverless: a machine of instance_type_{0}."
@@ -9,7 +12,24 @@ INSTANCE_TYPE = "Azure ML instance type of this stage where compute_{0}=serverle
 class EvaluationBatchParams(Params):
     """Evaluation batches."""
 
-    per_device_eval_batch_size: int = param("Rows per device and forward pass in evaluation.", default=1, ge=1)
+    per_device_eval_batch_size: int = param(
+        "Rows per device and forward pass in the evaluations of a training. In model_evaluation batches are made by "
+        "their tokens, as many as memory allows: there it is the most rows of one, and 1 sets no bound.",
+        default=1,
+        ge=1,
+    )
+
+
+class EvaluationLaunchParams(Params):
+    """Processes of the evaluation."""
+
+    number_of_gpu_to_use_evaluation: int = param(
+        "Processes of model_evaluation, each with a GPU of its own and a part of the test rows; where there is no GPU, "
+        "processes on the CPU. A model that does not fit into one GPU is spread over so many instead.",
+        default=1,
+        ge=1,
+        resource="processes",
+    )
 
 
 class LoadingParams(Params):
@@ -19,6 +39,17 @@ class LoadingParams(Params):
         "Let weights be random that the base model's files have in another size than its config.json says; without "
         "it, only the task's head may be.",
         default=False,
+    )
+
+
+class OutputTypeParams(Params):
+    """Type of what is written."""
+
+    output_dtype: Literal["auto", "float32", "bfloat16", "float16"] = param(
+        "Number type of the weights of the tuned model, with its adapters merged, and of the exported model. auto: the "
+        "base model's own, as its files have it. Checkpoints, and adapters that are not merged, keep the type that "
+        "they are trained in.",
+        default="auto",
     )
 
 
@@ -52,4 +83,15 @@ class GenerationParams(Params):
     no_repeat_ngram_size: int = param("Runs of this many tokens do not occur twice; 0: they may.", default=0, ge=0)
     length_penalty: float = param(
         "Beam search: above 0, longer texts are preferred, below 0 shorter ones.", default=1.0
+    )
+
+
+class LabelParams(Params):
+    """Labels."""
+
+    equal_labels: EqualLabels = param(
+        "Which spellings are one label: exact, equal ones only; normal, also those that differ in white space, "
+        "invisible characters or Unicode composition; alike, also those that differ in case or are equal numbers, as 1 "
+        "and 1.0.",
+        default="normal",
     )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import typing as t
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tuneport.artifacts import Artifact
+from tuneport.artifacts import SELF, Artifact, self_digest
 from tuneport.config import from_overrides
 from tuneport.errors import UserError
 from tuneport.graph import Node, Pipeline, Ref
-from tuneport.runner.saved_inputs import MASK, file_of
+from tuneport.json_yaml import read_json
+from tuneport.runner.saved_inputs import file_of
+from tuneport.secrets import MASK
 from tuneport.step import Port, Step, parse_values
 
 Values = dict[str, t.Any]
@@ -25,7 +26,7 @@ def read(source: Path, stage: str | None) -> tuple[str, Values]:
     """
     path = source if source.is_file() else file_of(source.parent / "logs" / f"{source.name}.log")
     try:
-        saved = json.loads(path.read_text("utf-8"))
+        saved = read_json(path)
     except OSError as e:
         raise UserError(
             f"{source}: no inputs of a stage are saved there ({path}: {e.strerror}). Expected RUN/STAGE, as in "
@@ -37,6 +38,8 @@ def read(source: Path, stage: str | None) -> tuple[str, Values]:
         if stage is None:
             raise UserError(f"{path}: is an executor input of Kubeflow Pipelines, which names no stage. Add --stage.")
         return stage, _of_executor_input(saved)
+    if isinstance(saved, dict) and saved.get(SELF, self_digest(saved)) != self_digest(saved):
+        raise UserError(f"{path}: was altered after it was written. Give other values as NAME=VALUE, or run it again.")
     try:
         return str(saved["stage"]), dict(saved["values"])
     except (KeyError, TypeError, ValueError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import shutil
 import signal
@@ -19,12 +18,16 @@ from tuneport.artifacts import (
     MANIFEST,
     Artifact,
     digest,
-    link_or_copy,
+    is_sealed,
     verify,
     write_atomically,
     write_manifest,
 )
-from tuneport.errors import UserError
+from tuneport.digests import recorded
+from tuneport.errors import UserError, is_full_disk
+from tuneport.json_yaml import read_json, to_json
+from tuneport.links import link_or_copy
+from tuneport.secrets import masked_values
 from tuneport.step import Step, show
 
 log = logging.getLogger("tuneport.stage")
@@ -50,6 +53,11 @@ def execute(step: Step) -> None:
     An output folder that holds a finished artifact of the same type is replaced, and only once the new one is whole.
     Raises `UserError` for the user's mistakes, among them an altered input and a full disk.
     """
+    with recorded(step.context.digests):
+        _execute(step)
+
+
+def _execute(step: Step) -> None:
     inputs, outputs = _artifacts(step)
     for artifact in inputs.values() if step.context.local_rank == 0 else ():
         _verify_input(artifact)
@@ -77,7 +85,7 @@ def execute(step: Step) -> None:
     except BaseException as e:
         for name, artifact in staged.items():
             _abandon(artifact.path, outputs[name].path, step.keeps_on_failure)
-        if _is_full_disk(e, outputs.values()):
+        if is_full_disk(e):
             raise UserError(_full_disk_message(step, outputs.values())) from e
         if isinstance(e, OSError) and e.errno == errno.EROFS:
             raise UserError(_read_only_message(step, inputs, e)) from e
@@ -88,16 +96,16 @@ def execute(step: Step) -> None:
 
 
 def _artifacts(step: Step) -> tuple[dict[str, Artifact], dict[str, Artifact]]:
-    """The inputs that are given, and the outputs.
+    """The inputs that are given, and the outputs, but for those that may be left out and are.
 
     Raises `UserError` where an output has no place.
     """
     ports = step.ports()
     inputs = {n: v for n, p in ports.items() if p.kind == "input" and (v := getattr(step, n)) is not None}
     outputs = {n: getattr(step, n) for n, p in ports.items() if p.kind == "output"}
-    if missing := [n for n, v in outputs.items() if v is None]:
+    if missing := [n for n, v in outputs.items() if v is None and not ports[n].optional]:
         raise UserError(f"{missing[0]}: is required by {step.name()}; expected a path to write to.")
-    return inputs, outputs
+    return inputs, {n: v for n, v in outputs.items() if v is not None}
 
 
 def _assist(step: Step, outputs: dict[str, Artifact]) -> None:
@@ -109,8 +117,8 @@ def _assist(step: Step, outputs: dict[str, Artifact]) -> None:
 
 
 def parameters(step: Step) -> dict[str, Any]:
-    """Every parameter's value, as the manifest records it."""
-    return {n: getattr(step, n) for n, p in step.ports().items() if p.kind == "param"}
+    """Every parameter's value, as the manifest and the report record it."""
+    return {n: masked_values(getattr(step, n)) for n, p in step.ports().items() if p.kind == "param"}
 
 
 def arguments(step: type[Step], given: Mapping[str, Any]) -> list[str]:
@@ -118,13 +126,13 @@ def arguments(step: type[Step], given: Mapping[str, Any]) -> list[str]:
     flags = [
         text
         for name, value in given.items()
-        for text in (f"--{name}", show(value) if isinstance(value, bool) else str(getattr(value, "path", value)))
+        for text in (f"--{name}", show(value) if isinstance(value, bool) else str(getattr(value, "location", value)))
     ]
     return [step.__module__.partition(".")[0], step.name(), *flags]
 
 
 def _verify_input(artifact: Artifact) -> None:
-    if not artifact.user_supplied or (artifact.path / MANIFEST).is_file():
+    if not artifact.user_supplied or is_sealed(artifact):
         verify(artifact)
 
 
@@ -153,13 +161,14 @@ def _refuse_foreign(artifact: Artifact) -> None:
     if not path.is_dir() or not any(path.iterdir()) or (path / INCOMPLETE).exists():
         return
     try:
-        found = json.loads((path / MANIFEST).read_text("utf-8"))["type"]
+        found = read_json(path / MANIFEST)["type"]
     except (OSError, ValueError, KeyError, TypeError):
         found = None
     if found != artifact.type_name():
+        lost = "" if (path / MANIFEST).exists() else f" If it is one that lost its {MANIFEST}, delete the folder."
         raise UserError(
             f"{path}: is not empty and holds no {artifact.type_name()} of an earlier run. "
-            "Name an empty or new folder, so that nothing is lost."
+            f"Name an empty or new folder, so that nothing is lost.{lost}"
         )
 
 
@@ -179,6 +188,8 @@ def _begin(artifact: Artifact, final: Path, keep: tuple[str, ...]) -> None:
             if (final / name).is_dir() and not (folder / name).is_dir():
                 shutil.copytree(final / name, folder / name, copy_function=link_or_copy)
     except OSError as e:
+        if is_full_disk(e):
+            raise
         raise UserError(f"{folder}: cannot be written to ({e.strerror}). Name a folder you may write to.") from None
 
 
@@ -213,23 +224,6 @@ def _abandon(staged: Path, final: Path, keep: tuple[str, ...]) -> None:
 def _assert_filled(step: Step, artifact: Artifact) -> None:
     if not any(p.name != INCOMPLETE for p in artifact.path.iterdir()):
         raise RuntimeError(f"{step.name()} wrote nothing to {artifact.path}")
-
-
-def _is_full_disk(error: BaseException, outputs: Any) -> bool:
-    """Whether an error, or one it came from, says that the disk is full.
-
-    torch's zip writer reports only that a write failed, so there the free space is looked at.
-    """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(seen):
-            return True
-        if "PytorchStreamWriter" in str(seen) or "unexpected pos" in str(seen):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
 
 
 def _full_disk_message(step: Step, outputs: Any) -> str:
@@ -282,7 +276,7 @@ def handled(handler: Callable[[int, types.FrameType | None], None]) -> Iterator[
 
 def save_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON, atomically."""
-    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False))
+    write_atomically(path, to_json(value, indent=1))
 
 
 def read_json_object(port: str, file: Path, expected: str) -> dict[str, Any]:
@@ -291,7 +285,7 @@ def read_json_object(port: str, file: Path, expected: str) -> dict[str, Any]:
     Raises `UserError` for a file that cannot be read or holds no such object.
     """
     try:
-        found = json.loads(file.read_text("utf-8"))
+        found = read_json(file)
     except OSError as e:
         raise UserError(f"{port}={file}: cannot be read ({e.strerror}). Name a JSON file.") from None
     except ValueError as e:

@@ -17,8 +17,9 @@ from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
+from tuneport.address import Address
 from tuneport.artifacts import Artifact
-from tuneport.errors import UserError, did_you_mean
+from tuneport.errors import UserError, did_you_mean, excerpt
 
 T = t.TypeVar("T")
 Kind = t.Literal["input", "param", "output", "resource"]
@@ -51,9 +52,13 @@ class View:
     at: tuple[str, ...] = ()
 
 
-def produces(help: str, *, views: Mapping[str, View] | None = None) -> t.Any:
-    """Declare an output artifact, and by name what of it is worth showing."""
-    return dc.field(default=None, metadata={"kind": "output", "help": help, "views": views or {}})
+def produces(help: str, *, views: Mapping[str, View] | None = None, optional: bool = False) -> t.Any:
+    """Declare an output artifact, and by name what of it is worth showing.
+
+    ``optional``: a stage that is run alone may be given no place for it.
+    """
+    metadata = {"kind": "output", "help": help, "views": views or {}, "optional": optional}
+    return dc.field(default=None, metadata=metadata)
 
 
 @t.overload
@@ -63,6 +68,7 @@ def param(
     choices: Sequence[str] = ...,
     resource: Resource = ...,
     refused: Mapping[str, str] = ...,
+    json: bool = ...,
     gt: float = ...,
     ge: float = ...,
     lt: float = ...,
@@ -76,6 +82,7 @@ def param(
     choices: Sequence[str] = ...,
     resource: Resource = ...,
     refused: Mapping[str, str] = ...,
+    json: bool = ...,
     gt: float = ...,
     ge: float = ...,
     lt: float = ...,
@@ -88,13 +95,15 @@ def param(
     choices: Sequence[str] = (),
     resource: Resource | None = None,
     refused: Mapping[str, str] | None = None,
+    json: bool = False,
     **bounds: float,
 ) -> t.Any:
     """Declare a parameter: ``str``, ``int``, ``float``, ``bool`` or a ``Literal``, ``| None`` where it may be unset.
 
     ``choices`` are those of a ``str`` whose values are listed elsewhere, so that no ``Literal`` can name them.
     ``resource``: what it asks of the machines that run the step, too; only targets that give it take another value
-    than the default. ``refused``: values that one might expect among the choices, and why they are not.
+    than the default. ``refused``: values that one might expect among the choices, and why they are not. ``json``: the
+    text is JSON, in whose place a configuration may have a mapping or a list.
     """
     metadata = {
         "kind": "param",
@@ -103,6 +112,7 @@ def param(
         "bounds": bounds,
         "resource": resource,
         "refused": refused or {},
+        "json": json,
     }
     return dc.field(default=default, metadata=metadata)
 
@@ -128,6 +138,7 @@ class Port:
     resource: Resource | None = None  # what it asks of the machines that run the step
     refused: Mapping[str, str] = dc.field(default_factory=dict)  # why these values are not among the choices
     views: Mapping[str, View] = dc.field(default_factory=dict)  # of an output
+    json: bool = False  # whether its text is JSON
 
     @property
     def is_artifact(self) -> bool:
@@ -158,8 +169,12 @@ class Port:
             return self._parse_artifact(value)
         if self.optional and self.type is not str and value in ("", "none", "None", "null"):
             return None
-        if self.type is str and isinstance(value, bool) and self.default in ("true", "false"):
-            value = show(value)  # text that may also be a path
+        if (
+            self.type is str
+            and isinstance(value, bool)
+            and ("true" in self.choices or self.default in ("true", "false"))
+        ):
+            value = show(value)  # text that may also be something else
         if self.type is str and isinstance(value, (int, float)) and not isinstance(value, bool):
             value = str(value)
         from pydantic import ValidationError
@@ -171,10 +186,11 @@ class Port:
 
     def _parse_artifact(self, value: t.Any) -> Artifact:
         if isinstance(value, Artifact):
-            value = value.path
+            value = value.location
         if not isinstance(value, (str, Path)) or str(value) == "" or "\0" in str(value):
             raise self.refuse(value)
-        artifact: Artifact = self.type(Path(value))
+        address = Address.of(value)
+        artifact: Artifact = self.type(Path(address.text), None if address.is_local else address.text)
         return artifact
 
     def refuse(self, value: t.Any) -> UserError:
@@ -182,7 +198,8 @@ class Port:
         default = "" if self.default in (REQUIRED, None) else f" (default {show(self.default)})"
         reason = self.refused.get(str(value), "not valid")
         guess = did_you_mean(str(value), map(str, self.choices)) if self.choices and reason == "not valid" else ""
-        return UserError(f"{self.name}={show(value)}: {reason}; expected {self.wanted}{default}.{guess}")
+        shown = show(value) if isinstance(value, bool) else excerpt(value)
+        return UserError(f"{self.name}={shown}: {reason}; expected {self.wanted}{default}.{guess}")
 
 
 def show(value: t.Any) -> str:
@@ -213,6 +230,7 @@ class Context:
     local_rank: int = 0  # among the processes of this machine
     world_size: int = 1
     is_rank: bool = False  # one of the processes that a launcher started, be it the only one
+    digests: Path | None = None  # of files that this machine has read already; None: each is read
 
 
 # Set by `graph.trace`: called for each step that a pipeline function makes.
@@ -296,6 +314,13 @@ class Step(Params):
         Raises `UserError`.
         """
 
+    def check_rows(self) -> Sequence[str]:
+        """Look at the first rows of the user's data, after `check_files`; returns what is worth a look, in words.
+
+        Called by `tuneport validate`. Raises `UserError` for what would make ``run`` fail.
+        """
+        return ()
+
     def run(self) -> None:
         """Do the work: read the inputs, fill the output folders."""
         raise NotImplementedError
@@ -311,6 +336,15 @@ class Step(Params):
         """
         return self.cacheable
 
+    def needs_network(self) -> bool:
+        """Whether it may need more of the network with these values than the tracking server."""
+        return self.network or any(not artifact.address.is_local for artifact in self.inputs().values())
+
+    def inputs(self) -> Mapping[str, Artifact]:
+        """The artifacts that it is given, by input."""
+        ports = self.ports().values()
+        return {p.name: v for p in ports if p.kind == "input" and isinstance(v := getattr(self, p.name), Artifact)}
+
     def processes(self) -> int | None:
         """How many processes of this machine run the step together, each of them all of it; None: this one does.
 
@@ -325,6 +359,12 @@ class Step(Params):
         that cannot be known; then an earlier result stands.
         """
         return {}
+
+    def lost_effect(self) -> str:
+        """Why an effect of an earlier run beyond its outputs, as an upload, does not stand any more, in words; empty
+        where it does. Asked where its outputs stand: with a reason it runs again.
+        """
+        return ""
 
     @property
     def log(self) -> logging.Logger:
@@ -345,7 +385,7 @@ def _ports(cls: type[Params]) -> dict[str, Port]:
 def _port(f: dc.Field[t.Any], hint: t.Any, owner: type[Params]) -> Port:
     args: tuple[t.Any, ...] = t.get_args(hint)
     choices: tuple[t.Any, ...] = f.metadata.get("choices", ())
-    optional = False
+    optional: bool = f.metadata.get("optional", False)
     if t.get_origin(hint) in (t.Union, types.UnionType):
         hint = next(a for a in args if a is not type(None))
         optional = True
@@ -367,6 +407,7 @@ def _port(f: dc.Field[t.Any], hint: t.Any, owner: type[Params]) -> Port:
         resource=f.metadata.get("resource"),
         refused=f.metadata.get("refused", {}),
         views=f.metadata.get("views", {}),
+        json=f.metadata.get("json", False),
     )
 
 

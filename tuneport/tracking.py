@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -15,10 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from tuneport.artifacts import INCOMPLETE, write_atomically
 from tuneport.errors import UserError
+from tuneport.json_yaml import read_json, to_json
+from tuneport.links import link_tree
+from tuneport.secrets import masked
 from tuneport.step import Context
 
 if t.TYPE_CHECKING:
@@ -73,7 +75,7 @@ class MlflowRun(Run):
     def log_params(self, params: Mapping[str, t.Any]) -> None:
         from mlflow.entities import Param
 
-        entries = [Param(_key(k), str(v)[:MAX_PARAM_LENGTH]) for k, v in params.items()]
+        entries = [Param(_key(k), masked(str(v))[:MAX_PARAM_LENGTH]) for k, v in params.items()]
         for start in range(0, len(entries), MAX_PARAMS_PER_BATCH):
             chunk = entries[start : start + MAX_PARAMS_PER_BATCH]
             self._send(partial(self.client.log_batch, self.run_id, params=chunk))
@@ -96,7 +98,7 @@ class MlflowRun(Run):
     def set_tags(self, tags: Mapping[str, t.Any]) -> None:
         from mlflow.entities import RunTag
 
-        entries = [RunTag(_key(k), str(v)) for k, v in tags.items()]
+        entries = [RunTag(_key(k), masked(str(v))) for k, v in tags.items()]
         self._send(lambda: self.client.log_batch(self.run_id, tags=entries))
 
     def close(self, status: str | None) -> None:
@@ -155,7 +157,9 @@ class MlflowRun(Run):
             self._upload(folder, name)
             return f"runs:/{self.run_id}/{name}"
         try:
-            for path in _content(folder):
+            if place := _local_folder(model.artifact_location):
+                link_tree(folder, place, leave_out=[INCOMPLETE])
+            for path in _content(folder) if place is None else ():
                 if path.is_dir():
                     self.client.log_model_artifacts(model.model_id, str(path), path.name)
                 else:
@@ -227,16 +231,11 @@ def quieten() -> None:
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
-def shown(tracking_uri: str) -> str:
-    """A tracking URI, or a text that holds one, without user name and password."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", tracking_uri)
-
-
 def save_run(folder: Path, run_id: str | None, context: Context, model_uri: str | None = None) -> None:
     """Write ``tracking.json``: the run that a folder's model belongs to and, once uploaded, the model's URI there."""
-    uri = context.tracking_uri and shown(context.tracking_uri)
+    uri = context.tracking_uri and masked(context.tracking_uri)
     tracking = {"tracking_uri": uri, "run_id": run_id, "model_uri": model_uri}
-    write_atomically(folder / TRACKING_FILE, json.dumps(tracking, indent=1))
+    write_atomically(folder / TRACKING_FILE, to_json(tracking, indent=1))
 
 
 def run_id_of(folder: Path, context: Context) -> str | None:
@@ -250,14 +249,60 @@ def model_uri_of(folder: Path, context: Context) -> str | None:
 
 
 def _saved(folder: Path, context: Context) -> dict[str, t.Any]:
-    """``tracking.json``; empty where there is none or it is another server's."""
+    """``tracking.json``; empty where there is none or it is another server's.
+
+    Under another address it may be the same server, moved or written otherwise: whoever knows the run, has it.
+    """
     try:
-        tracking = json.loads((folder / TRACKING_FILE).read_text("utf-8"))
+        tracking = read_json(folder / TRACKING_FILE)
     except (OSError, ValueError):
         return {}
     if not isinstance(tracking, dict) or not (uri := tracking.get("tracking_uri")) or context.tracking_uri is None:
         return {}
-    return tracking if shown(uri) == shown(context.tracking_uri) else {}
+    same = uri == masked(context.tracking_uri)
+    return tracking if same or _has_run(context.tracking_uri, tracking.get("run_id")) else {}
+
+
+def _has_run(tracking_uri: str, run_id: str | None) -> bool:
+    """Whether a server has a run, and did not delete it; an SQLite file that is not there is not made."""
+    database = _sqlite_file(tracking_uri)
+    if run_id is None or (database and not database.is_file()):
+        return False
+    try:
+        return str(connect(tracking_uri).get_run(run_id).info.lifecycle_stage) == "active"
+    except Exception:  # it knows none, or is not there
+        return False
+
+
+def lost_model(folder: Path, context: Context) -> str:
+    """Why the upload of a folder's model does not stand any more, in words; empty where it does, or nobody can say."""
+    uri = model_uri_of(folder, context)
+    if uri is None or context.tracking_uri is None or has_files(context.tracking_uri, uri):
+        return ""
+    return "its upload is gone from the MLflow server"
+
+
+def lost_artifacts(folder: Path, context: Context, artifact_path: str) -> str:
+    """The same of what was uploaded to the run of a folder's model; empty, too, where there is no such run any more."""
+    run_id = run_id_of(folder, context)
+    if run_id is None or context.tracking_uri is None or not _has_run(context.tracking_uri, run_id):
+        return ""
+    found = has_files(context.tracking_uri, f"runs:/{run_id}/{artifact_path}")
+    return "" if found else "its upload is gone from the MLflow server"
+
+
+def has_files(tracking_uri: str, uri: str) -> bool:
+    """Whether a server has files at a URI (``runs:/…``, ``models:/…``, or where a version's files lie); also true where
+    it does not answer."""
+    try:
+        client = connect(tracking_uri)
+        from mlflow.artifacts import list_artifacts
+
+        if uri.startswith("models:/"):  # which `list_artifacts` looks for on the server of the environment
+            uri = client.get_logged_model(uri.removeprefix("models:/")).artifact_location
+        return bool(list_artifacts(artifact_uri=uri, tracking_uri=tracking_uri))
+    except Exception as e:  # only a server that answers knows
+        return getattr(e, "error_code", None) != "RESOURCE_DOES_NOT_EXIST"
 
 
 def _open(context: Context, tracking_uri: str, name: str, run_id: str | None) -> MlflowRun:
@@ -301,7 +346,7 @@ def _check_sqlite(tracking_uri: str) -> None:
         connection.close()
     except (OSError, sqlite3.Error) as e:
         raise UserError(
-            f"tracking URI '{shown(tracking_uri)}': {path} cannot be used as an SQLite database ({e}). "
+            f"tracking URI '{tracking_uri}': {path} cannot be used as an SQLite database ({e}). "
             "Set MLFLOW_TRACKING_URI to a file in a folder you may write to."
         ) from None
 
@@ -311,7 +356,7 @@ def _unusable(context: Context, error: Exception) -> UserError:
         return error
     run = f" and MLFLOW_RUN_ID '{context.run_id}'" if context.run_id else ""
     return UserError(
-        f"tracking URI '{shown(context.tracking_uri or '')}'{run}: cannot be used ({reason(error)}); "
+        f"tracking URI '{context.tracking_uri}'{run}: cannot be used ({reason(error)}); "
         "expected an MLflow server that answers, such as http://host:5000, or a file, such as "
         "sqlite:////path/mlflow.db. Mend MLFLOW_TRACKING_URI, or start the server."
     )
@@ -325,8 +370,14 @@ def _refused(error: Exception) -> bool:
 
 def reason(error: Exception) -> str:
     """An error as one short line without passwords."""
-    text = shown(" ".join((str(error) or type(error).__name__).split()))
+    text = masked(" ".join((str(error) or type(error).__name__).split()))
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _local_folder(location: str | None) -> Path | None:
+    """Where a store keeps a model, if that is a folder of this machine."""
+    parts = urlsplit(location or "")
+    return Path(unquote(parts.path)) if parts.scheme == "file" and not parts.netloc else None
 
 
 def _content(folder: Path) -> list[Path]:

@@ -286,6 +286,8 @@ CHANGES = [
     ("sharedVolume.size=7Ti", "storage: 7Ti"),
     ("sharedVolume.storageClass=nfs", "storageClassName: nfs"),
     ("sharedVolume.accessMode=ReadWriteOnce", "accessModes: [ReadWriteOnce]"),
+    ("trainingRuntime.enabled=true,trainingRuntime.restarts=3", "maxRestarts: 3"),
+    ("trainingRuntime.enabled=true,trainingRuntime.priorityClass=high", "priorityClassName: high"),
     ("localQueue.clusterQueue=gpus", "clusterQueue: gpus"),
     ("mlflow.database.key=address", "key: address"),
     ("mlflow.artifacts.destination=s3://another", "--artifacts-destination=s3://another"),

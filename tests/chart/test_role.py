@@ -151,7 +151,7 @@ def test_the_chart_notices_a_right_that_is_missing_and_a_volume_that_cannot_be_w
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert done.stdout.splitlines() == ["the launcher has its rights", "the shared volume can be written to"]
     fewer = [rule for rule in role["rules"] if rule["resources"] != ["pods/log"]]
-    fewer[0] = {**fewer[0], "verbs": ["create", "get", "watch"]}
+    fewer[0] = {**fewer[0], "verbs": ["create", "list", "patch", "watch"]}
     done = test(fewer, tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip() == "the launcher may not: delete pytorchjobs kubeflow.org, get pods/log"

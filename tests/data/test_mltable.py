@@ -9,6 +9,7 @@ import pytest
 
 from tuneport.data.mltable import find_mltable
 from tuneport.errors import UserError
+from tuneport.limits import DataLimits
 
 WANTED = {"sentence1_key": "text", "label_key": "label"}
 ROWS = [{"text": "x", "label": "0"}, {"text": "y", "label": "1"}]
@@ -115,6 +116,8 @@ def test_a_conversion_to_text_changes_nothing_and_any_other_is_refused(tmp_path)
         ("paths: [{fil: a.csv}]", "not understood"),
         ("- a\n", "is no YAML mapping"),
         ("paths: [", "is no YAML"),
+        ("[" * 100_000, "is no YAML (nested too deep)"),
+        ("paths: !!bool x", "is no YAML"),
         (CSV + "  - take: 5\n", "transformation 'take' is not supported"),
         (CSV + "  - read_parquet\n", "names 2 reading transformations"),
         (CSV + "      delimeter: ';'\n", "option 'delimeter' is not supported; supported are: delimiter"),
@@ -134,3 +137,40 @@ def test_a_folder_without_the_file_is_refused(tmp_path):
         find_mltable(tmp_path, "train_mltable_path")
     with pytest.raises(UserError, match="has no MLTable file"):
         find_mltable(tmp_path / "gone", "train_mltable_path")
+
+
+def test_a_table_names_data_in_its_folder_unless_more_is_allowed(tmp_path):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "a.csv").write_text("text,label\nx,0\ny,1\n")
+    (tmp_path / "table" / "inside.csv").symlink_to("../a.csv")
+    for path in ("../a.csv", str(tmp_path / "a.csv"), f"file://{tmp_path}/a.csv", "./inside.csv", "../table/../a.csv"):
+        yaml = CSV.replace("./a.csv", path)
+        said = refusal(tmp_path / "table", yaml)
+        assert f"which leads to {str(tmp_path / 'a.csv')!r}, outside of its folder. Set allow_outside=true" in said
+        source = find_mltable(tmp_path / "table", "train_mltable_path", limits=DataLimits(allow_outside=True))
+        assert [row.values for row in source.rows(WANTED)] == ROWS
+    for kind, path in (("folder", ".."), ("pattern", "../*.csv")):
+        said = refusal(tmp_path / "table", f"paths:\n  - {kind}: {path}\n")
+        assert "outside of its folder. Set allow_outside=true" in said
+
+
+@pytest.mark.parametrize("entry", ["folder: /", "folder: ../..", "pattern: /**/*", "pattern: ../../**"])
+def test_what_leads_outside_is_refused_before_it_is_listed(tmp_path, monkeypatch, entry):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "MLTable").write_text(f"paths:\n- {entry}\n")
+    monkeypatch.setattr("tuneport.data.mltable.list_files", lambda *_: pytest.fail("it was listed"))
+    with pytest.raises(UserError, match="outside of its folder"):
+        find_mltable(tmp_path / "table", "train_mltable_path")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "pattern"])
+def test_a_name_that_is_too_long_points_nowhere(tmp_path, kind):
+    (tmp_path / "MLTable").write_text(f"paths:\n- {kind}: {'x' * 300}\n")
+    with pytest.raises(UserError, match="points nowhere"):
+        find_mltable(tmp_path, "train_mltable_path")
+
+
+def test_a_table_may_name_itself_by_a_longer_way(tmp_path):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "a.csv").write_text("text,label\nx,0\ny,1\n")
+    assert read(tmp_path / "table", CSV.replace("./a.csv", "../table/a.csv")) == ROWS

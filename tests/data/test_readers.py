@@ -12,6 +12,7 @@ import pytest
 
 from tuneport.data.readers import find
 from tuneport.errors import UserError
+from tuneport.limits import DataLimits
 
 ROWS = [
     {"text": "ein schöner Tag", "label": "a"},
@@ -202,6 +203,169 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     assert refusal(path).startswith("train.jsonl: cannot be read (")
 
 
+# -- separators --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
+def test_another_separator_is_found_by_the_header(tmp_path, separator, name):
+    path = tmp_path / "a.csv"
+    path.write_text(f'text{separator}label\n"1,5{separator}2"{separator}a\nx, y{separator}b\n')
+    source = find(path, "train_file_path")
+    source.peek(WANTED)
+    rows = [row.values for row in source.rows(WANTED)]
+    assert rows == [{"text": f"1,5{separator}2", "label": "a"}, {"text": "x, y", "label": "b"}]
+    assert source.read_as == {f"separated by {name}": 1}
+
+
+def test_a_comma_stays_the_separator_where_the_header_has_the_columns(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label;x\na;b,c\n")
+    source = find(tmp_path / "a.csv", "train_file_path")
+    assert [row.values for row in source.rows({"text_key": "text"})] == [{"text": "a;b", "label;x": "c"}]
+    assert source.read_as == {}
+
+
+def test_a_column_that_no_separator_gives_is_missed_beside_those_that_another_one_gives(tmp_path):
+    (tmp_path / "a.csv").write_text("text;labels\nx;a\n")
+    assert refusal(tmp_path / "a.csv") == (
+        "columns 'label_key=label' not found in a.csv; it has (separated by semicolons): text, labels. "
+        "Did you mean 'labels'?"
+    )
+
+
+# -- JSON of several lines ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("beside", [{}, {"version": "1.1", "features": [{"name": "x"}], "more": {"text": 1}}])
+def test_rows_in_a_member_of_an_object_are_read(tmp_path, indent, beside):
+    (tmp_path / "a.json").write_text(json.dumps({**beside, "data": ROWS}, indent=indent))
+    source = find(tmp_path / "a.json", "train_file_path")
+    source.peek(WANTED)
+    assert [row.values for row in source.rows(WANTED)] == ROWS
+    assert source.read_as == {"rows in 'data'": 1}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_objects_of_several_lines_are_read(tmp_path, name):
+    (tmp_path / name).write_text("\n".join(json.dumps(row, indent=2) for row in ROWS))
+    assert [values for _, values in read(tmp_path / name)] == ROWS
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_brackets_in_texts_are_no_nesting(tmp_path, indent):
+    rows = [{"text": "[{" * 40, "label": "a"}] * 200
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=indent))
+    (tmp_path / "b.json").write_text(json.dumps({"data": rows}, indent=indent))
+    assert [v for _, v in read(tmp_path / "a.json")] == [v for _, v in read(tmp_path / "b.json")] == rows
+
+
+def test_nested_rows_are_named_as_such(tmp_path):
+    squad = {"version": "2.0", "data": [{"title": "t", "paragraphs": [{"context": "c", "qas": []}]}]}
+    (tmp_path / "a.json").write_text(json.dumps(squad, indent=1))
+    message = refusal(tmp_path / "a.json", {"question_key": "question", "context_key": "context"})
+    assert "not found in a.json; it has (rows in 'data'): title, paragraphs." in message
+    assert message.endswith("Rows may not be nested: write one a question.")
+
+
+COLUMNS = {"text": [f"row number {i}" for i in range(1000)], "label": [i % 2 for i in range(1000)]}
+ORIENTS = {
+    "list": {name: [[value] for value in values] for name, values in COLUMNS.items()},
+    "columns": {name: dict(enumerate(values)) for name, values in COLUMNS.items()},
+    "split": {"columns": ["text", "label"], "index": [0, 1], "data": [["x", 0], ["y", 1]]},
+    "index": {i: {"text": "x", "label": i} for i in range(100)},
+}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("orient", ORIENTS)
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_file_of_columns_is_named_as_such_in_few_words(tmp_path, name, orient, indent):
+    (tmp_path / name).write_text(json.dumps(ORIENTS[orient], indent=indent))
+    message = refusal(tmp_path / name)
+    assert message.startswith(f"{name}: holds columns, as pandas' orient='{orient}' writes them, under [")
+    assert message.endswith("DataFrame.to_json(path, orient='records', lines=True).")
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_single_row_of_lists_is_a_row(tmp_path, indent):
+    row = {"tokens": ["a", "b"], "tags": ["X", "Y"], "messages": [{"role": "user", "content": "x"}]}
+    (tmp_path / "a.json").write_text(json.dumps(row, indent=indent))
+    for wanted in ({"token_key": "tokens", "tag_key": "tags"}, {"messages_key": "messages"}):
+        assert [v for _, v in read(tmp_path / "a.json", wanted)] == [row]
+
+
+def test_lists_in_the_rows_are_no_file_of_columns(tmp_path):
+    rows = [{"tokens": ["a", "b"], "tags": ["X", "Y"]}] * 3
+    wanted = {"token_key": "tokens", "tag_key": "tags"}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "b.json").write_text("".join(json.dumps(row, indent=1) + "\n" for row in rows))
+    assert (
+        [v for _, v in read(tmp_path / "a.jsonl", wanted)] == [v for _, v in read(tmp_path / "b.json", wanted)] == rows
+    )
+
+
+# -- columns that are late, or not used --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz"])
+def test_a_column_that_first_appears_late_is_found(tmp_path, name):
+    path = write(tmp_path / name, [*[{"text": f"{i}"} for i in range(500)], {"text": "x", "label": "a"}])
+    find(path, "train_file_path").peek(WANTED)
+    assert read(path)[-1][1] == {"text": "x", "label": "a"}
+    assert "'label_key=lable' not found" in refusal(path, {**WANTED, "label_key": "lable"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b"text,label,more\nx,a,fine\ny,b,caf\xe9\nz,a,\xff\xfe\n"),
+        ("a.csv", b"text,label,\xe9\nx,a,1\ny,b,2\nz,a,3\n"),
+        (
+            "a.jsonl",
+            b'{"text": "x", "label": "a"}\n{"text": "y", "label": "b", "more": "\xe9"}\n{"text": "z", "label": "a"}',
+        ),
+        (
+            "a.jsonl",
+            b'{"text": "x", "label": "a"}\n{"text": "y", "label": "b", "n": %s}\n{"text": "z", "label": "a"}'
+            % (b"9" * 5000),
+        ),
+    ],
+)
+def test_a_bad_cell_in_a_column_that_is_not_used_does_no_harm(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    find(tmp_path / name, "train_file_path").peek(WANTED)
+    found = read(tmp_path / name)
+    assert [(v["text"], v["label"]) for _, v in found] == [("x", "a"), ("y", "b"), ("z", "a")]
+    assert [where for where, _ in found] == [f"{name} row {i}" for i in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("before", [0, 65_530, 70_000])  # bytes: within a block, over its end, after it
+@pytest.mark.parametrize("content", ['[{"text": "x", "label": "a"}, {"n": %s}]', '{"data": [{"text": "x", "n":-%s}]}'])
+def test_a_number_of_too_many_digits_is_refused_in_an_array(tmp_path, content, before):
+    file = tmp_path / "a.json"
+    file.write_text(" " * before + content % ("9" * 4301))
+    with pytest.raises(UserError, match="is not JSON"):
+        read(file)
+    file.write_text(" " * before + '[{"text": "N", "label": 1.N}]'.replace("N", "9" * 5000))
+    assert [v["text"] for _, v in read(file)] == ["9" * 5000]
+
+
+def test_a_bad_cell_after_many_good_rows_is_named_by_its_row_where_it_is_used(tmp_path):
+    rows = [b"%d,a,caf\xe9" % i for i in range(5000)]
+    rows[4321] = b"caf\xe9,a,x"
+    (tmp_path / "a.csv").write_bytes(b"\n".join([b"text,label,more", *rows]))
+    assert refusal(tmp_path / "a.csv").startswith("a.csv row 4322: is not utf-8 text (byte 0xe9)")
+
+
+def test_a_parquet_column_that_is_not_used_is_not_converted(tmp_path):
+    late = pa.array([2**62, 1, 2], pa.timestamp("us"))  # no date of Python's
+    table = pa.table({"text": ["x", "y", "z"], "label": ["a", "b", "a"], "when": late})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert next(v for _, v in read(tmp_path / "a.parquet")) == {"text": "x", "label": "a"}
+    assert refusal(tmp_path / "a.parquet", {"text_key": "when"}).startswith("a.parquet: ")
+
+
 def test_an_unknown_extension_lists_the_known_ones(tmp_path):
     (tmp_path / "train.xlsx").write_text("x")
     message = refusal(tmp_path / "train.xlsx")
@@ -248,10 +412,26 @@ def test_a_json_column_that_starts_with_nulls_left_out_is_found(tmp_path):
             "a.jsonl row 2: is not utf-8 text (byte 0xe9)",
         ),
         ("a.jsonl", b"[" * 100_000, "a.jsonl row 1: is not JSON"),
+        (
+            "a.json",
+            b"[" * 100_000,
+            "a.json row 1: is not JSON (nested too deep: more than 100 lists and objects in each other)",
+        ),
+        (
+            "a.json",
+            b'{"a":' * 100_000,
+            "a.json row 1: is not JSON (nested too deep: more than 100 lists and objects in each other)",
+        ),
+        ("a.jsonl", b'{"text": "x", "more": ' + b"[" * 100_000, "a.jsonl row 1: is not JSON"),
+        (
+            "a.json",
+            b'[{"text": "x", "label": "a"}, ' + b"[" * 100_000,
+            "a.json row 1: is not JSON (nested too deep: more than 100 lists and objects in each other)",
+        ),
         ("a.json", b'[{"text": "x", "label": "a"}, {"text": "y" "label"}]', "a.json row 2: is not JSON"),
         ("a.json", b'[{"text": "x", "label": "a"}, 3]', "a.json row 2: is not a JSON object"),
         ("a.json", b'[{"text": "x", "label": "a"}', "a.json row 2: is not JSON"),
-        ("a.json", b'{"data": [\n{"text": "x"}]}', "a.json row 1: is not JSON"),
+        ("a.json", b'{"data": [\n{"text": "x"}', "a.json row 1: is not JSON"),
         ("a.json", b'[{"text": "\xe9", "label": "a"}]', "a.json row 1: is not"),
         ("a.csv", b"text,label\nx,a\ny\n", "a.csv row 2: has 1 cells; expected 2: text, label"),
         ("a.csv", b"text,label\nx,a\ny, z,b\n", "a.csv row 2: has 3 cells; expected 2"),
@@ -285,3 +465,73 @@ def test_a_damaged_parquet_page_is_named(tmp_path):
     data[200:4000] = b"\xff" * 3800
     path.write_bytes(data)
     assert refusal(path).startswith("a.parquet: ")
+
+
+def test_structs_of_a_parquet_list_have_the_keys_that_they_were_written_with(tmp_path: Path) -> None:
+    turns = [
+        {"role": "user", "content": "a", "calls": None},
+        {"role": "assistant", "content": None, "calls": [{"arguments": {"x": 1}}, {"arguments": {"y": [2, None]}}]},
+    ]
+    pq.write_table(pa.table({"turns": [turns], "plain": [{"x": None}]}), tmp_path / "a.parquet")
+    (row,) = find(tmp_path / "a.parquet", "train_file_path").rows({})
+    assert row.values == {
+        "turns": [{"role": "user", "content": "a"}, {"role": "assistant", "calls": turns[1]["calls"]}],
+        "plain": {"x": None},
+    }
+
+
+# -- links and limits --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["data", "data/*.jsonl", "data/**/*.jsonl"])
+def test_a_link_out_of_a_folder_of_data_is_refused_by_name(tmp_path, given):
+    (tmp_path / "data" / "sub").mkdir(parents=True)
+    write(tmp_path / "data" / "a.jsonl", ROWS)
+    (tmp_path / "data" / "same.jsonl").symlink_to("a.jsonl")
+    assert len(read(tmp_path / given)) == 6
+    write(tmp_path / "secret.jsonl", ROWS)
+    (tmp_path / "data" / "b.jsonl").symlink_to("../secret.jsonl")
+    said = refusal(tmp_path / given)
+    assert f"b.jsonl is a link to {str(tmp_path / 'secret.jsonl')!r}, outside of the folder" in said
+    assert "allow_outside=true" in said
+    source = find(tmp_path / given, "train_file_path", limits=DataLimits(allow_outside=True))
+    assert len(list(source.rows(WANTED))) == 9
+    (tmp_path / "named.jsonl").symlink_to("secret.jsonl")
+    assert len(read(tmp_path / "named.jsonl")) == 3, "a file that the user names may be a link"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.jsonl.gz", "a.csv.zst"])
+def test_a_row_of_more_bytes_than_allowed_is_named_and_the_option_takes_it(tmp_path, name):
+    path = write(tmp_path / name, [ROWS[0], {"text": "y" * 200_000, "label": "b"}])
+    small, large = DataLimits(max_row_bytes=100_000), DataLimits(max_row_bytes=300_000)
+    with pytest.raises(UserError, match=rf"{name} (row 2|line 3): the row has more than 100,000 bytes.*max_row_bytes"):
+        list(find(path, "train_file_path", limits=small).rows(WANTED))
+    assert len(list(find(path, "train_file_path", limits=large).rows(WANTED))) == 2
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.zst"])
+def test_rows_that_are_much_alike_are_read_where_the_ratio_is_allowed(tmp_path, name):
+    path = write(tmp_path / name, [{"text": "x" * 10_000, "label": "a"}] * 1000)
+    with pytest.raises(
+        UserError, match=rf"{name}: decompresses to more than 200 times its size.*max_compression_ratio"
+    ):
+        list(find(path, "train_file_path").rows(WANTED))
+    limits = DataLimits(max_compression_ratio=10**6)
+    assert len(list(find(path, "train_file_path", limits=limits).rows(WANTED))) == 1000
+
+
+def test_large_parquet_rows_are_read_a_few_at_a_time(tmp_path):
+    table = pa.table({"text": ["x" * 200_000] * 2000, "label": ["a"] * 2000})
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False)
+    assert len(read(tmp_path / "a.parquet")) == 2000
+
+
+def test_a_hundred_levels_are_read_and_more_are_not(tmp_path):
+    for levels, fits in ((99, True), (100, False)):
+        row = '{"text": "x", "label": "a", "more": ' + "[" * levels + "]" * levels + "}"
+        for name, text in (("a.jsonl", row), ("a.json", f"{row}\n{row}")):
+            (tmp_path / name).write_text(text)
+            if fits:
+                assert read(tmp_path / name)
+            else:
+                assert "nested too deep: more than 100" in refusal(tmp_path / name)

@@ -8,11 +8,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tuneport.encoding.conversation_encoder import ConversationEncoder
-from tuneport.encoding.conversations import end_of_turn, special_tokens, turns_of
+from tuneport.encoding.conversations import end_of_turn, passed_over, special_tokens, turns_of
 from tuneport.encoding.located import library_located
+from tuneport.encoding.template_trial import call_shapes
 from tuneport.labels import IGNORED
 from tuneport.serving.chat_template import ChatTemplate, Turns
 
+IM_END = 3
 TOKENS = {"bos_token": "<s>", "eos_token": "<|im_end|>"}
 # As SmolLM2 has it.
 CHATML = (
@@ -86,18 +88,25 @@ class Encoded(NamedTuple):
     labels: list[int]
     truncated: bool
     trainable: bool
+    notes: list[str]
 
 
 def encoder(
     tokenizer: Tokenizer, template: str, *, max_tokens: int = 1000, last: bool = False
 ) -> Callable[..., Encoded]:
     encode = ConversationEncoder(
-        tokenizer, library_located(tokenizer), ChatTemplate(template, TOKENS), max_seq_length=max_tokens, last=last
+        tokenizer,
+        library_located(tokenizer),
+        ChatTemplate(template, TOKENS, call_shapes(ChatTemplate(template, TOKENS))),
+        max_seq_length=max_tokens,
+        last=last,
+        stop=[IM_END],
     )
 
     def encoded(turns: Any, tools: Any = None) -> Encoded:
         columns = encode([encode.spans(turns, tools)]).columns()
-        return Encoded(*(columns[name].tolist()[0] for name in Encoded._fields))
+        listed = {name: v if isinstance(v, list) else v.tolist() for name, v in columns.items()}
+        return Encoded(*(listed[name][0] for name in Encoded._fields))
 
     return encoded
 
@@ -211,15 +220,18 @@ def test_the_end_of_a_turn_is_a_special_token(tokenizer: Tokenizer) -> None:
     assert end_of_turn(ChatTemplate(spelt, TOKENS), tokenizer) is None
 
 
-def test_turns_come_as_lists_or_json_with_parts_and_calls_in_one_form() -> None:
-    call = {"function": {"name": "f", "arguments": '{"a": 1}'}}
+def test_turns_come_as_lists_or_json_and_stay_as_they_are_but_for_parts_and_weights() -> None:
+    call = {"function": {"name": "f", "arguments": '{"a": null}'}}
+    schema = {"name": "f", "arguments": {"a": None, "b": [None]}}
     turns = [
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": None},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "assistant", "content": None, "tool_calls": [call, schema], "train": False},
+        {"role": "assistant", "content": "", "tool_calls": json.dumps([call]), "train": True, "weight": 0},
     ]
     wanted = [
         {"role": "user", "content": "ab"},
-        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
+        {"role": "assistant", "content": None, "tool_calls": [call, schema], "weight": 0},
+        {"role": "assistant", "content": "", "tool_calls": [call], "weight": 0},
     ]
     assert Turns()(turns) == Turns()(json.dumps(turns)) == wanted
 
@@ -237,6 +249,10 @@ def test_turns_come_as_lists_or_json_with_parts_and_calls_in_one_form() -> None:
         ([{"role": "user", "content": None}], "a turn whose content is not text"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "a turn whose content is not text"),
         ([{"role": "user", "content": "x", "weight": 0.5}], "a weight that is neither 0 nor 1"),
+        ([{"role": "user", "content": "x", "train": "no"}], "a train that is neither 0 nor 1"),
+        ([{"role": "user", "content": "x", "tool_calls": [{"function": {"a": 1}}]}], "tool calls without a name"),
+        ([{"role": "user", "content": "x", "tool_calls": {"name": "f"}}], "tool calls without a name"),
+        ([{"role": "user", "content": "x", "tool_calls": [None]}], "tool calls without a name"),
     ],
 )
 def test_bad_turns_are_refused(value: Any, problem: str) -> None:
@@ -259,3 +275,46 @@ def test_other_shapes_become_the_same_turns() -> None:
     lists = {"prompt": [asked, said, asked], "completion": [said]}
     assert turns_of(lists, "prompt_completion", "") == [asked, {**said, "weight": 0}, asked, said]
     assert all(turns_of({}, shape, "talk") is None for shape in rows)
+
+
+def test_a_system_column_is_the_first_turn_unless_the_conversation_has_one() -> None:
+    share = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "train": False, "weight": 1}]
+    system, own = {"role": "system", "content": "S"}, {"from": "system", "value": "own"}
+    asked = {"role": "user", "content": "a"}
+    said = {"role": "assistant", "content": "b", "train": False, "weight": 1}
+    row = {"conversations": share, "system": "S"}
+    assert turns_of(row, "sharegpt", "") == [system, asked, said]
+    assert Turns()(turns_of(row, "sharegpt", ""))[-1]["weight"] == 0
+    assert turns_of({**row, "system": " "}, "sharegpt", "") == [asked, said]
+    first = turns_of({**row, "conversations": [own, *share]}, "sharegpt", "")
+    assert first == [{"role": "system", "content": "own"}, asked, said]
+    assert passed_over(row, "sharegpt", [system, asked]) == []
+    assert "has a system turn of its own" in passed_over(row, "sharegpt", first)[0]
+    with pytest.raises(ValueError, match="column 'system' holds no text"):
+        turns_of({**row, "system": ["S"]}, "sharegpt", "")
+
+
+@pytest.mark.parametrize("history", [[["a", "b"], ["c", "d"]], '[["a", "b"], ["c", "d"]]'])
+def test_the_history_of_alpaca_is_earlier_turns_which_are_learnt_too(history: Any) -> None:
+    row = {"instruction": "e", "input": "", "output": "f", "system": "S", "history": history}
+    turns = turns_of(row, "alpaca", "")
+    assert [turn["content"] for turn in turns] == ["S", *"abcdef"]
+    assert [turn["role"] for turn in turns] == ["system", *["user", "assistant"] * 3]
+    assert not any("weight" in turn for turn in turns) and passed_over(row, "alpaca", turns) == []
+    for nothing in (None, "", [], "[]"):
+        assert len(turns_of({**row, "history": nothing}, "alpaca", "")) == 3
+
+
+@pytest.mark.parametrize("history", [[["a"]], [["a", None]], [{"user": "a"}], {"a": "b"}, 3])
+def test_another_history_is_refused(history: Any) -> None:
+    with pytest.raises(ValueError, match=r"column 'history' holds no list of \[question, answer\]"):
+        turns_of({"instruction": "e", "output": "f", "history": history}, "alpaca", "")
+
+
+def test_columns_that_other_shapes_use_are_passed_over_by_name() -> None:
+    row = {"messages": [], "system": "S", "history": [["a", "b"]], "other": 1}
+    assert passed_over(row, "messages", []) == [
+        "the column 'system' is not used with chat_format=messages",
+        "the column 'history' is not used with chat_format=messages",
+    ]
+    assert passed_over({"messages": [], "system": None, "history": []}, "messages", []) == []

@@ -1,5 +1,6 @@
 """Prompts and completions become ids that fit, with labels on the completion alone."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -7,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.completions import CompletionEncoder
-from tuneport.encoding.prompts import joined, specials
+from tuneport.encoding.prompts import check_end, joined, specials
 from tuneport.encoding.token_ids import library_ids
 from tuneport.errors import UserError
 from tuneport.labels import IGNORED
@@ -128,6 +129,17 @@ def test_a_model_without_special_tokens_learns_no_end() -> None:
     )
     found = specials(bare)
     assert (found.prompt_prefix, found.target_suffix, found.stop) == ([], [], [])
+
+
+def test_an_end_is_of_the_tokenizer_or_a_token_that_it_has_added() -> None:
+    tokenizer = byte_tokenizer()
+    unnamed = replace(base(tokenizer, eos_token_id=[7, 2]), tokenizer_config={})
+    assert (specials(unnamed).target_suffix, specials(unnamed).stop) == ([2], [7, 2])
+    letter = replace(unnamed, config={"model_type": "llama", "eos_token_id": 7})
+    assert specials(letter).target_suffix == []  # the id of a letter, by a default of the configuration
+    with pytest.raises(UserError, match=r"names no token that ends a text.* as eos_token in .*tokenizer_config.json"):
+        check_end(specials(letter).target_suffix)
+    check_end([2])
 
 
 def test_an_encoder_is_refused_and_those_that_write_are_named() -> None:

@@ -60,6 +60,23 @@ def test_the_headline_follows_the_paired_intervals(comparison, level, headline):
     assert (comparison.verdict.level, comparison.verdict.headline) == (level, headline)
 
 
+@pytest.mark.parametrize(
+    ("baselines", "level", "headline"),
+    [
+        ({"words": 100}, "good", "Better than every trivial baseline"),
+        ({"words": 100, "luck": 178}, "unclear", "Not clearly better than luck"),
+        ({"words": 199}, "bad", "Worse than words"),
+        ({}, "unclear", "Scored alone, beside no other model"),
+    ],
+)
+def test_without_a_base_model_the_trivial_baselines_decide(baselines, level, headline):
+    others = {name: found(right) for name, right in baselines.items()}
+    alone = Comparison(found(180), None, False, others, 0)
+    assert (alone.verdict.level, alone.verdict.headline) == (level, headline)
+    assert alone.verdict.sentences[1] == "The base model was left out (evaluate_base_model=false)."
+    assert list(alone.all) == ["tuned model", *baselines]
+
+
 def test_the_gain_is_given_in_points_with_its_interval():
     gain = compare(180, 100).gains["base model"]
     assert gain.value == pytest.approx(0.4)

@@ -43,6 +43,7 @@ def page(*, labels=("desc", "hum", "loc"), rows=90, skill=0.3, text="who wrote i
     shown = ShownAnswer(texts=(text,), truth=labels[0], predicted=labels[1], score="0.900", base="x")
     wrong = report.Answer(row_id="a.csv:17", shown=shown)
     origin = report.Origin(
+        notices=["LICENSE"],
         name="preprocess_output",
         type="Dataset",
         step="preprocess",

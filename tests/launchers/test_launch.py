@@ -69,11 +69,11 @@ def test_a_launcher_that_was_killed_and_started_again_goes_on_with_its_job(fake_
     fake = fake_kubernetes(lambda fake, job: fake.set_condition(job, "Running"))
     first = start("model_import", imported["shared"], imported["text"])
     job = wait_for(lambda: next(iter(fake.jobs.values()), None))
-    wait_for(lambda: any("watch=" in path for _, path in fake.requests))
+    wait_for(lambda: sum("watch=" in path for _, path in fake.requests) >= 2)
     first.kill()
     first.wait()
     second = start("model_import", imported["shared"], imported["text"])
-    wait_for(lambda: len(fake.bodies) == 2)  # its attempt to create the job
+    wait_for(lambda: sum("watch=" in path for _, path in fake.requests) >= 4)  # it watches the job and its pods as well
     imported["finish"](fake, job)
     said, _ = second.communicate(timeout=120)
     assert second.returncode == 0, said

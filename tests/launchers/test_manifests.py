@@ -64,6 +64,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
         dc.replace(FULL, image_pull_policy="Always", priority_class="high", restarts=2), OWNER
     ),
     "pytorchjob-elastic": lambda: pytorchjob.render(dc.replace(FULL, nodes=4, elastic_min_nodes=2), OWNER),
+    "trainjob-elastic": lambda: trainjob.render(dc.replace(PLAIN, nodes=4, elastic_min_nodes=2), OWNER),
     "trainjob-plain": lambda: trainjob.render(PLAIN),
     "trainjob-full": lambda: trainjob.render(FULL, OWNER),
 }
@@ -119,8 +120,12 @@ def validator(plural: str) -> Any:
 
 
 def errors(manifest: dict[str, Any]) -> list[str]:
-    plural = manifest["kind"].lower() + "s"
-    return [f"{e.json_path}: {e.message}" for e in validator(plural).iter_errors(manifest)]
+    return errors_by(manifest["kind"].lower() + "s", manifest)
+
+
+def errors_by(definition: str, manifest: dict[str, Any]) -> list[str]:
+    """What is wrong with an object by the definition in a file of this name."""
+    return [f"{e.json_path}: {e.message}" for e in validator(definition).iter_errors(manifest)]
 
 
 def module(manifest: dict[str, Any]) -> Any:
@@ -229,9 +234,7 @@ def test_what_a_webhook_would_refuse_is_found(manifest: dict[str, Any], message:
         module(manifest).check(manifest)
 
 
-@pytest.mark.parametrize(
-    "change", [{"elastic_min_nodes": 2}, {"priority_class": "high"}, {"restarts": 3}, {"image_pull_policy": "Always"}]
-)
+@pytest.mark.parametrize("change", [{"priority_class": "high"}, {"restarts": 3}, {"image_pull_policy": "Always"}])
 def test_what_a_trainjob_has_no_field_for_is_refused(change: dict[str, Any]) -> None:
     (name,) = change
     with pytest.raises(UserError, match=f"{name}=.*a TrainJob has no field for it"):
@@ -258,7 +261,20 @@ def test_a_jobs_state_is_read_from_its_conditions() -> None:
     assert pytorch("Created", "Suspended") == "suspended" == pytorch(suspend=True)
     assert trainjob.state({"spec": {}}).phase == "waiting"
     assert trainjob.state({"spec": {"suspend": True}}).phase == "suspended"
-    running = {"jobsStatus": [{"name": "node", "active": 2, "ready": 0}]}
+    pending = {"jobsStatus": [{"name": "node", "active": 2, "ready": 0}]}  # active counts pods that pend
+    assert trainjob.state({"spec": {}, "status": pending}).phase == "waiting"
+    running = {"jobsStatus": [{"name": "node", "active": 2, "ready": 1}]}
     assert trainjob.state({"spec": {}, "status": running}).phase == "running"
     ended = {"conditions": [{"type": "Complete", "status": "True"}]}
     assert trainjob.state({"spec": {}, "status": ended}).phase == "succeeded"
+
+
+@pytest.mark.parametrize("version", ["v2.0.0", "v2.1.0"])
+def test_a_trainjob_is_no_valid_one_of_an_older_trainer_which_is_refused_by_its_version(version: str) -> None:
+    manifest = trainjob.render(FULL)
+    found = "; ".join(errors_by(f"trainjobs-{version}", manifest))
+    assert "runtimePatches" in found and "activeDeadlineSeconds" in found
+    said = 'strict decoding error: unknown field "spec.activeDeadlineSeconds", unknown field "spec.runtimePatches"'
+    assert "older than 2.2" in str(trainjob.explained(400, said))
+    assert trainjob.explained(422, said) is None and pytorchjob.explained(400, said) is None
+    assert errors_by("trainjobs-v2.2.0", manifest) == []

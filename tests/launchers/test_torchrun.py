@@ -2,8 +2,12 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tuneport.errors import UserError
@@ -59,6 +63,24 @@ def test_a_process_that_is_no_rank_of_torchrun_says_its_error_itself(environment
         (1, {}, ["--standalone"]),
         (2, {"PET_NODE_RANK": "1", "PET_MASTER_ADDR": "a"}, ["--nnodes=2"]),
         (2, {"PET_RDZV_ENDPOINT": "a:1"}, ["--nnodes=2"]),
+        (
+            4,
+            {
+                "PET_NNODES": "4",
+                "PET_NODE_RANK": "0",
+                "PET_MASTER_ADDR": "a",
+                "PET_MASTER_PORT": "1",
+                "TUNEPORT_ELASTIC": "2:4",
+                "TUNEPORT_ELASTIC_RESTARTS": "3",
+            },
+            [
+                "--nnodes=2:4",
+                "--rdzv-backend=c10d",
+                "--rdzv-endpoint=a:1",
+                "--rdzv-conf=is_host=True",
+                "--max-restarts=3",
+            ],
+        ),
         (1, {"PET_NNODES": "2", "PET_NODE_RANK": "0", "MASTER_ADDR": "a"}, ["--master-addr=a"]),
         (2, {"PET_NNODES": "2", "PET_NODE_RANK": "0", "MASTER_ADDR": "a", "PET_MASTER_ADDR": "b"}, []),
     ],
@@ -84,3 +106,22 @@ def test_machines_that_nobody_names_are_asked_for() -> None:
 )
 def test_ranks_that_a_platform_has_made_are_recognised(environment: dict[str, str], expected: bool) -> None:
     assert torchrun.is_rank(environment) is expected
+
+
+@pytest.mark.slow
+def test_a_file_ends_the_processes_where_no_signal_can(tmp_path: Path) -> None:
+    work = "import os, sys; from tuneport.launchers import torchrun; torchrun.STOP_SECONDS = 0.1; "
+    work += "sys.exit(torchrun.launch(['http.server', '0'], 1, 1, os.environ)[0])"
+    file = tmp_path / "stop"
+    environment = {**os.environ, torchrun.STOP_FILE: str(file), "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, "-c", work], env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        own, until = psutil.Process(process.pid), time.monotonic() + 120
+        while not any("http.server" in child.cmdline() for child in own.children(recursive=True)):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.1)
+        file.touch()
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 143, said

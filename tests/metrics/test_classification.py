@@ -284,5 +284,7 @@ def test_a_baseline_fitted_on_a_part_of_the_rows_says_so(monkeypatch):
     from tuneport.metrics import classification
 
     monkeypatch.setattr(classification, "BASELINE_ROWS", 4)
-    found = baselines([x for x, _ in TRAIN], [y for _, y in TRAIN], ["where now"], LABELS, False)
+    part = classification.spread(TRAIN)
+    assert part == [TRAIN[0], TRAIN[1], TRAIN[2], TRAIN[4]]
+    found = baselines([x for x, _ in part], [y for _, y in part], ["where now"], LABELS, False, of_all=False)
     assert list(found) == ["majority class", "TF-IDF + logistic regression (4 rows)"]

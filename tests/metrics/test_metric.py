@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
+import torch
 
 from tuneport import tasks
 from tuneport.metrics import bootstrap, perplexity
@@ -145,9 +146,9 @@ def test_a_value_that_most_resamples_leave_undefined_has_no_interval_and_a_note_
     assert found.details["notes"] == ["flat: no interval, as most resamples of the rows leave it undefined."]
 
 
-def test_in_training_an_undefined_metric_is_not_a_number_so_that_it_chooses_no_checkpoint() -> None:
+def test_in_training_an_undefined_metric_is_left_out() -> None:
     found = training_scores([MEAN, SPREAD], Numbers(np.ones(3)))
-    assert found["mean"] == 1 and math.isnan(found["spread"])
+    assert found == {"mean": 1}
 
 
 def test_an_infinite_perplexity_does_not_get_into_the_json() -> None:
@@ -160,12 +161,14 @@ def test_an_infinite_perplexity_does_not_get_into_the_json() -> None:
 def test_token_losses_give_what_their_rows_give_and_padding_nothing() -> None:
     losses = np.full((2, 4, 2), -100.0, dtype=np.float32)
     losses[0, :2], losses[1, 1:4] = [[1.0, 1], [2.0, 0]], [[0.5, 1], [0.5, 1], [1.0, 0]]
-    rows = perplexity.LikelihoodRows.of_token_losses(losses)
+    rows, nothing = (
+        perplexity.LikelihoodRows(likelihood=perplexity.summed(torch.tensor(kept)).numpy())
+        for kept in (losses, losses[:, :1] * 0 - 1)
+    )
     assert rows.likelihood.tolist() == [[3.0, 2, 1], [2.0, 3, 2]]
     found = training_scores(perplexity.METRICS, rows)
     assert found == pytest.approx({"loss": 1.0, "perplexity": math.e, "token_accuracy": 0.6})
-    nothing = training_scores(perplexity.METRICS, perplexity.LikelihoodRows.of_token_losses(losses[:, :1] * 0 - 1))
-    assert all(math.isnan(value) for value in nothing.values())
+    assert all(math.isnan(value) for value in training_scores(perplexity.METRICS, nothing).values())
 
 
 def test_a_share_is_given_in_percent_and_another_number_as_it_is() -> None:

@@ -87,9 +87,10 @@ def test_the_average_over_types_is_seqevals_where_a_draw_lacks_a_type():
     assert by_sums == pytest.approx(1 / 3)  # with LOC's 0 it would be a half of that
 
 
-def test_no_entity_at_all_is_a_score_of_zero_not_an_error():
+def test_no_entity_at_all_leaves_the_scores_of_entities_out_with_a_reason():
     found = evaluate([["O", "O"]], answers([["O", "O"]]), IOB, True, 0)
-    assert found.metrics["f1"] == 0 and found.metrics["accuracy"] == 1
+    assert found.metrics["f1"] is None and found.metrics["accuracy"] == 1
+    assert any("f1" in note and "no word of the split is in an entity" in note for note in found.details["notes"])
 
 
 def test_the_baselines_count_words():

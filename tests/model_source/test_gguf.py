@@ -109,3 +109,12 @@ def test_what_is_no_whole_gguf_file_is_refused_and_leaves_nothing(tmp_path: Path
     with pytest.raises(UserError, match="one part of a split"):
         run(shard, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_named_file_lies_in_the_models_folder(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    write_gguf(tmp_path / "x.gguf")
+    write_gguf(tmp_path / "model" / "y.gguf")
+    for name in ("../x.gguf", str(tmp_path / "x.gguf")):
+        with pytest.raises(UserError, match=r"lies outside of .*; expected the name of a file in it"):
+            run(tmp_path / "model", tmp_path / "out", gguf_file=name)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 import steps
 from tuneport import tasks
-from tuneport.artifacts import Model, verify
+from tuneport.artifacts import Model, verify, write_manifest
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.stage import execute
@@ -209,8 +210,7 @@ def test_rows_tokenised_for_another_model_are_refused(
     imported_model: Path, prepared_questions: Path, tmp_path: Path
 ) -> None:
     other = Path(shutil.copytree(imported_model, tmp_path / "other"))
-    manifest = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps(manifest | {"parameters": {"changed": True}}))
+    write_manifest(Model(other), "model_import", "0", {"changed": True}, {})
     with pytest.raises(UserError, match="tokenised for another model"):
         finetune(other, prepared_questions, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -266,24 +266,45 @@ def test_the_network_is_never_touched(imported_model: Path, prepared_questions: 
     subprocess.run([sys.executable, "-c", code, *flags, "--pytorch_model_folder", str(tmp_path / "out")], check=True)
 
 
-def test_a_full_disk_during_a_checkpoint_is_explained_and_keeps_the_whole_ones(
-    imported_model: Path, prepared_questions: Path, tmp_path: Path
-) -> None:
-    disk = tmp_path / "disk"
+def on_a_small_disk(size: str, disk: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run finetune into ``out`` on a disk of its own of this size; lists what is there when it ends."""
     disk.mkdir()
     namespace = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
     if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("this system lets nobody mount a small disk")
-    train_command = [sys.executable, "-m", "steps", "finetune", "--task_name", "text_classification"]
-    train_command += ["--model_selector_output", str(imported_model), "--preprocess_output", str(prepared_questions)]
-    train_command += ["--num_train_epochs", "9", "--per_device_train_batch_size", "8"]
     script = (
-        'mount -t tmpfs -o size=1200k none "$0" && cd "$0" || exit 99; "$@" --pytorch_model_folder "$0/out"; '
+        f'mount -t tmpfs -o size={size} none "$0" && cd "$0" || exit 99; "$@" --pytorch_model_folder "$0/out"; '
         'code=$?; find "$0" | sort; exit $code'
     )
-    done = subprocess.run(
-        [*namespace, "sh", "-c", script, str(disk), *train_command], capture_output=True, text=True, check=False
+    return subprocess.run(
+        [*namespace, "sh", "-c", script, str(disk), sys.executable, "-m", "steps", "finetune", *command],
+        capture_output=True,
+        text=True,
+        check=False,
     )
+
+
+@pytest.fixture
+def nine_epochs(imported_model: Path, prepared_questions: Path) -> list[str]:
+    command = ["--model_selector_output", str(imported_model), "--preprocess_output", str(prepared_questions)]
+    command += ["--task_name", "text_classification", "--num_train_epochs", "9", "--per_device_train_batch_size", "8"]
+    return [*command, "--learning_rate", "1e-3"]
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_told_before_the_first_step(
+    nine_epochs: list[str], tmp_path: Path
+) -> None:
+    done = on_a_small_disk("2200k", tmp_path / "disk", nine_epochs)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"2\.\d MB of disk are free; expected \d\.\d MB: 9 checkpoints of 0\.\d MB", done.stderr)
+    assert "Traceback" not in done.stderr and done.stdout.splitlines() == [str(tmp_path / "disk")]
+
+
+def test_a_full_disk_during_a_checkpoint_is_explained_and_keeps_the_whole_ones(
+    nine_epochs: list[str], tmp_path: Path
+) -> None:
+    may_stop = ["--apply_early_stopping", "true"]  # so that nobody knows how many checkpoints there will be
+    done = on_a_small_disk("2200k", tmp_path / "disk", [*nine_epochs, *may_stop])
     assert done.returncode == 2, done.stderr
     assert "the disk is full" in done.stderr and "Traceback" not in done.stderr
     left = done.stdout.splitlines()

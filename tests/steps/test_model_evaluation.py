@@ -21,6 +21,7 @@ from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.stage import execute
 from tuneport.step import Context
+from tuneport.targets.kfp.views import numbers, render
 from tuneport.tasks import with_task
 
 TASK = "text_classification"
@@ -85,6 +86,12 @@ def evaluate(folder, base, tuned, data, context=None, **params):
     metrics = json.loads((folder / "report" / "metrics.json").read_text())
     lines = [json.loads(line) for line in (folder / "report" / "predictions.jsonl").read_text().splitlines()]
     return metrics, lines, (folder / "report" / "report.html").read_text("utf-8")
+
+
+def views(kind):
+    """What the stage's report is worth showing, by name, of one kind."""
+    views = ModelEvaluation.ports()["evaluation_result"].views
+    return {name: view for name, view in views.items() if view.kind == kind}
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +166,10 @@ def test_a_file_s_values_hold_in_evaluation_alone(inputs, tmp_path):
         ('{"num_beam": 4}', "config.json: unknown parameter 'num_beam' for model_evaluation"),
         ('{"task_name": "translation"}', "unknown parameter 'task_name'"),
         ('{"seed": -1}', "config.json: seed=-1: not valid; expected a whole number >= 0"),
-        ("[4]", "config.json: holds no JSON object; expected values of per_device_eval_batch_size, .*seed"),
+        (
+            "[4]",
+            "config.json: holds no JSON object; expected values of evaluate_base_model, .*seed",
+        ),
         ("{", "config.json: is not valid JSON"),
     ],
 )
@@ -371,3 +381,74 @@ def test_a_model_that_has_learnt_the_task_is_found_better_than_its_base(inputs, 
     metrics, _, html = evaluate(tmp_path, base, tuned, data, trivial_baselines=False)
     assert metrics["gains"]["base model, untrained head"]["interval"][0] > 0
     assert "Better than the base model (untrained head)" in html
+
+
+def test_the_base_model_can_be_left_out(inputs, evaluated, tmp_path):
+    with_base, all_lines, _ = evaluated
+    metrics, lines, html = evaluate(tmp_path, *inputs, evaluate_base_model=False)
+    assert metrics["base"] == {"metrics": {}, "intervals": {}} and metrics["base_has_head"] is None
+    for name in ("tuned", "baselines"):
+        assert metrics[name] == with_base[name]
+    assert metrics["gains"].keys() == metrics["baselines"].keys()
+    assert lines == [{name: value for name, value in line.items() if name != "base"} for line in all_lines]
+    assert "The base model was left out (evaluate_base_model=false)." in html
+    assert "untrained head" not in html and '<th class="text">Base model</th>' not in html
+    assert {name: render(view, tmp_path / "report", tmp_path / name) for name, view in views("metrics").items()} == {
+        "test_metrics": numbers(metrics["tuned"]["metrics"]),
+        "base_model_test_metrics": {},
+    }
+
+
+EARLIER = "answers of an earlier evaluation in the same place"
+
+
+def test_the_base_model_is_not_asked_again_for_another_tuned_model(inputs, evaluated, tmp_path, caplog):
+    caplog.set_level("INFO")
+    base, _, data = inputs
+    first = evaluate(tmp_path, base, tune(tmp_path / "first", base, data, seed=7), data)
+    assert EARLIER not in caplog.text
+    second, lines, _ = evaluate(tmp_path, *inputs)
+    assert EARLIER in caplog.text and "tuned model: 36 rows" in caplog.text
+    assert (second, lines) == evaluated[:2]  # as into an empty place
+    assert second["base"] == first[0]["base"] and second["tuned"] != first[0]["tuned"]
+
+
+@pytest.mark.parametrize("change", ["parameter", "tokenizer", "answers", "half", "base"])
+def test_answers_of_the_base_model_that_follow_from_something_else_or_are_harmed_are_not_used(
+    change, inputs, evaluated, tmp_path, caplog
+):
+    base, tuned, data = inputs
+    if change == "base":
+        base = as_model(Path(shutil.copytree(tuned, tmp_path / "base")))
+    if change == "tokenizer":
+        tuned = Path(shutil.copytree(tuned, tmp_path / "tuned"))
+        settings = json.loads((tuned / "tokenizer_config.json").read_text()) | {"model_max_length": 4}
+        (tuned / "tokenizer_config.json").write_text(json.dumps(settings))
+        as_model(tuned)
+    evaluate(tmp_path, base, tuned, data)
+    kept = tmp_path / "report" / "base_answers"
+    if change == "answers":
+        lines = (kept / "answers.jsonl").read_text().splitlines(keepends=True)
+        (kept / "answers.jsonl").write_text("".join([lines[1], lines[0], *lines[2:]]))
+    if change == "half":
+        (kept / "key.json").unlink()
+    caplog.set_level("INFO")
+    params = {"per_device_eval_batch_size": 8} if change == "parameter" else {}
+    metrics, lines, _ = evaluate(tmp_path, *inputs, **params)
+    assert EARLIER not in caplog.text
+    assert metrics["base"]["metrics"] == pytest.approx(evaluated[0]["base"]["metrics"], abs=1e-5)
+    assert [line["base"]["label"] for line in lines] == [line["base"]["label"] for line in evaluated[1]]
+
+
+def test_a_failed_evaluation_leaves_the_base_models_answers_for_the_next(inputs, tmp_path, caplog, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise UserError("the report cannot be written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelEvaluation, "_report", refuse)
+        with pytest.raises(UserError, match="cannot be written"):
+            evaluate(tmp_path, *inputs)
+    assert not (tmp_path / "report").exists()
+    caplog.set_level("INFO")
+    evaluate(tmp_path, *inputs)
+    assert EARLIER in caplog.text

@@ -5,8 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -159,6 +161,17 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_refused_b
     run(copy, tmp_path / "out")
 
 
+@pytest.mark.parametrize("value", [5000, [5, 5000], -7])
+def test_a_special_id_outside_of_the_vocabulary_is_refused(value: Any, copy: Path, tmp_path: Path) -> None:
+    known = json.loads((copy / "config.json").read_text("utf-8"))["vocab_size"]
+    change_config(copy, eos_token_id=value)
+    strange = value[-1] if isinstance(value, list) else value
+    expected = f"config.json: eos_token_id={strange}, but the model has embeddings for the ids 0 to {known - 1}"
+    assert expected in refused(copy, tmp_path)
+    change_config(copy, eos_token_id=-1)
+    run(copy, tmp_path / "out")
+
+
 def test_a_tokenizer_without_settings_is_enough_for_what_follows(
     copy: Path, tmp_path: Path, questions: list[dict[str, str]], write_jsonl: Callable[..., Path]
 ) -> None:
@@ -238,3 +251,121 @@ def test_exactly_one_model_input_is_wanted(both: bool, says: str, tiny_model: Pa
 def test_any_path_works(name: str, tiny_model: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(tiny_model, tmp_path / name))
     assert (run(source, tmp_path / f"out {name}") / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"a":' * 100_000 + "1" + "}" * 100_000], ids=["cut", "list", "deep"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
+def test_odd_settings_are_refused_by_name(name: str, text: str, copy: Path, tmp_path: Path) -> None:
+    (copy / name).write_text(text)
+    message = refused(copy, tmp_path)
+    assert message.startswith(f"{copy / name}: ") and len(message) < 400
+
+
+def test_an_odd_mlmodel_file_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "MLmodel").write_text("[" * 100_000)
+    source = CustomMLflowModel(tmp_path / "source")
+    with pytest.raises(UserError, match=r"MLmodel: is not YAML \(nested too deep\)"):
+        execute(ModelImport(mlflow_model_path=source, model_selector_output=Model(tmp_path / "out")))
+
+
+# -- what leads out of the folder --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["chat_template_x.jinja", "chat_template.jinja", "vocab.secret", "README.md", "notes/deep", "x.safetensors"]
+)
+def test_a_link_out_of_a_model_s_folder_is_refused_by_name(copy: Path, tmp_path: Path, name: str) -> None:
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).unlink(missing_ok=True)
+    (copy / name).symlink_to("/etc/passwd")
+    assert f"{name}: is a link to '/etc/passwd', outside of" in refused(copy, tmp_path)
+
+
+def test_files_are_taken_by_known_names_alone(copy: Path, tmp_path: Path) -> None:
+    for name in ("chat_template_x.jinja", "chat_templates", "vocab.secret", "private.model", "x.tiktoken"):
+        (copy / name).write_text("secret")
+    (copy / "chat_template.jinja").write_text("{{ messages }}")
+    out = run(copy, tmp_path / "out")
+    names = {path.name for path in out.iterdir()}
+    assert "chat_template.jinja" in names
+    assert not names & {"chat_template_x.jinja", "chat_templates", "vocab.secret", "private.model", "x.tiktoken"}
+
+
+@pytest.mark.parametrize(
+    "shard", ["../../x.safetensors", "/etc/passwd", "config.json", "..", ".x.safetensors", 3, "*.safetensors"]
+)
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+def test_an_index_names_files_of_weights_beside_it(copy: Path, tmp_path: Path, index: str, shard: object) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / index).write_text(json.dumps({"weight_map": {"a": shard}}))
+    assert f"{index}: is damaged" in refused(copy, tmp_path)
+
+
+def test_code_and_files_elsewhere_that_settings_name_are_left_out(copy: Path, tmp_path: Path) -> None:
+    for name, more in (
+        ("config.json", {"auto_map": {"AutoModel": "../../x--m.Class"}, "transformers_weights": "../../x.safetensors"}),
+        (
+            "tokenizer_config.json",
+            {
+                "auto_map": {"AutoTokenizer": ["m.T", None]},
+                "vocab_file": "/etc/passwd",
+                "special_tokens_map_file": "/srv/elsewhere/x.json",
+                "tokenizer_file": "tokenizer.json",
+            },
+        ),
+    ):
+        (copy / name).write_text(json.dumps(json.loads((copy / name).read_text()) | more))
+    out = run(copy, tmp_path / "out")
+    config, settings = (json.loads((out / name).read_text()) for name in ("config.json", "tokenizer_config.json"))
+    assert not {"auto_map", "transformers_weights"} & config.keys()
+    assert not {"auto_map", "vocab_file", "special_tokens_map_file"} & settings.keys()
+    assert settings["tokenizer_file"] == "tokenizer.json"
+
+
+def test_a_compressed_archive_of_pickled_weights_is_refused(copy: Path, tmp_path: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    torch.save({"a": torch.zeros(1000)}, copy / "stored.bin")
+    with (
+        zipfile.ZipFile(copy / "stored.bin") as stored,
+        zipfile.ZipFile(copy / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    assert "is compressed; expected weights as torch saves them" in refused(copy, tmp_path)
+
+
+def test_a_tensor_that_stands_for_more_than_its_file_holds_is_refused(copy: Path, tmp_path: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    torch.save({"embeddings": torch.zeros(1).expand(10**12)}, copy / "pytorch_model.bin")
+    assert "'embeddings' stands for more numbers than the file holds" in refused(copy, tmp_path)
+
+
+def test_no_archive_is_unpacked(copy: Path, tmp_path: Path) -> None:
+    (copy / "config.json").unlink()
+    (copy / "x.txt").write_text("x")
+    for form in ("zip", "tar", "gztar"):
+        shutil.make_archive(str(tmp_path / "model"), form, copy)
+    for archive in tmp_path.glob("model.*"):
+        assert "is a file; expected the model's folder" in refused(archive, tmp_path)
+
+
+@pytest.mark.parametrize("named", ["../secret", "/etc", "model/../../secret"])
+def test_an_mlmodel_names_a_folder_below_its_own(copy: Path, tmp_path: Path, named: str) -> None:
+    shutil.copytree(copy, tmp_path / "secret")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "MLmodel").write_text(
+        json.dumps({"flavors": {"transformers": {"model_binary": named, "code": "../secret"}}})
+    )
+    with pytest.raises(UserError, match=r"saved: has no config\.json"):
+        execute(
+            ModelImport(
+                mlflow_model_path=CustomMLflowModel(tmp_path / "saved"), model_selector_output=Model(tmp_path / "out")
+            )
+        )
+
+
+def test_a_model_in_a_store_is_refused_by_its_address(tmp_path: Path) -> None:
+    step = ModelImport(pytorch_model_path="s3://bucket//models/base", model_selector_output=Model(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"pytorch_model_path=s3://bucket//models/base: is no path of this machine"):
+        step.check_files()

@@ -5,11 +5,13 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +24,10 @@ import steps
 from steps.model_registration import ModelRegistration
 from tuneport.artifacts import MLflowModel, Model, Report, write_manifest
 from tuneport.errors import UserError
+from tuneport.export.registry import model_digest
 from tuneport.stage import execute, save_json
 from tuneport.step import Context
-from tuneport.tracking import save_run, tracked
+from tuneport.tracking import run_id_of, save_run, tracked
 
 METRICS = {
     "main": ["accuracy", "f1_macro", "auc"],
@@ -75,6 +78,7 @@ def test_the_registered_version_loads_by_name_and_carries_its_scores(
     client = MlflowClient(tracked_run.uri)
     version = client.get_model_version("question model", "1")
     assert (version.run_id, version.status) == (run_id, "READY")
+    assert version.tags.pop("tuneport.model_digest") == model_digest(tracked_run.exported)
     assert version.tags == {"test_accuracy": "0.75", "test_f1_macro": "0.666667"}
     mlflow.set_tracking_uri(tracked_run.uri)
     try:
@@ -84,11 +88,127 @@ def test_the_registered_version_loads_by_name_and_carries_its_scores(
     assert model.predict({"text": "is it red or not"})["label"][0] in ("animal", "colour", "number")
 
 
-def test_registering_again_under_a_name_makes_the_next_version(
+def altered(run: SimpleNamespace, folder: Path) -> Path:
+    """A copy of the exported model that is another model."""
+    shutil.copytree(run.exported, folder)
+    (folder / "NOTICE").write_text(folder.name)
+    write_manifest(MLflowModel(folder), "model_export", "0", {}, {})
+    return folder
+
+
+def test_another_model_under_a_name_is_the_next_version_and_the_same_one_stays_its_version(
     tracked_run: SimpleNamespace, report: Path, tmp_path: Path
 ) -> None:
-    versions = [register(tracked_run, report, tmp_path / f"out{i}", "twice")["version"] for i in range(2)]
-    assert versions == [1, 2]
+    first = register(tracked_run, report, tmp_path / "out1", "it's twice")
+    other = register(tracked_run, report, tmp_path / "out2", "it's twice", altered(tracked_run, tmp_path / "other"))
+    save_json(report / "metrics.json", {"main": ["mcc"], "tuned": {"metrics": {"mcc": 0.5}}})
+    write_manifest(Report(report), "model_evaluation", "0", {}, {})
+    again = register(tracked_run, report, tmp_path / "out3", "it's twice")
+    assert (first["version"], other["version"]) == (1, 2)
+    assert again == first
+    assert MlflowClient(tracked_run.uri).get_model_version("it's twice", "1").tags["test_mcc"] == "0.5"
+
+
+def test_a_version_that_was_deleted_is_made_again(tracked_run: SimpleNamespace, report: Path, tmp_path: Path) -> None:
+    register(tracked_run, report, tmp_path / "out", "deleted")
+    client = MlflowClient(tracked_run.uri)
+    client.delete_registered_model("deleted")
+    register(tracked_run, report, tmp_path / "out", "deleted")
+    assert len(client.search_model_versions("name='deleted'")) == 1
+
+
+KILLED = """
+import os, signal, sys
+from mlflow import MlflowClient
+from tuneport.stage import execute
+from tuneport.step import Context
+from steps.model_registration import ModelRegistration
+
+create = MlflowClient.create_model_version
+def and_die(*args, **kwargs):
+    create(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGKILL)
+MlflowClient.create_model_version = and_die
+uri, model, report, out = sys.argv[1:]
+stage = ModelRegistration(mlflow_model_folder=model, evaluation_result=report, registered_model_name="killed",
+    registration_details_folder=out)
+stage.context = Context(tracking_uri=uri)
+execute(stage)
+"""
+
+
+@pytest.mark.parametrize("uploaded", [True, False])
+def test_a_kill_after_the_version_was_made_leaves_one_version(
+    uploaded: bool, tracked_run: SimpleNamespace, report: Path, tmp_path: Path
+) -> None:
+    model = altered(tracked_run, tmp_path / f"model {uploaded}")
+    if not uploaded:
+        save_json(model / "tracking.json", json.loads((model / "tracking.json").read_text()) | {"model_uri": None})
+        write_manifest(MLflowModel(model), "model_export", "0", {}, {})
+    client = MlflowClient(tracked_run.uri)
+    before = {int(v.version) for v in client.search_model_versions("name='killed'")}
+    arguments = [tracked_run.uri, str(model), str(report), str(tmp_path / "out")]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=os.environ, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    details = register(tracked_run, report, tmp_path / "out", "killed", model)
+    made = {int(v.version) for v in client.search_model_versions("name='killed'")} - before
+    assert made == {details["version"]}
+
+
+@pytest.fixture
+def moved(tracked_run: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
+    """The tracked run after its folder was moved: all of it, the store and the uploads, stands elsewhere."""
+    folder = tmp_path / "moved"
+    shutil.copytree(tracked_run.exported.parent, folder)
+    database = folder / "mlflow.db"
+    with sqlite3.connect(database) as connection:  # the uploads' old places, which are gone
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            connection.execute(f"UPDATE {table} SET {column} = replace({column}, '/tracked', '/gone')")
+        connection.execute("UPDATE logged_models SET artifact_location = artifact_location || '/gone'")
+    uri = f"sqlite:///{database}"
+    return SimpleNamespace(
+        uri=uri,
+        context=Context(tracking_uri=uri),
+        prepared=tracked_run.prepared,
+        model=folder / tracked_run.model.name,
+        exported=folder / tracked_run.exported.name,
+    )
+
+
+@pytest.mark.parametrize("written", ["{}/mlflow.db", "{}/../moved/mlflow.db", "{}/mlflow.db?timeout=60"])
+def test_a_run_that_was_moved_with_its_store_is_registered_whatever_its_address(
+    written: str, moved: SimpleNamespace, report: Path, tmp_path: Path
+) -> None:
+    there = SimpleNamespace(**vars(moved))
+    there.context = Context(tracking_uri="sqlite:///" + written.format(moved.exported.parent))
+    details = register(there, report, tmp_path / "out", "moved")
+    assert details["run_id"] == json.loads((moved.model / "tracking.json").read_text())["run_id"]
+    mlflow.set_tracking_uri(moved.uri)
+    try:
+        mlflow.pyfunc.load_model(f"models:/moved/{details['version']}")
+    finally:
+        mlflow.set_tracking_uri(None)
+
+
+def test_an_upload_that_is_gone_makes_the_stage_run_again(moved: SimpleNamespace, tracked_run: SimpleNamespace) -> None:
+    def stages(run: SimpleNamespace) -> list[Any]:
+        named = {"pytorch_model_folder": run.model, "preprocess_output": run.prepared}
+        export = steps.load("model_export", "text_classification")(**named, mlflow_model_folder=run.exported)
+        named["model_selector_output"] = run.model
+        evaluation = steps.load("model_evaluation", "text_classification")(**named, evaluation_result=run.model)
+        for stage in (export, evaluation):
+            stage.context = run.context
+        return [export, evaluation]
+
+    with tracked(tracked_run.context, "x", run_id_of(tracked_run.model, tracked_run.context)) as run:
+        run.log_artifacts(moved.prepared, "evaluation")
+    assert [stage.lost_effect() for stage in stages(tracked_run)] == ["", ""]
+    gone = "its upload is gone from the MLflow server"
+    assert [stage.lost_effect() for stage in stages(moved)] == [gone, gone]
+    for context in (Context(), Context(tracking_uri="http://127.0.0.1:9")):
+        unknown = SimpleNamespace(**{**vars(moved), "context": context})
+        assert [stage.lost_effect() for stage in stages(unknown)] == ["", ""], "nobody can say"
 
 
 def test_a_model_that_missed_its_upload_is_uploaded_now(
@@ -129,7 +249,10 @@ def test_a_server_that_died_since_is_told_to_the_user(
         s.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{s.getsockname()[1]}"
     model = tmp_path / "mlflow_model_folder"
-    for uploaded, message in (("models:/m-1", "registering models:/m-1 at .* failed"), (None, "could not be uploaded")):
+    for uploaded, message in (
+        ("models:/m-1", "registering models:/m-1 at .* failed"),
+        (None, "registering .*mlflow_model_folder at .* failed"),
+    ):
         shutil.rmtree(model, ignore_errors=True)
         shutil.copytree(tracked_run.exported, model)
         save_json(model / "tracking.json", {"tracking_uri": dead, "run_id": "abc", "model_uri": uploaded})
@@ -159,7 +282,7 @@ def test_registration_imports_no_torch(tracked_run: SimpleNamespace, report: Pat
 import sys
 from tuneport.stage import execute
 from tuneport.step import Context
-from tuneport.tracking import save_run, tracked
+from tuneport.tracking import run_id_of, save_run, tracked
 import steps
 from steps.model_registration import ModelRegistration
 uri, model, report, out = sys.argv[1:]
@@ -179,25 +302,32 @@ assert not {"torch", "transformers"} & set(sys.modules)
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
+    with serving(tmp_path) as url:
+        yield url
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
     """A real `mlflow server` that keeps artifacts itself."""
+    folder.mkdir(exist_ok=True)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1"]
-    stores = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/kept"]
+    stores = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/kept"]
     environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-    with (tmp_path / "server.log").open("w") as log:
+    with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(
-            [*command, *stores], env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
+            [*command, *stores], env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
                 break
             except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "server.log").read_text()
+                assert process.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()
                 time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:

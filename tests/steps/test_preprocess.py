@@ -244,9 +244,19 @@ def test_no_torch_is_imported(model, train, tmp_path):
 
 def test_a_column_in_one_cell_does_not_fill_the_message(refuse, write_jsonl, tmp_path):
     column = [f"row number {n}" for n in range(100_000)]
-    message = refuse(train_file_path=write_jsonl(tmp_path / "rows.jsonl", [{"text": column, "label": column}]))
+    message = refuse(train_file_path=write_jsonl(tmp_path / "rows.jsonl", [{"text": column, "label": "a"}] * 2))
     assert "column 'text' holds ['row number 0'" in message and message.endswith("expected text.")
-    assert len(message) < 2_200
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_columns_as_lists_are_named_as_such(refuse, tmp_path, indent):
+    columns = {"text": [f"row number {n}" for n in range(100_000)], "label": [n % 2 for n in range(100_000)]}
+    (tmp_path / "train.json").write_text(json.dumps(columns, indent=indent))
+    assert refuse(train_file_path=tmp_path / "train.json") == (
+        "train.json: holds columns, as pandas' orient='list' writes them, under ['text', 'label']; expected one object "
+        "a row. Write it with DataFrame.to_json(path, orient='records', lines=True)."
+    )
 
 
 # -- dropped rows and duplicates ---------------------------------------------------------------------------------------
@@ -336,6 +346,118 @@ def test_duplicates_may_be_kept_and_are_then_reported(preprocess, questions, wri
         "within": {"train": 1, "validation": 0, "test": 0},
         "across": {"validation rows also in train": 5, "test rows also in train": 0, "test rows also in validation": 2},
     }
+
+
+# -- labels that look alike --------------------------------------------------------------------------------------------
+
+OTHERWISE = {
+    "trailing space": "animal ",
+    "no-break space": "animal\u00a0",
+    "zero-width space": "ani\u200bmal",
+    "zero-width joiner": "animal\u200d",
+    "byte order mark": "\ufeffanimal",
+    "line break": "animal\r\n",
+}
+
+
+@pytest.mark.parametrize("spelling", OTHERWISE.values(), ids=OTHERWISE)
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_label_that_no_eye_tells_apart_is_no_class_of_its_own(
+    *, preprocess, questions, write_jsonl, tmp_path, caplog, spelling, split
+):
+    parts = {"train": questions[:90], "validation": questions[90:105], "test": questions[105:]}
+    changed = sum(q["label"] == "animal" for q in parts[split][:10])
+    parts[split] = [q | {"label": spelling} if q["label"] == "animal" else q for q in parts[split][:10]] + parts[split][
+        10:
+    ]
+    files = {f"{s}_file_path": write_jsonl(tmp_path / f"{s}.jsonl", rows) for s, rows in parts.items()}
+    prepared = preprocess(**files)
+    assert prepared.info.meta["labels"] == ["animal", "colour", "number"]
+    assert changed and prepared.report()["label_spellings"] == {"merged": {"animal": {spelling: changed}}}
+    assert f"{changed} labels are written otherwise and counted as one, {spelling!a} as 'animal'" in caplog.text
+
+
+def test_a_composed_and_a_decomposed_label_are_one_and_may_be_kept_apart(preprocess, questions, write_jsonl, tmp_path):
+    forms = ("caf\u00e9", "cafe\u0301", "tea")
+    rows = [{"text": q["text"], "label": forms[i % 3]} for i, q in enumerate(questions)]
+    path = write_jsonl(tmp_path / "train.jsonl", rows)
+    assert preprocess(train_file_path=path).info.meta["labels"] == ["caf\u00e9", "tea"]
+    exact = preprocess(train_file_path=path, out="exact", equal_labels="exact")
+    assert exact.info.meta["labels"] == sorted(forms)
+    assert "label_spellings" not in exact.report()
+
+
+def test_labels_in_lists_are_merged_too(preprocess, questions, write_jsonl, tmp_path):
+    rows = [{"text": q["text"], "label": [q["label"], q["label"] + " ", "x"]} for q in questions]
+    prepared = preprocess(train_file_path=write_jsonl(tmp_path / "train.jsonl", rows), multi_label=True)
+    assert prepared.info.meta["labels"] == ["animal", "colour", "number", "x"]
+    assert {len(row["label"]) for row in prepared.rows("train")} == {2}
+
+
+@pytest.mark.parametrize(
+    ("forms", "alike"), [(("Pos", "pos", "neg"), "pos"), (("1.0", "1", "0"), "1"), (("B-x", "b-X", "o"), "b-x")]
+)
+def test_labels_that_may_be_one_are_kept_apart_and_named_until_the_user_decides(
+    *, preprocess, questions, write_jsonl, tmp_path, caplog, forms, alike
+):
+    rows = [{"text": q["text"], "label": forms[i % 3]} for i, q in enumerate(questions)]
+    path = write_jsonl(tmp_path / "train.jsonl", rows)
+    prepared = preprocess(train_file_path=path)
+    assert len(prepared.info.meta["labels"]) == 3
+    assert prepared.report()["label_spellings"] == {"alike": [dict.fromkeys(sorted(forms[:2]), 40)]}
+    assert "labels that may be one are kept apart" in caplog.text and "equal_labels=alike" in caplog.text
+    one = preprocess(train_file_path=path, out="one", equal_labels="alike")
+    assert one.info.meta["labels"] == sorted([forms[0], forms[2]])
+    assert one.report()["label_spellings"] == {"merged": {forms[0]: {forms[1]: 40}}}
+
+
+def test_an_unseen_label_that_may_be_a_known_one_is_named_with_the_way_out(refuse, train, write_jsonl, tmp_path):
+    path = write_jsonl(tmp_path / "test.jsonl", [{"text": "new", "label": "Animal"}])
+    message = refuse(train_file_path=train, test_file_path=path)
+    assert message.endswith("Is 'Animal' the label 'animal'? equal_labels=alike makes them one.")
+
+
+def test_a_label_with_nothing_to_see_is_dropped(preprocess, questions, write_jsonl, tmp_path):
+    rows = [*questions, {"text": "a", "label": " "}, {"text": "b", "label": "\u200b"}]
+    report = preprocess(train_file_path=write_jsonl(tmp_path / "train.jsonl", rows)).report()
+    assert report["sources"]["train"]["dropped"]["a label without a visible character"]["rows"] == 2
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_header_in_the_midst_of_the_rows_is_no_row(*, preprocess, questions, write_jsonl, tmp_path, caplog, suffix):
+    rows = [*questions[:50], {"text": "text", "label": "label"}, *questions[50:]]
+    path = tmp_path / f"train.{suffix}"
+    if suffix == "csv":
+        path.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows))
+    else:
+        write_jsonl(path, rows)
+    prepared = preprocess(train_file_path=path)
+    assert prepared.info.meta["labels"] == ["animal", "colour", "number"]
+    assert prepared.report()["sources"]["train"]["dropped"] == {
+        "a header in the midst of the rows": {"rows": 1, "first": [f"train.{suffix} row 51"]}
+    }
+    assert f"1 rows left out: a header in the midst of the rows (train.{suffix} row 51)" in caplog.text
+
+
+def test_tags_are_merged_and_iob_is_told_by_what_they_mean(model, questions, write_jsonl, tmp_path):
+    rows = [
+        {"words": q["text"].split(), "tags": [("B-x", "B-x ", "\u200bB-x", "O")[i % 4]] * len(q["text"].split())}
+        for i, q in enumerate(questions)
+    ]
+    stage = steps.load("preprocess", "token_classification")
+    path = write_jsonl(tmp_path / "train.jsonl", rows)
+    execute(
+        stage(
+            model_selector_output=model,
+            preprocess_output=tmp_path / "out",
+            train_file_path=path,
+            token_key="words",
+            tag_key="tags",
+        )
+    )
+    prepared = Prepared(tmp_path / "out")
+    assert prepared.info.meta == {"labels": ["O", "B-x"], "iob": True}
+    assert set(prepared.report()["label_spellings"]["merged"]["B-x"]) == {"B-x ", "\u200bB-x"}
 
 
 # -- near duplicates and groups ----------------------------------------------------------------------------------------
@@ -587,3 +709,41 @@ def test_a_model_altered_by_one_byte_is_refused(model, train, tmp_path):
     assert done.returncode == 2
     assert "tokenizer.json: was altered after it was written" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+NAN_ROW = '{"text": null, "label": "animal", "weight": NaN, "more": [Infinity]}\n'
+DEEP_ROW = '{"text": null, "label": "animal", "more": ' + "[" * 90 + "]" * 90 + "}\n"
+
+
+def test_all_json_that_is_written_is_valid(preprocess, train):
+    with train.open("a") as f:
+        f.write(NAN_ROW + DEEP_ROW)
+    prepared = preprocess(train_file_path=train)
+    for file in prepared.path.glob("*.json*"):
+        for line in file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]:
+            json.loads(line, parse_constant=pytest.fail)
+    dropped = (prepared.path / "dropped.jsonl").read_text().splitlines()
+    assert json.loads(dropped[0])["row"] == {"text": None, "label": "animal", "weight": None, "more": [None]}
+    assert len(dropped) == 2
+
+
+def test_an_output_that_lost_its_manifest_is_named_with_the_way_out(refuse, train, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dataset.json").write_text("{}")
+    message = refuse(train_file_path=train)
+    assert message.endswith("If it is one that lost its manifest.json, delete the folder.")
+
+
+def test_a_foreign_manifest_beside_the_rows_is_not_taken_for_ours(preprocess, questions, tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "manifest.json").write_text(json.dumps(questions))
+    assert sum(preprocess(train_file_path=tmp_path / "rows").info.splits.values()) == 120
+
+
+def test_how_files_are_written_is_in_the_report(preprocess, questions, tmp_path, caplog):
+    caplog.set_level("INFO", "tuneport.preprocess")
+    path = tmp_path / "train.csv"
+    path.write_text("text;label\n" + "".join(f"{q['text']};{q['label']}\n" for q in questions))
+    prepared = preprocess(train_file_path=path)
+    assert prepared.report()["sources"]["train"]["read_as"] == {"separated by semicolons": 1}
+    assert "train.csv: separated by semicolons" in caplog.text

@@ -185,7 +185,10 @@ def test_stages_run_in_order_and_their_outputs_are_named_at_the_end(toy: Toy) ->
     assert counted(toy) == "0 HELLO, you !\n1 HELLO, you !\n"
     assert re.search(r"^count \| .*\[2/2\] written, offline=1$", result.stdout, re.MULTILINE)
     assert f"counted  {toy.output}/count/counted" in result.stdout
-    assert f"mlflow ui --backend-store-uri 'sqlite:///{toy.folder}/mlflow.db'" in result.stdout
+    assert (
+        f"MLFLOW_DISABLE_TELEMETRY=true mlflow ui --backend-store-uri 'sqlite:///{toy.folder}/mlflow.db'"
+        in result.stdout
+    )
     log = (toy.output / "logs" / "count.log").read_text()
     assert log.startswith("$ ")
     assert "[2/2] written" in log
@@ -426,12 +429,38 @@ def test_two_runs_do_not_share_a_folder(toy: Toy) -> None:
     assert toy.run().returncode == 0
 
 
-def test_a_stage_that_outlives_its_killed_run_still_keeps_others_out(toy: Toy) -> None:
-    first = toy.start("pause=3")
+def stage_of(output: Path) -> int:
+    """The process of the stage that runs."""
+    return int((output / ".lock").read_text().split()[1])
+
+
+def is_there(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists() and "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+
+
+def test_a_stage_stops_when_its_run_is_killed_and_the_same_command_goes_on(toy: Toy) -> None:
+    first = toy.start("pause=60")
     wait_for(toy.output / "logs" / "count.log", "[2/2]")
+    stage = stage_of(toy.output)
     first.kill()
     first.communicate(timeout=20)
-    assert "is using this folder" in toy.run().stderr
+    deadline = time.monotonic() + 30
+    while is_there(stage):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    again = toy.run()
+    assert again.returncode == 0, again.stderr
+    assert toy.states(again) == {"shout": "cached", "count": "done"}
+
+
+def test_a_stage_that_outlives_its_killed_run_keeps_others_out_and_is_named(toy: Toy) -> None:
+    first = toy.start("pause=60", "deaf=true")
+    wait_for(toy.output / "logs" / "count.log", "[2/2]")
+    stage = stage_of(toy.output)
+    first.kill()
+    first.communicate(timeout=20)
+    assert f"another run (process {stage}) is using this folder" in toy.run().stderr
+    os.kill(stage, signal.SIGKILL)
 
 
 def test_a_reader_of_the_output_who_goes_away_does_not_stop_the_run(toy: Toy) -> None:
@@ -440,3 +469,17 @@ def test_a_reader_of_the_output_who_goes_away_does_not_stop_the_run(toy: Toy) ->
     process.stdout.close()
     process.wait(timeout=30)
     assert json.loads((toy.output / "count" / "stage.json").read_text())["parameters"]["times"] == 1000
+
+
+def test_a_stage_whose_effect_beyond_its_outputs_is_lost_runs_again(toy: Toy) -> None:
+    source = toy.package / "count.py"
+    lost = (
+        '\n    def lost_effect(self):\n        return "its upload is gone" * Path(os.environ["TOY_NOTES"]).exists()\n'
+    )
+    source.write_text(source.read_text() + lost)
+    assert toy.run().returncode == 0
+    assert toy.states(toy.run())["count"] == "cached"
+    toy.notes.touch()
+    again = toy.run()
+    assert "count | running (its upload is gone)" in again.stdout
+    assert toy.states(again) == {"shout": "cached", "count": "done"}

@@ -81,7 +81,7 @@ class Regressor:
         found: list[float] = []
         size = batch_size or self.batch_size
         for start in range(0, len(rows), size):
-            batch = self.reader._batch([[row["text"]] for row in rows[start : start + size]])
+            batch = self.reader._batch(self.reader._encode([[row["text"]] for row in rows[start : start + size]]))
             with torch.inference_mode():
                 found += self.reader.model(**batch).logits[:, 0].float().tolist()
         return [{"number": value * self.settings["deviation"] + self.settings["mean"]} for value in found]

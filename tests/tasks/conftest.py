@@ -167,11 +167,11 @@ def llama(folder: Path, **tokens: str) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def gpt2(folder: Path, **tokens: str) -> None:
-    """Has no token for the begin and the end of a text, nor one to pad with."""
+def gpt2(folder: Path, **tokens: str | None) -> None:
+    """Has no token for the begin of a text, nor one to pad with."""
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    tokenizer = byte_tokenizer(begin=False)
+    tokenizer, tokens = byte_tokenizer(begin=False), {"eos_token": "</s>", **tokens}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=256, **tokens).save_pretrained(folder)
     config = GPT2Config(vocab_size=tokenizer.get_vocab_size(), n_positions=256, n_embd=48, n_layer=2, n_head=2)
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None
@@ -194,7 +194,7 @@ def t5(folder: Path) -> None:
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return a function (llama, gpt2 or t5, chat template) -> imported model folder."""
 
-    def make(name: str, chat_template: str | None = None, **tokens: str) -> Path:
+    def make(name: str, chat_template: str | None = None, **tokens: str | None) -> Path:
         from transformers import set_seed
 
         folder = tmp_path_factory.mktemp(name)

@@ -26,6 +26,7 @@ CHATML = (
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+TOKENS: dict[str, dict[str, Any]] = {"llama": {}, "gpt2": {"eos_token": None}}
 IM_END = 4
 GENERATION = {"max_new_tokens": 8}
 
@@ -56,7 +57,7 @@ def chat_model(decoder: Any) -> Path:
 @pytest.fixture(scope="session", params=["llama", "gpt2"])
 def run(request: pytest.FixtureRequest, decoder: Any, write_jsonl: Any, tmp_path_factory: Any) -> SimpleNamespace:
     """All stages but the registration."""
-    folder, model = tmp_path_factory.mktemp("run"), decoder(request.param, CHATML)
+    folder, model = tmp_path_factory.mktemp("run"), decoder(request.param, CHATML, **TOKENS[request.param])
     data = write_jsonl(folder / "rows.jsonl", rows())
     prepared = prepare(model, data, folder / "data", test_split_ratio=0.2)
     inputs = {"model_selector_output": model, "preprocess_output": prepared.path, "per_device_eval_batch_size": 16}
@@ -179,6 +180,7 @@ def test_every_form_of_request_is_answered_without_tuneport(
 ) -> None:
     one, two = talk(3, ["cat"])[:-1], talk(5, ["dog", "hen"])[:-1]
     tools = [{"type": "function", "function": {"name": "f"}}]
+    called = call_rows(1)[0]["messages"][:3]
     payloads = [
         {"messages": one},
         {"messages": two, "max_new_tokens": 2},
@@ -186,6 +188,13 @@ def test_every_form_of_request_is_answered_without_tuneport(
         {"inputs": {"messages": [one, two]}},
         {"inputs": {"messages": two}},
         {"inputs": [{"messages": one}, {"messages": two}]},
+        {"inputs": [{"messages": called}]},
+        {"dataframe_records": [{"messages": called}]},
+        {"instances": [{"messages": called}]},
+        {"instances": [{"messages": one}]},
+        {"instances": [{"messages": two}, {"messages": two}]},
+        {"instances": [{"messages": two, "tools": tools}]},
+        {"instances": [{"messages": json.dumps(one)}, {"messages": json.dumps(two)}]},
         {"dataframe_split": {"columns": ["messages"], "data": [[one], [two]]}},
         {"dataframe_records": [{"messages": one}, {"messages": json.dumps(two)}], "params": {"max_new_tokens": 3}},
     ]
@@ -199,6 +208,13 @@ def test_every_form_of_request_is_answered_without_tuneport(
         predict([{**second, "tools": tools}]),
         predict([first, second]),
         predict([second]),
+        predict([first, second]),
+        predict([{"messages": called}]),
+        predict([{"messages": called}]),
+        predict([{"messages": called}]),
+        predict([first]),
+        predict([second, second]),
+        predict([{**second, "tools": tools}]),
         predict([first, second]),
         predict([first, second]),
         predict([first, second], max_new_tokens=3),
@@ -235,6 +251,144 @@ def test_a_given_template_comes_with_the_tuned_and_the_served_model(
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         assert text.endswith("<|im_start|>user\n1 cat<|im_end|>\n<|im_start|>assistant\n")
     assert (model / "chat_template.jinja").read_text() == "[INST] {{ messages }}"
+
+
+def call_rows(count: int = 40) -> list[dict[str, Any]]:
+    call = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"weather {i}?"},
+                {"role": "assistant", "content": None, "tool_calls": [call]},
+                {"role": "tool", "content": "rain"},
+                {"role": "assistant", "content": "It rains."},
+            ]
+        }
+        for i in range(count)
+    ]
+
+
+CALLS = CHATML.replace(
+    "message['content'] +",
+    "(message['content'] or '') }}{% for c in message.tool_calls or [] %}"
+    "{{ c.function.name }} {{ c.function.arguments | tojson }}{% endfor %}{{",
+)
+
+
+def test_tool_calls_that_the_template_does_not_write_are_refused_with_their_number(
+    chat_model: Path, write_jsonl: Any, tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", [*call_rows(), *rows(10)])
+    with pytest.raises(
+        UserError, match=r"the base model: the chat template writes no tool calls.* but 3\d of 40 train"
+    ):
+        prepare(chat_model, data, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+    unlearnt = [
+        {
+            "messages": [
+                {**turn, "weight": int("tool_calls" not in turn)} if turn["role"] == "assistant" else turn
+                for turn in row["messages"]
+            ]
+        }
+        for row in call_rows()
+    ]
+    data = write_jsonl(tmp_path / "rows.jsonl", unlearnt)
+    (note,) = prepare(chat_model, data, tmp_path / "data").report()["splits"]["train"]["notes"]
+    assert note == "the chat template does not write the tool calls of turns that are not learnt"
+
+
+def test_preprocess_and_the_served_model_write_tool_calls_alike_and_what_is_changed_is_counted(
+    chat_model: Path, write_jsonl: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", call_rows())
+    prepared = prepare(chat_model, data, tmp_path / "data", chat_template=CALLS)
+    task = tasks.load(TASK)
+    settings = task.settings(prepared.info.meta, SimpleNamespace(**GENERATION))
+    predict: Any = task.predictor(str(chat_model), settings)
+    for row, encoded in zip(prepared.rows("train"), prepared.encoded("train").to_pylist(), strict=True):
+        prompt = predict._prompt(task.example(row), 256)
+        assert encoded["input_ids"][: len(prompt)] == prompt
+        text = predict.generator.tokenizer.decode(prompt, skip_special_tokens=False)
+        assert 'assistant\nweather {"city": "Bonn"}<|im_end|>' in text
+    (note,) = prepared.report()["splits"]["train"]["notes"]
+    assert note.startswith("tool calls are given to the chat template with arguments as objects (the data has")
+    assert f"40 of 40 rows: {note}" in caplog.text
+
+
+SPELT = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+SPELT += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+
+
+def test_an_answer_that_the_template_does_not_end_is_ended_from_training_to_serving(
+    decoder: Any, write_jsonl: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import AutoTokenizer, GenerationConfig
+
+    model, data = decoder("llama", SPELT), write_jsonl(tmp_path / "rows.jsonl", rows())
+    prepared = prepare(model, data, tmp_path / "data")
+    assert "the eos_token </s> is put behind it" in caplog.text
+    for row in prepared.encoded("train").to_pylist():
+        learnt = [label for label in row["labels"] if label != -100]
+        assert learnt[-1] == 2 and learnt.count(2) == row["input_ids"].count(2)
+    inputs = {"preprocess_output": prepared.path, "pytorch_model_folder": tmp_path / "tuned"}
+    execute(steps.load("finetune", TASK)(model_selector_output=model, **inputs, max_steps=1))
+    text = AutoTokenizer.from_pretrained(tmp_path / "tuned").apply_chat_template(talk(1, ["cat"]), tokenize=False)
+    assert text == "user: 1 cat\nassistant: red</s>\n"
+    assert GenerationConfig.from_pretrained(tmp_path / "tuned").eos_token_id == 2
+    assert prepared.info.meta["prompting"]["stop"] == [2]
+    with pytest.raises(
+        UserError, match=r"no special token of the tokenizer, and no eos_token can be put .* name eos_to"
+    ):
+        prepare(decoder("gpt2", SPELT, eos_token=None), data, tmp_path / "other")
+
+
+def test_the_tuned_model_stops_by_its_own_settings_where_training_did(run: SimpleNamespace) -> None:
+    from transformers import GenerationConfig
+
+    stop = run.prepared.info.meta["prompting"]["stop"]
+    for folder in (run.tuned, run.exported / "artifacts" / "model"):
+        assert GenerationConfig.from_pretrained(folder).eos_token_id == (stop if len(stop) > 1 else stop[0])
+
+
+def test_an_end_that_the_generation_mark_leaves_out_is_learnt_or_refused(
+    chat_model: Path, write_jsonl: Any, tmp_path: Path
+) -> None:
+    marked = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
+    marked += (
+        "{{ m.content }}{% endgeneration %}END{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    )
+    data = write_jsonl(tmp_path / "rows.jsonl", rows())
+    prepared = prepare(chat_model, data, tmp_path / "data", chat_template=marked.replace("END", ""))
+    assert all(row["labels"].count(IM_END) for row in prepared.encoded("train").to_pylist())
+    (note,) = prepared.report()["splits"]["train"]["notes"].items()
+    assert "behind the template's {% generation %} part" in note[0] and note[1]["rows"] == 64
+    assert len(note[1]["first"]) == 20
+    with pytest.raises(
+        UserError, match=r"ends what the assistant says with <\|im_end\|>, but leaves it out of its {% ge"
+    ):
+        prepare(chat_model, data, tmp_path / "other", chat_template=marked)
+
+
+def test_columns_of_known_shapes_are_used_or_said_to_be_unused(
+    chat_model: Path, write_jsonl: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = {"system": "Be kind.", "history": [["a", "b"]], "tools": [{"name": "weather"}]}
+    first = {}
+    for shape in ("messages", "sharegpt", "alpaca", "prompt_completion"):
+        data = write_jsonl(tmp_path / f"{shape}.jsonl", [{**turns_as(shape, row), **more} for row in rows()])
+        prepared = prepare(chat_model, data, tmp_path / shape, chat_format=shape)
+        row = prepared.rows("train")[0]
+        assert json.loads(row["tools"]) == more["tools"]
+        first[shape] = [turn["content"] for turn in json.loads(row["messages"])]
+        notes = prepared.report()["sources"]["train"].get("notes", {})
+        assert all(found["rows"] == 80 for found in notes.values())
+        unused = [name for name in ("system", "history") if any(f"the column {name!r} is not used" in n for n in notes)]
+        assert unused == {"sharegpt": ["history"], "alpaca": []}.get(shape, ["system", "history"])
+    asked = first["messages"][0]
+    assert first["prompt_completion"][0] == asked and first["sharegpt"][:2] == ["Be kind.", asked]
+    assert first["alpaca"][:3] == ["Be kind.", "a", "b"] and len(first["alpaca"]) == 5
+    assert "80 of 80 rows of messages.jsonl: the column 'system' is not used with chat_format=messages" in caplog.text
 
 
 def turns_as(shape: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -279,9 +433,23 @@ def test_messages_may_be_json_in_a_csv_cell_and_tools_are_rendered(
     cells = prepare(chat_model, tmp_path / "rows.csv", tmp_path / "cells", tools_key="tools")
     data = write_jsonl(tmp_path / "rows.jsonl", given)
     lines = prepare(chat_model, data, tmp_path / "lines", tools_key="tools")
-    without = prepare(chat_model, data, tmp_path / "without")
-    ids = [[row["input_ids"] for row in found.encoded("train").to_pylist()] for found in (cells, lines, without)]
-    assert ids[0] == ids[1] != ids[2]
+    unnamed = prepare(chat_model, data, tmp_path / "unnamed")
+    without = prepare(chat_model, write_jsonl(tmp_path / "plain.jsonl", rows()), tmp_path / "without")
+    prepared = (cells, lines, unnamed, without)
+    ids = [[row["input_ids"] for row in found.encoded("train").to_pylist()] for found in prepared]
+    assert ids[0] == ids[1] == ids[2] != ids[3]
+
+
+@pytest.mark.parametrize(
+    ("tools", "problem"),
+    [("hammer", "text that is not JSON; expected a list of tools"), (["f"], "no list of tools"), ({"a": 1}, "no list")],
+)
+def test_a_column_of_tools_that_holds_none_is_named(
+    tools: Any, problem: str, chat_model: Path, write_jsonl: Any, tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", [*rows(), {**rows()[0], "tools": tools}])
+    with pytest.raises(UserError, match=rf"1 of 81 rows are wrong: column 'tools' \(tools_key\): {problem}"):
+        prepare(chat_model, data, tmp_path / "data")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Text generation from rows to answers, on a tiny Llama and a GPT-2 without special tokens."""
+"""Text generation from rows to answers, on a tiny Llama and a GPT-2 that has only a token for the end."""
 
 import json
 import math
@@ -11,6 +11,7 @@ import pytest
 
 import steps
 from tuneport import tasks
+from tuneport.artifacts import Model, write_manifest
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.stage import execute
@@ -68,11 +69,8 @@ def test_the_loss_is_on_the_completion_and_its_end_alone(run: SimpleNamespace) -
     predict = predictor(run)
     for row, encoded in zip(run.prepared.rows("test"), run.prepared.encoded("test").to_pylist(), strict=True):
         learnt = [label for label in encoded["labels"] if label != -100]
-        end = [2] if run.name == "llama" else []
-        assert learnt == [
-            *predict.generator.tokenizer.encode(" " + row["ground_truth"], add_special_tokens=False).ids,
-            *end,
-        ]
+        answer = predict.generator.tokenizer.encode(" " + row["ground_truth"], add_special_tokens=False).ids
+        assert learnt == [*answer, 2]
         assert encoded["input_ids"][-len(learnt) :] == learnt
         ((prompt, cut),) = predict.prompts([row["text"]], [100])
         assert not cut and prompt + learnt == encoded["input_ids"]
@@ -186,13 +184,42 @@ def test_a_prompt_longer_than_the_model_takes_loses_its_start(run: SimpleNamespa
 
 def test_texts_without_ground_truth_are_learnt_whole(decoder: Any, write_jsonl: Any, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", rows())
-    for name, start, end in (("llama", [1], [2]), ("gpt2", [], [])):
+    for name, start, end in (("llama", [1], [2]), ("gpt2", [], [2])):
         prepared = prepare(decoder(name), data, tmp_path / name)
         for row, encoded in zip(prepared.rows("train"), prepared.encoded("train").to_pylist(), strict=True):
             ids = encoded["input_ids"]
             assert ids[len(start) : len(ids) - len(end)] == [ids_of(byte) for byte in row["text"].encode()]
             assert ids[: len(start)] == start and ids[len(ids) - len(end) :] == end
             assert encoded["labels"] == [-100, *ids[1:]]
+
+
+def test_a_model_without_an_end_is_refused_with_the_remedy(decoder: Any, write_jsonl: Any, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", rows())
+    with pytest.raises(
+        UserError, match=r"no token that ends a text.*as eos_token in .* tokenizer_config.json, and run"
+    ):
+        prepare(decoder("gpt2", eos_token=None), data, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_token_across_the_seam_of_prompt_and_completion_is_counted(
+    decoder: Any, write_jsonl: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tokenizers import Tokenizer, models
+
+    model = decoder("gpt2")
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    merged = tokenizer.get_vocab() | {"Ġr": 261, "Ġre": 262, "Ġred": 263}
+    tokenizer.model = models.BPE(merged, [("Ġ", "r"), ("Ġr", "e"), ("Ġre", "d")])
+    tokenizer.save(str(model / "tokenizer.json"))
+    spaced = [{**row, "prompt": f"{row['prompt']} " if i % 2 else row["prompt"]} for i, row in enumerate(rows())]
+    data = write_jsonl(tmp_path / "rows.jsonl", spaced)
+    write_manifest(Model(model), "model_import", "0", {}, {})
+    report = prepare(model, data, tmp_path / "data", ground_truth_key="answer").report()
+    wanted = sum(row["answer"] == "red" and row["prompt"].endswith(" ") for row in spaced)
+    noted = [split.get("notes", {}) for split in report["splits"].values()]
+    assert sum(found["rows"] for notes in noted for found in notes.values()) == wanted > 5
+    assert f"{wanted} of {len(spaced)} rows: prompt and completion become tokens apart" in caplog.text
 
 
 def ids_of(byte: int) -> int:

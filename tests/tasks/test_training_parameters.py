@@ -126,6 +126,10 @@ def checkpoints(outcome: Outcome) -> Any:
     return sorted(folder.name for folder in (outcome.output / "checkpoints").glob("checkpoint-*"))
 
 
+def states(outcome: Outcome) -> Any:
+    return sorted(outcome.digests("checkpoints/*/optimizer.pt"))
+
+
 def padding(outcome: Outcome) -> Any:
     return [entry["padding_share"] for entry in outcome.tracked if "padding_share" in entry]
 
@@ -182,7 +186,8 @@ TRIALS: dict[str, Trial] = {
     "gradient_accumulation_steps": trial(2, log_lines),
     "auto_find_batch_size": trial(True, said("auto_find_batch_size")),
     "precision": trial("bf16", losses),
-    "gradient_checkpointing": trial(True, watched("layers_computed")),
+    "gradient_checkpointing": trial("true", watched("layers_computed")),
+    "weights_dtype": trial("bfloat16", losses, precision="bf16"),
     "attention": trial("eager", watched("attention")),
     "enable_full_determinism": trial(True, watched("deterministic")),
     "dataloader_num_workers": trial(1, watched("workers")),
@@ -196,6 +201,8 @@ TRIALS: dict[str, Trial] = {
     "use_dora": trial(True, **LORA),
     "merge_lora_weights": trial(False, apply_lora=True),
     "quantization": trial("4bit", **LORA),
+    # -- outputs
+    "output_dtype": trial("bfloat16"),
     # -- sharding
     "deepspeed_offload": trial(True, apply_deepspeed=True),
     "fsdp": trial("full_shard"),
@@ -208,6 +215,7 @@ TRIALS: dict[str, Trial] = {
     "logging_strategy": trial("epoch", log_lines),
     "logging_steps": trial(2, log_lines, 1),
     "save_total_limit": trial(1, checkpoints, num_train_epochs=3, learning_rate=1e-12),
+    "checkpoint_contents": trial("weights", states),
     "resume_from_checkpoint": trial(EARLIER, num_train_epochs=2),
     "apply_early_stopping": trial(True, log_lines, **NO_STEP),
     "early_stopping_patience": trial(2, log_lines, apply_early_stopping=True, **NO_STEP),
@@ -217,7 +225,7 @@ TRIALS: dict[str, Trial] = {
     "metric_for_best_model": trial("ANOTHER", lambda outcome: outcome.best_metric),
 }
 # Training in a group of processes: their own test below.
-GROUPS = {"number_of_gpu_to_use_finetuning", "num_nodes_finetune", "apply_deepspeed", "deepspeed_stage"}
+GROUPS = {"number_of_gpu_to_use_finetuning", "num_nodes_finetune", "ddp_timeout", "apply_deepspeed", "deepspeed_stage"}
 
 OF_MODELS = {"ignore_mismatched_sizes"}  # only of use with models that others are not; a test of its own below
 # These change how the work is done and not its result; how they do it is seen in tests/training.
@@ -227,6 +235,7 @@ SAME_RESULT = {
     "dataloader_num_workers",
     "number_of_gpu_to_use_finetuning",
     "num_nodes_finetune",
+    "ddp_timeout",
     "apply_deepspeed",
     "deepspeed_stage",
     "deepspeed_offload",
@@ -400,11 +409,11 @@ def test_weights_of_another_size_are_refused_by_name_or_made_new(
 
 
 @pytest.mark.slow
-@every_task
-def test_two_processes_train_with_deepspeed(task: str, ready: Callable[[str], Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("task", "stage"), [*((task, "3") for task in tasks.names()), ("question_answering", "2")])
+def test_two_processes_train_with_deepspeed(task: str, stage: str, ready: Callable[[str], Any], tmp_path: Path) -> None:
     made, values = (
         ready(task),
-        {"number_of_gpu_to_use_finetuning": 2, "apply_deepspeed": True, "deepspeed_stage": "3"},
+        {"number_of_gpu_to_use_finetuning": 2, "apply_deepspeed": True, "deepspeed_stage": stage},
     )
     command = [sys.executable, "-m", "steps", "finetune", "--task_name", task]
     command += ["--model_selector_output", str(made.model), "--preprocess_output", str(made.prepared)]
@@ -415,5 +424,7 @@ def test_two_processes_train_with_deepspeed(task: str, ready: Callable[[str], An
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     outcome = Outcome(output=tmp_path / "output")
+    spread = stage == "3" and tasks.load(task).needs_answers("loss")
+    assert ("answers all" in done.stdout + done.stderr) == spread
     assert log_lines(outcome) == [1, 2] and weights(outcome)
     assert len(outcome.digests("checkpoints/checkpoint-2/global_step2/*optim_states.pt")) == 2

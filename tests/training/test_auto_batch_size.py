@@ -163,7 +163,7 @@ def test_where_all_fits_nothing_changes(finetune: Any, tmp_path: Path) -> None:
 
 
 def test_recomputed_activations_take_less_memory(finetune: Any, tmp_path: Path) -> None:
-    run = finetune(tmp_path / "out", room=1_400, gradient_checkpointing=True)
+    run = finetune(tmp_path / "out", room=1_400, gradient_checkpointing="true")
     assert run.returncode == 0, run.stderr
 
 

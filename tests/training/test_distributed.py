@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.fork_server import run_stage
+from tuneport.errors import UserError
 from tuneport.targets.docker.settings import Images
 
 pytestmark = pytest.mark.slow
@@ -42,8 +45,13 @@ def command(still: SimpleNamespace, output: Path, **values: str) -> list[str]:
 
 
 def train(still: SimpleNamespace, output: Path, **values: str) -> subprocess.CompletedProcess[str]:
+    """Run a training to its end; ``stdout`` is all it says."""
+    argv = command(still, output, **values)
+    if not {"number_of_gpu_to_use_finetuning", "num_nodes_finetune", "apply_deepspeed"} & values.keys():
+        done = run_stage(*argv[3:])
+        return subprocess.CompletedProcess(argv, done.returncode, done.stdout + done.stderr)
     return subprocess.run(
-        command(still, output, **values),
+        argv,
         env=os.environ | CPU,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -102,6 +110,16 @@ def alone(still: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> A
 @pytest.mark.parametrize("values", [TWO, *ZERO.values()], ids=["two processes", "ZeRO-1", "ZeRO-2", "ZeRO-3"])
 def test_two_processes_train_what_one_does(values: dict[str, str], lora: bool, alone: Alone, tmp_path: Path) -> None:
     assert_same_training(trained(alone.still, tmp_path / "out", **values, **(LORA if lora else {})), alone(lora))
+
+
+def test_a_model_that_no_checkpoint_holds_whole_is_put_together_from_its_shards(alone: Alone, tmp_path: Path) -> None:
+    zero = {"stage": 3, "reduce_bucket_size": "auto", "stage3_gather_16bit_weights_on_model_save": False}
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": zero, "zero_allow_untested_optimizer": True}), "utf-8")
+    output = trained(alone.still, tmp_path / "out", **TWO, apply_deepspeed="true", deepspeed=str(file))
+    best = output / json.loads((output / "training.json").read_text("utf-8"))["best_checkpoint"]
+    assert not list(best.glob("*.safetensors"))
+    assert_same_training(output, alone(lora=False))
 
 
 # -- two machines ------------------------------------------------------------------------------------------------------
@@ -191,6 +209,62 @@ def test_a_machine_that_is_lost_ends_the_other_with_a_message(
     last = (tmp_path / "node-0.log").read_text().strip().splitlines()[-1]
     assert last.startswith("error: rank 0 "), last
     second.wait()
+
+
+@pytest.mark.parametrize("kind", ["PyTorchJob", "TrainJob"])
+def test_an_elastic_training_goes_on_without_a_machine_that_is_lost_for_good(
+    kind: str, still: SimpleNamespace, tmp_path: Path
+) -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    # As a PyTorchJob with an elasticPolicy sets them.
+    elastic = {"PET_NNODES": "1:2", "PET_MAX_RESTARTS": "3", "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ID": "job"}
+    elastic |= {"PET_RDZV_ENDPOINT": f"127.0.0.1:{port}", "PET_LOCAL_ADDR": "127.0.0.1", "PET_NPROC_PER_NODE": "1"}
+    if kind == "TrainJob":
+        elastic = {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
+        elastic |= {"TUNEPORT_ELASTIC": "1:2", "TUNEPORT_ELASTIC_RESTARTS": "3", "PET_LOCAL_ADDR": "127.0.0.1"}
+    values = {"num_nodes_finetune": "2", "resume_from_checkpoint": "true", "max_steps": "400", "eval_steps": "100"}
+    argv = command(still, tmp_path / "out", **values, logging_steps="100")
+    nodes = []
+    for node in (0, 1):
+        with (tmp_path / f"node-{node}.log").open("wb") as log:
+            own = elastic | {"PET_RDZV_CONF": f"is_host={node == 0},last_call_timeout=5"}
+            if kind == "TrainJob":
+                own = elastic | {"PET_NODE_RANK": str(node)}
+            nodes.append(subprocess.Popen(argv, env=os.environ | CPU | own, stdout=log, stderr=log))
+    first, second = nodes
+    try:
+        until = time.monotonic() + 200
+        while not list(tmp_path.glob(".out.partial/checkpoints/checkpoint-*/manifest.json")):
+            assert time.monotonic() < until and first.poll() is None, (tmp_path / "node-0.log").read_text()
+            time.sleep(0.1)
+        lost = children(second.pid)
+        second.kill()
+        for pid in lost:
+            os.kill(pid, signal.SIGKILL)
+        assert first.wait(timeout=500) == 0, (tmp_path / "node-0.log").read_text()
+    finally:
+        for node in nodes:
+            for pid in children(node.pid) if node.poll() is None else ():
+                os.kill(pid, signal.SIGKILL)
+            node.kill()
+            node.wait()
+    said = (tmp_path / "node-0.log").read_text()
+    assert "resuming from checkpoint-" in said and "1 of 2 processes are there: each adds up 2 batches a step" in said
+    training = json.loads((tmp_path / "out" / "training.json").read_text("utf-8"))
+    assert training["steps"] == 400 and training["gradient_accumulation_steps"] == 2
+
+
+def test_batches_that_cannot_be_shared_out_by_the_processes_that_are_left_are_said() -> None:
+    from tuneport.training.train import accumulated_batches
+
+    options: Any = SimpleNamespace(
+        number_of_gpu_to_use_finetuning=1, num_nodes_finetune=3, gradient_accumulation_steps=1
+    )
+    assert accumulated_batches(options, 3) == 1 and accumulated_batches(options, 1) == 3
+    with pytest.raises(UserError, match="2 processes are left of 3: the 3 batches of a step cannot be shared out"):
+        accumulated_batches(options, 2)
 
 
 def test_a_machine_that_finds_no_other_says_so(

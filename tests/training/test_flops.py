@@ -20,6 +20,7 @@ from transformers import (
 from tuneport.training.batch_counts import Counts
 from tuneport.training.flops import cost, peak
 from tuneport.training.padding_free import choose
+from tuneport.training.padding_free.unpad import rows_of
 
 SMALL = {"vocab_size": 200, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "attn_implementation": "eager"}
@@ -54,7 +55,7 @@ def test_tokens_that_the_head_is_not_given_cost_none_of_it() -> None:
     counted, found = [], cost(model)
     for labels in (ids, some):
         with FlopCounterMode(display=False) as counter:
-            model(input_ids=ids, labels=labels, lengths=(48, 48)).loss.backward()
+            model(input_ids=ids, labels=labels, lengths=rows_of((48, 48), 48, labels)).loss.backward()
         counted.append(counter.get_total_flops())
     assert found is not None
     told = [found.of(Counts(rows=2, tokens=96, squared_lengths=2 * 48**2, without_logits=96 - 2 * n)) for n in (47, 15)]

@@ -1,11 +1,14 @@
 """What training takes in is counted by the row and the token; what is no number stops it, with the rows named."""
 
+import faulthandler
 import json
 import logging
 import math
+import os
 import pickle
 import shutil
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ TASK = "text_classification"
 PLANTED = "q"  # a token of the tiny model that no other row has
 AT_STEP = 6  # where the planted row's turn is
 SEED = 42
+PATIENCE = 300  # seconds that a process of two may take
 
 
 class Recorded(Run):
@@ -139,8 +143,11 @@ def test_an_encoder_decoder_s_targets_count_as_tokens_and_a_row_s_label_does_not
     assert pickle.loads(pickle.dumps(own)) == own, "it comes from another process"
 
 
-def _rank(rank: int, store: str, results: Any) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _rank(rank: int, port: int, results: Any) -> None:
+    faulthandler.dump_traceback_later(PATIENCE - 60)  # says where it waits
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    store = torch.distributed.TCPStore("127.0.0.1", port, timeout=timedelta(seconds=PATIENCE))
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     device = torch.device("cpu")
     counts = summed(Counts(rows=1 + rank, tokens=10, computed_tokens=20, squared_lengths=5), 2, device)
     found = _of_any_rank("step 3" if rank == 1 else None, 2, device)
@@ -149,13 +156,14 @@ def _rank(rank: int, store: str, results: Any) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_ranks_add_up_their_counts_and_stop_together(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork" if not torch.cuda.is_available() else "spawn")
+def test_ranks_add_up_their_counts_and_stop_together() -> None:
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     results = context.Queue()
-    ranks = [context.Process(target=_rank, args=(rank, str(tmp_path / "store"), results)) for rank in range(2)]
+    server = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = [context.Process(target=_rank, args=(rank, server.port, results), daemon=True) for rank in range(2)]
     for rank in ranks:
         rank.start()
-    first, second = (results.get(timeout=120) for _ in ranks)
+    first, second = (results.get(timeout=PATIENCE) for _ in ranks)
     for rank in ranks:
         rank.join()
     assert first == second

@@ -1,11 +1,15 @@
 """Each optimizer that transformers offers trains where its package is installed, or says what it lacks."""
 
 import hashlib
+import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 from transformers.training_args import OptimizerNames
 
@@ -17,6 +21,7 @@ from tuneport.tracking import Run
 from tuneport.training import optimizers
 from tuneport.training.conflicts import CPU, check
 from tuneport.training.machine import here
+from tuneport.training.muon import MuonBesideAdamW
 from tuneport.training.parameters import TrainingParams
 from tuneport.training.train import train
 
@@ -28,6 +33,8 @@ USABLE = [
     for name in CHOICES
     if all(module in INSTALLED for module, (_, names) in optimizers.PACKAGES.items() if name in names)
 ]
+
+needs_muon = pytest.mark.skipif("muon" not in USABLE, reason="this torch is without Muon")
 
 
 class Stepped(TrainerCallback):  # type: ignore[misc]
@@ -65,7 +72,8 @@ def stepped(still: SimpleNamespace, output: Path, **values: Any) -> tuple[Steppe
 
 
 def test_the_choices_and_the_refused_are_transformers_own() -> None:
-    assert {*CHOICES, *optimizers.NOT_OFFERED} - {*optimizers.DEFAULTS} == {name.value for name in OptimizerNames}
+    own = {*optimizers.DEFAULTS, optimizers.MUON}
+    assert {*CHOICES, *optimizers.NOT_OFFERED} - own == {name.value for name in OptimizerNames}
     assert not {*CHOICES} & {*optimizers.NOT_OFFERED}
     in_packages = [name for _, names in optimizers.PACKAGES.values() for name in names]
     assert {*in_packages} < {*CHOICES} and len(in_packages) == len({*in_packages})
@@ -83,7 +91,7 @@ def test_an_optimizer_whose_package_is_missing_is_refused_with_what_to_install(m
     for name in names:
         chosen = stage(optim=name)
         chosen.check()
-        with pytest.raises(UserError, match=rf"^optim={name}: .*\(pip install {package}\)"):
+        with pytest.raises(UserError, match=rf"^optim={name}: .*\(pip install {re.escape(package)}\)"):
             check(chosen, CPU)
 
 
@@ -91,6 +99,7 @@ def test_each_optimizer_that_is_installed_trains_in_its_own_way(still: SimpleNam
     found = {name: stepped(still, tmp_path / f"of {name}", optim=name) for name in USABLE}
     kinds = {name: of_one.kind for name, (of_one, _) in found.items()}
     own = {"adafactor": "Adafactor", "sgd": "SGD", "adagrad": "Adagrad", "rmsprop": "RMSprop"}
+    own |= {"muon": "MuonBesideAdamW"} if "muon" in USABLE else {}
     assert kinds.items() >= own.items()
     assert {name for name, kind in kinds.items() if kind == "AdamW"} >= {
         "",
@@ -104,6 +113,49 @@ def test_each_optimizer_that_is_installed_trains_in_its_own_way(still: SimpleNam
     assert weights[""] == weights["adamw_hf"] == weights["adamw_torch_fused"]
     others = [digest for name, digest in weights.items() if name not in (*optimizers.DEFAULTS, "adamw_torch")]
     assert len({*others}) == len(others)
+
+
+@needs_muon
+def test_muon_moves_the_matrices_of_linear_layers_and_a_resume_goes_on(still: SimpleNamespace, tmp_path: Path) -> None:
+    model = tasks.load(TASK).load_model(still.model, Prepared(still.rows).info.meta)
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    of_layers = [shape for name, shape in shapes.items() if len(shape) == 2 and "embeddings" not in name]
+    values = {"optim": "muon", "evaluation_strategy": "steps", "eval_steps": 2, "weight_decay": 0.1}
+    callback, whole = stepped(still, tmp_path / "whole", **values)
+    found = {own: [g for g in callback.groups if g["matrices"] is own] for own in (True, False)}
+    assert sorted(tuple(w.shape) for g in found[True] for w in g["params"]) == sorted(of_layers)
+    assert sum(len(g["params"]) for g in callback.groups) == len(shapes)
+    assert {g["weight_decay"] for g in found[True]} == {0.1} and {g["weight_decay"] for g in found[False]} == {0.1, 0.0}
+    assert len({g["lr"] for g in callback.groups}) == 1
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    for step in (6, 7):
+        shutil.rmtree(tmp_path / "part" / "checkpoints" / f"checkpoint-{step}")
+    _, resumed = stepped(still, tmp_path / "part", **values, resume_from_checkpoint="true")
+    folders = [tmp_path / run / "checkpoints" / "checkpoint-7" for run in ("whole", "part")]
+    last = [load_file(folder / "model.safetensors") for folder in folders]
+    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0]) and resumed == whole
+
+
+@needs_muon
+def test_muon_makes_the_steps_that_torch_makes(still: SimpleNamespace) -> None:
+    torch.manual_seed(0)
+    start = [torch.randn(8, 8), torch.randn(8)]
+    mixed, alone = ([torch.nn.Parameter(w.clone()) for w in start] for _ in range(2))
+    both = MuonBesideAdamW(
+        [{"params": mixed, "weight_decay": 0.0}], matrices={id(mixed[0])}, lr=0.1, betas=(0.9, 0.99), eps=1e-8
+    )
+    parts = [
+        torch.optim.Muon(alone[:1], lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(alone[1:], lr=0.1, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
+    ]
+    for _ in range(3):
+        for weights, optimizers_ in ((mixed, [both]), (alone, parts)):
+            for weight, one in zip(weights, start, strict=True):
+                weight.grad = one.sin()
+            for optimizer in optimizers_:
+                optimizer.step()
+    assert all(torch.equal(*pair) for pair in zip(mixed, alone, strict=True))
+    assert not torch.equal(mixed[0], start[0])
 
 
 @pytest.mark.parametrize("name", CHOICES)

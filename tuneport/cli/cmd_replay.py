@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from tuneport.cli.environment import shown
 from tuneport.cli.pipeline_command import PipelineCommand, path_option, request_of, target_option
 from tuneport.cli.stage_command import LoadStage
 
@@ -40,7 +41,7 @@ def command(load: LoadStage) -> click.Command:
         document = chosen.compile(pipeline, {}, dc.replace(request, environment=environment))
         if run:
             return chosen.submit(document)
-        click.echo("\n".join(chosen.shell(document)))
+        click.echo(shown("\n".join(chosen.shell(document))))
         return 0
 
     parameters: list[click.Parameter] = [

@@ -26,12 +26,13 @@ def command(load: Callable[[str | None], Pipeline], argv: Sequence[str]) -> clic
         target: str,
         output_dir: Path | None,
         start_from: str | None,
+        verify: str,
     ) -> int:
         from tuneport import targets
 
         chosen = targets.load(target)
         targets.check_resources(pipeline, values, chosen)
-        request = request_of(pipeline, platform, without(argv, "--from"), output_dir, start_from)
+        request = request_of(pipeline, platform, without(argv, "--from"), output_dir, start_from, verify=verify)
         return chosen.submit(chosen.compile(pipeline, values, request))
 
     options = (
@@ -39,6 +40,13 @@ def command(load: Callable[[str | None], Pipeline], argv: Sequence[str]) -> clic
         path_option("--output_dir", "DIR", "Folder of the run.  [default: runs/PIPELINE]"),
         click.Option(
             ["--from", "start_from"], metavar="STAGE", help="Keep what earlier stages wrote; rerun from here."
+        ),
+        click.Option(
+            ["--verify"],
+            type=click.Choice(["changed", "full"]),
+            default="changed",
+            show_default=True,
+            help="Read again only files that changed since this machine read them, or every file that a stage reads.",
         ),
     )
     help = "Run a pipeline; what is done and unchanged is not done again."

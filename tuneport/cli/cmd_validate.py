@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 import click
 
 from tuneport.cli.pipeline_command import pipeline_command, request_of, target_option
-from tuneport.runner import bind
 
 if t.TYPE_CHECKING:
     from tuneport.graph import Pipeline
@@ -20,15 +19,10 @@ def command(load: Callable[[str | None], Pipeline]) -> click.Command:
     def validate(pipeline: Pipeline, values: Mapping[str, t.Any], platform: Mapping[str, t.Any], target: str) -> int:
         from tuneport import targets
 
-        chosen, request = targets.load(target), request_of(pipeline, platform, ())
-        targets.check_resources(pipeline, values, chosen)
-        targets.settings(chosen, request)
-        if chosen.remote:
-            chosen.compile(pipeline, values, request)
-        else:
-            bind.check(bind.instantiate(pipeline, values, request.output_dir))
+        for found in targets.validate(pipeline, values, targets.load(target), request_of(pipeline, platform, ())):
+            click.echo(f"note: {found}")
         click.echo(f"valid: {pipeline.name} ({' → '.join(node.name for node in pipeline.active(values))})")
         return 0
 
-    help = "Check values, files and columns without running anything."
+    help = "Check values, files, columns and the first rows without running anything."
     return pipeline_command("validate", help, load, validate, (target_option("local"),))

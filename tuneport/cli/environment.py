@@ -1,27 +1,74 @@
-"""What the environment says, read here and nowhere else: logging, context, folders of the user's own."""
+"""What the environment says, read here and nowhere else: logging, secrets, context, folders of the user's own."""
 
 from __future__ import annotations
 
 import importlib
 import logging
 import os
+import sys
+import typing as t
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from tuneport.errors import UserError
+from tuneport import digests
+from tuneport.errors import UserError, excerpt
 from tuneport.launchers import torchrun
+from tuneport.secrets import credentials, masked
 from tuneport.step import Context
+
+
+def shown(text: str) -> str:
+    """A text for the terminal or a log: without the secrets of addresses, and without what variables of ours hold."""
+    return masked(text, credentials(os.environ))
+
+
+class _Shown:
+    """A stream of text that writes what `shown` gives; for all else the stream itself."""
+
+    def __init__(self, stream: t.TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(shown(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> t.Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def shown_streams() -> Iterator[None]:
+    """While entered, what anybody prints goes out without secrets."""
+    out, err = (t.cast(t.TextIO, _Shown(stream)) for stream in (sys.stdout, sys.stderr))
+    with redirect_stdout(out), redirect_stderr(err):
+        yield
+
+
+class _Formatter(logging.Formatter):
+    """Formats a log line, its traceback included, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
 
 
 def configure_logging() -> None:
     """Log lines go to stderr: time, stage, message. Of several processes, all but the first only warn."""
     rank = int(os.environ["RANK"]) if torchrun.is_rank(os.environ) else 0
     line = f"%(asctime)s %(name)s {f'[rank {rank}]' if rank else ''} %(message)s"
-    logging.basicConfig(level=logging.WARNING, format=line, datefmt="%H:%M:%S", force=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter(line, "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("tuneport").setLevel(logging.WARNING if rank else logging.INFO)
 
 
 def context_from_environment() -> Context:
-    """What the platform tells a stage: MLflow's own variables, and torchrun's where it is one of several processes."""
+    """What the platform tells a stage: MLflow's own variables, torchrun's where it is one of several processes, and
+    where a run keeps the digests of files."""
     is_rank = torchrun.is_rank(os.environ)
     ranks = {n: int(os.environ[n.upper()]) for n in ("rank", "local_rank", "world_size")} if is_rank else {}
     return Context(
@@ -29,6 +76,7 @@ def context_from_environment() -> Context:
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or None,
         run_id=os.environ.get("MLFLOW_RUN_ID") or None,
         is_rank=is_rank,
+        digests=Path(record) if (record := os.environ.get(digests.VARIABLE)) else None,
         **ranks,
     )
 
@@ -54,7 +102,7 @@ def add_modules(*packages: str) -> None:
         if not (folder := os.environ.get(variable)):
             continue
         if not Path(folder).is_dir():
-            raise UserError(f"{variable}={folder!r}: no such folder; expected one with files NAME.py, {kind}.")
+            raise UserError(f"{variable}={excerpt(folder)}: no such folder; expected one with files NAME.py, {kind}.")
         path = importlib.import_module(package).__path__
         if (absolute := str(Path(folder).absolute())) not in path:
             path.append(absolute)

@@ -8,12 +8,28 @@ from collections.abc import Callable, Sequence
 import click
 
 import tuneport
-from tuneport.cli import cmd_compile, cmd_init, cmd_replay, cmd_run, cmd_schema, cmd_stage, cmd_submit, cmd_validate
+from tuneport.cli import (
+    cmd_compile,
+    cmd_estimate,
+    cmd_examples,
+    cmd_init,
+    cmd_preview,
+    cmd_replay,
+    cmd_run,
+    cmd_schema,
+    cmd_stage,
+    cmd_submit,
+    cmd_validate,
+    cmd_verify,
+)
+from tuneport.cli.cmd_estimate import Estimate
+from tuneport.cli.cmd_preview import ShowPreview
+from tuneport.cli.commands import Commands
 from tuneport.cli.environment import configure_logging
 from tuneport.cli.exit_codes import guard
 from tuneport.cli.pipeline_command import Load
 from tuneport.cli.stage_command import LoadStage
-from tuneport.errors import UserError, did_you_mean
+from tuneport.errors import UserError
 
 if t.TYPE_CHECKING:
     from tuneport.graph import Pipeline
@@ -21,38 +37,42 @@ if t.TYPE_CHECKING:
 Names = Callable[[], Sequence[str]]
 
 
-class Commands(click.Group):
-    """A click group that guesses what a misspelt command should have been."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        known = self.list_commands(ctx)
-        if args[0] not in known and not args[0].startswith("-"):
-            raise UserError(
-                f"unknown command '{args[0]}'; there are: {', '.join(known)}.{did_you_mean(args[0], known)}"
-            )
-        return super().resolve_command(ctx, args)
-
-
-def main(argv: Sequence[str], names: Names, load: Load, load_stage: LoadStage, stages: Names) -> int:
+def main(
+    argv: Sequence[str],
+    *,
+    names: Names,
+    load: Load,
+    load_stage: LoadStage,
+    stages: Names,
+    estimate: Estimate | None = None,
+    preview: ShowPreview | None = None,
+) -> int:
     """`tuneport COMMAND …`; returns the exit code.
 
-    ``names`` and ``load`` are those of pipelines, ``stages`` and ``load_stage`` those of stages.
+    ``names`` and ``load`` are those of pipelines, ``stages`` and ``load_stage`` those of stages; ``estimate`` is what
+    `tuneport estimate` calls, ``preview`` what `tuneport preview` does: commands that are there where these are given.
     """
     configure_logging()
 
     def work() -> int:
-        code = commands(names(), load, load_stage, stages, argv).main(
-            list(argv), prog_name="tuneport", standalone_mode=False
+        group = commands(
+            names(), load=load, load_stage=load_stage, stages=stages, estimate=estimate, preview=preview, argv=argv
         )
+        code = group.main(list(argv), prog_name="tuneport", standalone_mode=False)
         return int(code or 0)
 
     return guard(work)
 
 
 def commands(
-    pipelines: Sequence[str], load: Load, load_stage: LoadStage, stages: Names, argv: Sequence[str]
+    pipelines: Sequence[str],
+    *,
+    load: Load,
+    load_stage: LoadStage,
+    stages: Names,
+    estimate: Estimate | None,
+    preview: ShowPreview | None,
+    argv: Sequence[str],
 ) -> click.Group:
     """The commands; ``argv`` is what the user typed, shown again as the way to go on after a failure.
 
@@ -82,10 +102,14 @@ def commands(
         cmd_compile.command(named, argv),
         cmd_submit.command(named, argv),
         cmd_validate.command(named),
+        *([cmd_preview.command(named, preview)] if preview else []),
+        *([cmd_estimate.command(named, estimate)] if estimate else []),
         cmd_stage.command(stages, load_stage),
         cmd_replay.command(load_stage),
         cmd_schema.command(named),
         cmd_init.command(named),
+        cmd_examples.command(),
+        cmd_verify.command(),
     ):
         group.add_command(command)
     return group

@@ -89,6 +89,8 @@ def request_of(
     argv: Sequence[str],
     output_dir: Path | None = None,
     start_from: str | None = None,
+    *,
+    verify: t.Any = "changed",
 ) -> Request:
     """What a target is asked, with what the surroundings say."""
     from tuneport.runner.request import Request
@@ -98,6 +100,7 @@ def request_of(
         folder=Path.cwd(),
         environment=dict(os.environ),
         start_from=start_from,
+        verify=verify,
         command=("tuneport", *argv),
         platform=platform,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,25 @@ from tuneport.data.splits import SPLITS, Codes
 
 LISTED_ROWS = 20  # of the rows dropped for one reason, so many are named
 BINS = 20  # at most
+
+
+class Notes:
+    """What has to be said of rows that are kept: by note, how many they are and which come first."""
+
+    def __init__(self) -> None:
+        self.rows = Counter[str]()
+        self.first: dict[str, list[str]] = {}
+
+    def add(self, note: str, row: str) -> None:
+        self.rows[note] += 1
+        listed = self.first.setdefault(note, [])
+        if len(listed) < LISTED_ROWS:
+            listed.append(row)
+
+    def report(self) -> dict[str, Any]:
+        """Nothing where there are none."""
+        notes = {note: {"rows": n, "first": self.first[note]} for note, n in self.rows.most_common()}
+        return {"notes": notes} if notes else {}
 
 
 class TokenLengths:
@@ -60,25 +81,45 @@ def duplicates_report(
     splits: Codes,
     sources: Codes,
     identities: npt.NDArray[np.uint64],
-    other_label: int,
+    contents: npt.NDArray[np.uint64],
+    others: Mapping[str, int],
 ) -> dict[str, Any]:
-    """How many rows repeat another one's inputs: removed, or left within and across splits (``none``)."""
-    report: dict[str, Any] = {
-        "deduplicate": mode,
-        "duplicates": len(duplicates.rows),
-        "with_another_label": other_label,
-    }
+    """How many rows are duplicates: removed, or left within and across splits (``none``).
+
+    ``identities`` (rows,) are hashes of inputs; ``contents`` those of inputs and reference, empty for tasks without.
+    ``others``: how many of the duplicates have another label or reference than the row that they repeat.
+    """
+    report: dict[str, Any] = {"deduplicate": mode, "duplicates": len(duplicates.rows), **others}
+    if several := _several_references(splits, identities, contents):
+        report["several_references"] = several
     if mode != "none":
         removed = np.bincount(sources[duplicates.rows], minlength=len(SPLITS)).tolist()
         return report | {"removed": dict(zip(SPLITS, removed, strict=True))}
     distinct = [np.unique(identities[splits == code]) for code in range(len(SPLITS))]
-    within = {split: int((splits == code).sum()) - len(distinct[code]) for code, split in enumerate(SPLITS)}
+    whole = contents if len(contents) else identities
+    within = {
+        split: int((splits == code).sum()) - len(np.unique(whole[splits == code])) for code, split in enumerate(SPLITS)
+    }
     pairs = [(a, b) for b in range(len(SPLITS)) for a in range(b)]
     across = {
         f"{SPLITS[b]} rows also in {SPLITS[a]}": int(np.isin(identities[splits == b], distinct[a]).sum())
         for a, b in pairs
     }
     return report | {"within": within, "across": across}
+
+
+def _several_references(
+    splits: Codes, identities: npt.NDArray[np.uint64], contents: npt.NDArray[np.uint64]
+) -> dict[str, int] | None:
+    """How many inputs of kept rows have several references, and how many rows these are; None where none has."""
+    if not len(contents):
+        return None
+    kept = splits < len(SPLITS)
+    _, first, place = np.unique(contents[kept], return_index=True, return_inverse=True)
+    _, of_content, answers = np.unique(identities[kept][first], return_inverse=True, return_counts=True)
+    several = answers > 1
+    rows = int(several[of_content][place].sum())
+    return {"inputs": int(several.sum()), "rows": rows} if rows else None
 
 
 def near_duplicates_report(

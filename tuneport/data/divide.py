@@ -11,11 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from tuneport.data.data_report import duplicates_report, groups_report, near_duplicates_report
-from tuneport.data.duplicates import Duplicates, find_duplicates
+from tuneport.data.duplicates import Duplicates, find_duplicates, repeated_rows
 from tuneport.data.near_duplicates import NearDuplicateIndex, NearDuplicates
 from tuneport.data.options import PrepareParams
 from tuneport.data.read_rows import Collected, SourceCount
-from tuneport.data.splits import REMOVED, SPLITS, Codes, assign_group_splits, assign_splits
+from tuneport.data.splits import (
+    REMOVED,
+    SPLITS,
+    Codes,
+    assign_group_splits,
+    assign_input_splits,
+    assign_splits,
+    joined_groups,
+)
 from tuneport.errors import UserError
 
 log = logging.getLogger("tuneport.preprocess")
@@ -31,15 +39,19 @@ def divide(
     identities = np.frombuffer(collected.identities, np.uint64)
     classes = np.frombuffer(collected.classes, np.int32)
     sources = collected.source_codes()
-    duplicates = find_duplicates(identities)
+    contents = np.frombuffer(collected.contents, np.uint64)
+    same_inputs = find_duplicates(identities)
+    duplicates, other_reference = repeated_rows(same_inputs, contents, sources)
     other_label = int((classes[duplicates.rows] != classes[duplicates.originals]).sum())
+    others = {"with_another_reference": other_reference} if len(contents) else {"with_another_label": other_label}
     splits = np.full(len(sources), REMOVED, np.uint8)
     keep = np.ones(len(sources), bool)
     if options.deduplicate != "none":
         keep[duplicates.rows] = False
-        _note_removed(collected, sources, duplicates, other_label)
-    near_duplicates = near.find(duplicates.rows, remove=options.deduplicate == "near")
+        _note_removed(collected, sources, duplicates, others)
+    near_duplicates = near.find(same_inputs.rows, remove=options.deduplicate == "near")
     if options.deduplicate == "near":
+        near_duplicates = _with_other_answers(near_duplicates, same_inputs, keep)
         keep[near_duplicates.rows] = False
         _note_near_removed(collected, sources, near_duplicates, classes)
     for split, count in collected.sources.items():
@@ -51,11 +63,16 @@ def divide(
         "seed": options.split_seed,
     }
     groups = np.frombuffer(collected.groups, np.uint64)
-    if options.group_key is None:
-        splits[keep] = assign_splits(sources[keep], strata[keep], collected.sources, **ratios)
-    else:
+    if len(contents):
+        _check_inputs(identities[keep & (sources == 0)], collected)
+    if options.group_key is not None:
         _check_groups(groups[keep & (sources == 0)], options.group_key, collected)
-        splits[keep] = assign_group_splits(sources[keep], strata[keep], groups[keep], collected.sources, **ratios)
+        together = joined_groups(groups[keep], identities[keep]) if len(contents) else groups[keep]
+        splits[keep] = assign_group_splits(sources[keep], strata[keep], together, collected.sources, **ratios)
+    elif len(contents):
+        splits[keep] = assign_input_splits(sources[keep], strata[keep], identities[keep], collected.sources, **ratios)
+    else:
+        splits[keep] = assign_splits(sources[keep], strata[keep], collected.sources, **ratios)
     _check_sizes(splits, collected.sources["train"], options)
     leakage = {
         "duplicates": duplicates_report(
@@ -64,7 +81,8 @@ def divide(
             splits=splits,
             sources=sources,
             identities=identities,
-            other_label=other_label,
+            contents=contents,
+            others=others,
         ),
         "near_duplicates": near_duplicates_report(
             near_duplicates,
@@ -93,8 +111,38 @@ def _check_groups(groups: npt.NDArray[np.uint64], group_key: str, collected: Col
         )
 
 
+def _check_inputs(inputs: npt.NDArray[np.uint64], collected: Collected) -> None:
+    missing = [split for split in SPLITS if split not in collected.sources]
+    found = len(np.unique(inputs))
+    if missing and found <= len(missing):
+        raise UserError(
+            f"{collected.sources['train'].file}: its {len(inputs)} training rows have {found} different inputs; "
+            f"expected at least {len(missing) + 1}, as the answers to one input stay in one split and "
+            f"{' and '.join(missing)} rows are taken from them. Add rows, or give "
+            f"{' and '.join(f'{split}_file_path' for split in missing)}."
+        )
+
+
+def _with_other_answers(near: NearDuplicates, same_inputs: Duplicates, keep: npt.NDArray[np.bool_]) -> NearDuplicates:
+    """Near duplicates with the kept rows that have their inputs: where one goes, the other answers to it go."""
+    original = dict(zip(near.rows.tolist(), near.originals.tolist(), strict=True))
+    chosen = np.isin(same_inputs.originals, near.rows) & keep[same_inputs.rows]
+    more = same_inputs.of(chosen)
+    if not len(more.rows):
+        return near
+    rows = np.concatenate([near.rows, more.rows])
+    originals = np.concatenate([near.originals, [original[row] for row in more.originals.tolist()]])
+    return NearDuplicates(rows=rows, originals=originals, checked=near.checked)
+
+
 def _warn(leakage: Mapping[str, Mapping[str, t.Any]]) -> None:
-    """Say what may leak from one split into another and was left."""
+    """Say what may leak from one split into another and was left, and where rows are answers to one input."""
+    if several := leakage["duplicates"].get("several_references"):
+        log.info(
+            "%s rows are different answers to %s inputs: they are kept, those to one input in one split",
+            f"{several['rows']:,}",
+            f"{several['inputs']:,}",
+        )
     near = leakage["near_duplicates"]
     if found := [f"{n:,} {where}" for where, n in near.get("across", {}).items() if n]:
         log.warning(
@@ -119,21 +167,26 @@ def _note_near_removed(
     removed = np.bincount(sources[near.rows], minlength=len(SPLITS))
     for split, count in collected.sources.items():
         count.near_duplicates = int(removed[SPLITS.index(split)])
-    if len(near.rows):
-        other_label = int((classes[near.rows] != classes[near.originals]).sum())
-        log.warning(
-            "%s near duplicates removed, of which %s with another label", f"{len(near.rows):,}", f"{other_label:,}"
-        )
+    if not len(near.rows):
+        return
+    if len(collected.contents):
+        log.warning("%s near duplicates removed", f"{len(near.rows):,}")
+        return
+    other_label = int((classes[near.rows] != classes[near.originals]).sum())
+    log.warning("%s near duplicates removed, of which %s with another label", f"{len(near.rows):,}", f"{other_label:,}")
 
 
-def _note_removed(collected: Collected, sources: Codes, duplicates: Duplicates, other_label: int) -> None:
+def _note_removed(collected: Collected, sources: Codes, duplicates: Duplicates, others: Mapping[str, int]) -> None:
     removed = np.bincount(sources[duplicates.rows], minlength=len(SPLITS))
     for split, count in collected.sources.items():
         count.duplicates = int(removed[SPLITS.index(split)])
-    if len(duplicates.rows):
-        log.warning(
-            "%s duplicates removed, of which %s with another label", f"{len(duplicates.rows):,}", f"{other_label:,}"
-        )
+    if not len(duplicates.rows):
+        return
+    of_which = f", of which {others.get('with_another_label', 0):,} with another label"
+    if len(collected.contents):
+        n = others["with_another_reference"]
+        of_which = f", of which {n:,} with another answer, as their inputs are in another split" if n else ""
+    log.warning("%s duplicates removed%s", f"{len(duplicates.rows):,}", of_which)
 
 
 def _check_left(split: str, left: int, count: SourceCount) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import typing as t
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tuneport.data.data_report import LISTED_ROWS, TokenLengths
+from tuneport.data.data_report import LISTED_ROWS, Notes, TokenLengths
 from tuneport.data.options import PrepareParams
 from tuneport.data.row_progress import RowProgress
 from tuneport.data.shards import ShardWriter, with_row_id
@@ -31,8 +32,9 @@ def encode(
     max_seq_length: int,
     scratch: Path,
     output: Path,
-) -> tuple[dict[str, TokenLengths], dict[str, Lost]]:
-    """Write ``encoded/`` and ``rows/`` of every split; returns their token lengths, and the rows without a label left.
+) -> tuple[dict[str, TokenLengths], dict[str, Lost], dict[str, Notes]]:
+    """Write ``encoded/`` and ``rows/`` of every split; returns, by split, the token lengths, the rows without a label
+    left, and what has to be said of rows.
 
     Raises `UserError` where a row's tokens hold no label, and where no training row's do.
     """
@@ -40,6 +42,7 @@ def encode(
     row_schema = with_row_id(task.row_schema(options))
     progress = RowProgress("rows encoded", int((splits != REMOVED).sum()))
     untrainable, lost = Untrainable(), {split: Lost() for split in SPLITS}
+    notes = {split: Notes() for split in SPLITS}
     start = 0
     with ExitStack() as stack:
         writers = [
@@ -68,6 +71,7 @@ def encode(
             row_ids = batch["row_id"].take(pa.array(made_from))
             if "trainable" in columns:
                 untrainable.add(row_ids.filter(pa.array(~np.array(columns.pop("trainable"), bool))).to_pylist())
+            _note(columns.pop("notes", ()), [SPLITS[code] for code in codes[made_from]], row_ids, notes)
             input_ids = columns["input_ids"]
             if not isinstance(input_ids, pa.Array):
                 input_ids = pa.array(input_ids, encoded_schema.field("input_ids").type)
@@ -92,7 +96,15 @@ def encode(
                 )
         for writer in writers:
             writer.flush()
-    return {split: writer.lengths for split, writer in zip(SPLITS, writers, strict=True)}, lost
+    return {split: writer.lengths for split, writer in zip(SPLITS, writers, strict=True)}, lost, notes
+
+
+def _note(
+    noted: Sequence[Sequence[str]], splits: Sequence[str], row_ids: pa.StringArray, notes: Mapping[str, Notes]
+) -> None:
+    for number, of_row in enumerate(noted):
+        for note in of_row:
+            notes[splits[number]].add(note, row_ids[number].as_py())
 
 
 @dataclass

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneport import json_yaml
 from tuneport.errors import UserError
+from tuneport.limits import MAX_TEMPLATE_BYTES, read_bytes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,7 +29,7 @@ def read_json(model: Path, name: str) -> dict[str, Any]:
     Raises `UserError` where it is absent or no JSON object.
     """
     try:
-        value = json.loads((model / name).read_text("utf-8"))
+        value = json_yaml.read_json(model / name)
     except OSError as e:
         raise UserError(
             f"{model / name}: cannot be read ({e.strerror}); expected a model folder as model_import writes it."
@@ -41,10 +42,16 @@ def read_json(model: Path, name: str) -> dict[str, Any]:
 
 
 def chat_template(model: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """A model's own chat template: its file, else what its tokenizer's configuration holds, of several the default."""
+    """A model's own chat template: its file, else what its tokenizer's configuration holds, of several the default.
+
+    Raises `UserError` where the file is too large or no text.
+    """
     file = model / "chat_template.jinja"
     if file.is_file():
-        return file.read_text("utf-8")
+        try:
+            return read_bytes(file, MAX_TEMPLATE_BYTES).decode("utf-8")
+        except ValueError as e:
+            raise UserError(f"{file}: is no chat template ({e}). Put a Jinja template there.") from None
     found = tokenizer_config.get("chat_template")
     if isinstance(found, list):
         named = {entry["name"]: entry["template"] for entry in found}

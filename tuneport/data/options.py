@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from tuneport.limits import MAX_COMPRESSION_RATIO, MAX_ROW_BYTES, DataLimits
 from tuneport.step import Params, param
 
 
@@ -21,8 +22,42 @@ class DataParams(Params):
     )
     deduplicate: Literal["none", "exact", "near"] = param(
         "Remove duplicates, rows with equal (exact) or nearly equal (near) inputs. A duplicate across splits is kept "
-        "in the test rows, else in the validation rows, else in the training rows.",
+        "in the test rows, else in the validation rows, else in the training rows. Where text is written, different "
+        "answers to equal inputs are no duplicates and stay together in one split.",
         default="exact",
+    )
+    columns: str | None = param(
+        "Where the data has the columns that are asked for, as a JSON object of name and column: "
+        '{"prompt": "question", "completion": "answer.text"}; a dot leads into an object, here and in each …_key.',
+        default=None,
+        json=True,
+    )
+    max_train_rows: int = param(
+        "Read only so many rows of the training data, its first ones, for a trial run; -1: all.", default=-1, ge=-1
+    )
+    max_validation_rows: int = param(
+        "Read only so many rows of the validation data, its first ones; -1: all.", default=-1, ge=-1
+    )
+    max_test_rows: int = param("Read only so many rows of the test data, its first ones; -1: all.", default=-1, ge=-1)
+    quoting: Literal["auto", "double", "none"] = param(
+        "What a quote is in CSV and TSV. double: it encloses a cell, which may hold separators, line breaks and, "
+        "doubled, quotes. none: a character as any other. auto: as double, but lines that are joined and are rows by "
+        "themselves are refused.",
+        default="auto",
+    )
+    max_row_bytes: int = param(
+        "Most bytes that one row of the data may have; a file with a larger one is refused.",
+        default=MAX_ROW_BYTES,
+        ge=1,
+    )
+    max_compression_ratio: int = param(
+        "How many times its size a compressed file may decompress to, if that is more than 4 MiB.",
+        default=MAX_COMPRESSION_RATIO,
+        ge=1,
+    )
+    allow_outside: bool = param(
+        "Read data that lies outside of the given folder, where an MLTable names it or links in the folder lead to it.",
+        default=False,
     )
     near_duplicate_threshold: float = param(
         "Jaccard similarity of character 5-grams from which two texts count as near duplicates; 1: the same 5-grams.",
@@ -50,3 +85,11 @@ class SplitParams(Params):
 
 class PrepareParams(DataParams, SplitParams):
     """All that preparing data needs to know besides the task's own parameters."""
+
+    def limits(self) -> DataLimits:
+        """What of the data is taken for a mistake."""
+        return DataLimits(
+            max_row_bytes=self.max_row_bytes,
+            max_compression_ratio=self.max_compression_ratio,
+            allow_outside=self.allow_outside,
+        )

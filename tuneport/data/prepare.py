@@ -1,13 +1,15 @@
 """Turn a user's rows into tokenised splits, in two passes and in memory that does not grow with the rows.
 
 Pass 1 reads the sources, keeps usable rows in a scratch file and 13 bytes a row in memory: hash of the inputs, code
-of the labels, the source; 8 more with a group; about 100 more where near duplicates are removed, else sought in
-a bounded sample. Duplicates and splits follow from those. Pass 2 streams the scratch file through the tokenizer.
+of the labels, the source; 8 more where text is written, and with a group; about 100 more where near duplicates are
+removed, else sought in a bounded sample. Duplicates and splits follow from those. Pass 2 streams the scratch file
+through the tokenizer.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 from tuneport.data.choose_encoder import COMPARED_ROWS, choose_encoder
 from tuneport.data.divide import divide, label_histograms
 from tuneport.data.encode_rows import encode
+from tuneport.data.label_spellings import check_spellings
 from tuneport.data.load_tokenizer import chat_template, load_tokenizer, longest_input, read_json, resolve_length
 from tuneport.data.near_duplicates import NearDuplicateIndex, sample_rows
 from tuneport.data.options import PrepareParams
@@ -61,6 +64,7 @@ def prepare(
     splits, leakage = divide(collected, options, near)
     near.close()
     histograms = label_histograms(collected, splits)
+    spellings = check_spellings(collected.spellings, histograms)
     base = BaseModel(
         config=config,
         tokenizer=tokenizer,
@@ -80,7 +84,7 @@ def prepare(
         sample=read_scratch(scratch, numbers),
         size=scratch.stat().st_size,
     )
-    lengths, lost = encode(
+    lengths, lost, notes = encode(
         task,
         options,
         to_columns=to_columns,
@@ -116,9 +120,11 @@ def prepare(
                     "labels": histograms[split],
                     **lost[split].report(),
                     **lengths[split].report(),
+                    **notes[split].report(),
                 }
                 for split in SPLITS
             },
+            **spellings,
             **leakage,
         },
     )
@@ -129,6 +135,8 @@ def prepare(
             *(f"{lost[split].rows:,}" for split in SPLITS),
             max_seq_length,
         )
+    for note, n in sum((found.rows for found in notes.values()), Counter[str]()).most_common():
+        log.warning("%s of %s rows: %s", f"{n:,}", f"{sum(rows.values()):,}", note)
     truncated = sum(length.truncated for length in lengths.values())
     log.info(
         "train %s, validation %s, test %s rows of at most %d tokens; %s truncated",

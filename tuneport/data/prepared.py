@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneport.errors import UserError
+from tuneport.tasks.task import Row, Split
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,6 +26,25 @@ class Info:
     max_seq_length: int  # tokens
     pad_to: int | None  # tokens to pad every sequence to; None: to the longest of its batch
     splits: Mapping[str, int]  # rows by split
+
+
+class StoredSplit(Split):
+    """A split of any size: rows and encoded columns are read from their files, when they are asked for."""
+
+    def __init__(self, rows: Sequence[Row], files: Sequence[Path]) -> None:
+        vars(self).update(rows=rows, files=files)
+
+    @property
+    def encoded(self) -> pa.Table:
+        """Memory mapped."""
+        from tuneport.data import shards
+
+        return shards.read(vars(self)["files"])
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        from tuneport.data import shards
+
+        return shards.stream(vars(self)["files"])
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,13 @@ class Prepared:
 
         rows: list[dict[str, Any]] = shards.read(self._files("rows", split)).to_pylist()
         return rows
+
+    def stored(self, split: str) -> StoredSplit:
+        """A split's rows and tokens, read when they are asked for: for splits of any size."""
+        from tuneport.data.shards import StoredRows
+
+        rows = StoredRows(self._files("rows", split), self.info.splits[split])
+        return StoredSplit(rows, self.encoded_files(split))
 
     def report(self) -> dict[str, Any]:
         """``data_report.json``."""

@@ -8,7 +8,7 @@ import os
 import typing as t
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tuneport.data.data_report import LISTED_ROWS
+from tuneport.data.data_report import LISTED_ROWS, Notes
 from tuneport.data.duplicates import identity_hash
 from tuneport.data.near_duplicates import NearDuplicateIndex
 from tuneport.data.options import PrepareParams
@@ -25,7 +25,9 @@ from tuneport.data.readers import RawRow, Source
 from tuneport.data.row_progress import RowProgress
 from tuneport.data.shards import with_row_id
 from tuneport.data.splits import SPLITS, Codes
-from tuneport.errors import UserError
+from tuneport.errors import UserError, excerpt
+from tuneport.json_yaml import to_json
+from tuneport.labels import Spellings
 from tuneport.tasks.task import Drop, Refuse, Row, Task
 
 log = logging.getLogger("tuneport.preprocess")
@@ -38,11 +40,14 @@ class SourceCount:
     """What became of one source's rows."""
 
     file: str
+    read_as: dict[str, int] = field(default_factory=dict)  # how files are written where that had to be found out
+    max_rows: int | None = None  # so many of its rows are read, where it has more
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_where: dict[str, list[str]] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
     refused_where: dict[str, list[str]] = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes)
     duplicates: int = 0
     near_duplicates: int = 0
 
@@ -55,11 +60,13 @@ class SourceCount:
 class Collected:
     """Pass 1's result: one entry a row in each array, in the order of the scratch file."""
 
-    identities: array[int] = field(default_factory=lambda: array("Q"))
+    identities: array[int] = field(default_factory=lambda: array("Q"))  # hashes of the inputs
+    contents: array[int] = field(default_factory=lambda: array("Q"))  # and of what is written; empty for other tasks
     classes: array[int] = field(default_factory=lambda: array("i"))
     groups: array[int] = field(default_factory=lambda: array("Q"))  # hashes; empty without a group_key
     class_labels: list[tuple[str, ...]] = field(default_factory=list)  # by class code: the labels of its rows
     sources: dict[str, SourceCount] = field(default_factory=dict)  # by split, in `READ_ORDER`
+    spellings: Spellings = field(default_factory=lambda: Spellings("exact"))
 
     def source_codes(self) -> Codes:
         counts = [count.usable for count in self.sources.values()]
@@ -81,18 +88,25 @@ def collect(
     Raises `UserError` where a source cannot be read, the task refuses rows of it, or more of them are unusable than
     ``max_dropped_fraction``.
     """
-    collected = Collected()
+    collected = Collected(spellings=Spellings(getattr(options, "equal_labels", "normal")))
     codes: dict[tuple[str, ...], int] = {}
+    first_column = next(iter(wanted.values()), "")
     schema = with_row_id(task.row_schema(options))
     with _stream_writer(scratch, schema) as writer, dropped.open("w", encoding="utf-8") as dropped_file:
         for split in (s for s in READ_ORDER if s in sources):
             source, read = sources[split], task.reader(options)
             count = collected.sources[split] = SourceCount(file=source.name)
             batch: list[Row] = []
-            for raw in _with_progress(source.rows(wanted), f"reading {source.name}"):
+            rows = source.rows(wanted, task.optional_columns(options))
+            for raw in _with_progress(rows, f"reading {source.name}"):
+                if count.read == source.max_rows:
+                    count.max_rows = source.max_rows
+                    break
                 count.read += 1
                 try:
-                    row = read(raw.values, raw.where)
+                    if raw.values.get(first_column) == first_column and _is_header(raw.values):
+                        raise Drop("a header in the midst of the rows")
+                    row = task.spelt(_read(read, raw, source), collected.spellings)
                     group = _group(raw.values, options.group_key)
                     identity = _note(row, task, collected, codes, group=group)
                     if options.deduplicate == "near":
@@ -103,6 +117,8 @@ def collect(
                 except Refuse as e:
                     _note_refusal(raw, e, count)
                     continue
+                for note in row.pop("notes", ()):
+                    count.notes.add(note, raw.where)
                 batch.append({"row_id": raw.row_id, **row})
                 if len(batch) == options.batch_size:
                     writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
@@ -111,8 +127,37 @@ def collect(
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
             _check_refused(count)
             _check_dropped(count, options.max_dropped_fraction)
-            log.info("read %s rows of %s (%s): %s usable", f"{count.read:,}", source.name, split, f"{count.usable:,}")
+            count.read_as = dict(source.read_as)
+            _say(count, source, split)
     return collected
+
+
+def _say(count: SourceCount, source: Source, split: str) -> None:
+    """Log what became of a source's rows."""
+    for reason, n in count.dropped.most_common():
+        first = ", ".join(count.dropped_where[reason][:3]) + ", …" * (n > 3)
+        log.warning("%s: %s rows left out: %s (%s)", source.name, f"{n:,}", reason, first)
+    for how, files in count.read_as.items():
+        log.info("%s: %s%s", source.name, how, f" ({files:,} files)" if len(source.shards) > 1 else "")
+    if count.max_rows is not None:
+        log.warning("%s: only its first %s rows are read (max_%s_rows)", source.name, f"{count.max_rows:,}", split)
+    log.info("read %s rows of %s (%s): %s usable", f"{count.read:,}", source.name, split, f"{count.usable:,}")
+    for note, n in count.notes.rows.most_common():
+        log.warning("%s of %s rows of %s: %s", f"{n:,}", f"{count.read:,}", source.name, note)
+
+
+def _read(read: Callable[[Mapping[str, t.Any], str], Row], raw: RawRow, source: Source) -> Row:
+    try:
+        return read(raw.values, raw.where)
+    except UserError:
+        if source.doubts:  # the file holds no rows at all
+            raise UserError(source.doubts[0]) from None
+        raise
+
+
+def _is_header(values: Mapping[str, t.Any]) -> bool:
+    """Whether a row holds the names of its columns, as where files were joined."""
+    return len(values) > 1 and all(value == name for name, value in values.items())
 
 
 def _group(values: Mapping[str, t.Any], group_key: str | None) -> str | None:
@@ -134,9 +179,10 @@ def _note(
     group: str | None,
 ) -> str:
     """Remember of a row what takes part in the split; returns its inputs."""
-    labels, inputs = tuple(task.labels(row)), task.identity(row)
+    labels, inputs, written = tuple(task.labels(row)), task.identity(row), task.reference(row)
     try:
         identity = identity_hash(inputs)
+        content = None if written is None else identity_hash(f"{inputs}\0{written}")
         group_hash = None if group is None else identity_hash(group)
         if labels not in codes:
             "".join(labels).encode()
@@ -145,6 +191,8 @@ def _note(
     except UnicodeEncodeError:  # JSON can spell a lone surrogate, which no text file and no tokenizer can hold
         raise Drop("text that is not valid Unicode") from None
     collected.identities.append(identity)
+    if content is not None:
+        collected.contents.append(content)
     collected.classes.append(codes[labels])
     if group_hash is not None:
         collected.groups.append(group_hash)
@@ -157,7 +205,12 @@ def _note_drop(raw: RawRow, reason: str, count: SourceCount, file: t.TextIO) -> 
     if len(listed) < LISTED_ROWS:
         listed.append(raw.where)
     record = {"where": raw.where, "reason": reason, "row": raw.values}
-    file.write(json.dumps(record, default=str) + "\n")
+    try:
+        text = to_json(record, default=str)
+        text.encode()
+    except (ValueError, RecursionError):  # half a surrogate pair, or a value that is nested too deep
+        text = to_json({**record, "row": ascii(excerpt(raw.values, 1000))})
+    file.write(text + "\n")
 
 
 def _note_refusal(raw: RawRow, refusal: Refuse, count: SourceCount) -> None:
@@ -230,6 +283,8 @@ def source_report(count: SourceCount) -> dict[str, t.Any]:
     """What the data report says of one source."""
     return {
         "file": count.file,
+        **({"read_as": count.read_as} if count.read_as else {}),
+        **({"first_rows_only": count.max_rows} if count.max_rows is not None else {}),
         "read": count.read,
         "kept": count.usable - count.duplicates - count.near_duplicates,
         "duplicates_removed": count.duplicates,
@@ -237,4 +292,5 @@ def source_report(count: SourceCount) -> dict[str, t.Any]:
         "dropped": {
             reason: {"rows": n, "first": count.dropped_where[reason]} for reason, n in count.dropped.most_common()
         },
+        **count.notes.report(),
     }

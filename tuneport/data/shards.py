@@ -26,6 +26,40 @@ def read(files: t.Sequence[Path]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
+def stream(files: t.Sequence[Path]) -> t.Iterator[pa.RecordBatch]:
+    """Their rows, batch by batch; unlike a mapped file, what was read leaves the memory again."""
+    for file in files:
+        with pa.OSFile(os.fsencode(file)) as source:
+            yield from pa.ipc.open_stream(source)
+
+
+class StoredRows(t.Sequence[dict[str, t.Any]]):
+    """The rows of a split as dicts, read from their files when they are asked for, each time again."""
+
+    def __init__(self, files: t.Sequence[Path], count: int) -> None:
+        self.files, self.rows = files, count
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> t.Iterator[dict[str, t.Any]]:
+        for batch in stream(self.files):
+            yield from batch.to_pylist()
+
+    @t.overload
+    def __getitem__(self, place: int) -> dict[str, t.Any]: ...
+    @t.overload
+    def __getitem__(self, place: slice) -> list[dict[str, t.Any]]: ...
+    def __getitem__(self, place: int | slice) -> dict[str, t.Any] | list[dict[str, t.Any]]:
+        table = read(self.files)
+        if isinstance(place, slice):
+            return t.cast(
+                "list[dict[str, t.Any]]",
+                table.take(pa.array(range(*place.indices(self.rows)), pa.int64())).to_pylist(),
+            )
+        return t.cast("dict[str, t.Any]", table.slice(range(self.rows)[place], 1).to_pylist()[0])
+
+
 class ShardWriter:
     """Writes ``SPLIT-00000.arrow`` and so on into ``folder``; there is always a first one, be it without rows."""
 

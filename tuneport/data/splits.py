@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import typing as t
 from collections.abc import Collection
 
 import numpy as np
@@ -98,6 +99,41 @@ def assign_group_splits(
             take(min(left, key=lambda g: int(counts[parts[g]].sum())), split)
     result[train] = split_of[group]
     return result
+
+
+def assign_input_splits(
+    source: Codes,
+    strata: Strata,
+    inputs: npt.NDArray[np.uint64],
+    given: Collection[str],
+    **ratios: t.Any,
+) -> Codes:
+    """Like `assign_splits`, but training rows with equal ``inputs`` (rows,) go to one split."""
+    train = np.flatnonzero(source == 0)
+    _inputs, place, rows = np.unique(inputs[train], return_inverse=True, return_counts=True)
+    shared = np.zeros(len(source), bool)
+    shared[train] = rows[place] > 1
+    result = source.copy()
+    result[~shared] = assign_splits(source[~shared], strata[~shared], given, **ratios)
+    result[shared] = assign_group_splits(source[shared], strata[shared], inputs[shared], given, **ratios)
+    return result
+
+
+def joined_groups(groups: npt.NDArray[np.uint64], inputs: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The groups (rows,) where none holds the ``inputs`` (rows,) of another, else codes of what must stay together."""
+    _groups, group = np.unique(groups, return_inverse=True)
+    _inputs, first, place = np.unique(inputs, return_index=True, return_inverse=True)
+    if (group[first][place] == group).all():
+        return groups
+    codes = np.arange(len(groups))
+    while True:
+        before = codes
+        for key in (group, place):
+            lowest = np.full(int(key.max()) + 1, len(groups))
+            np.minimum.at(lowest, key, codes)
+            codes = lowest[key]
+        if (codes == before).all():
+            return codes.astype(np.uint64)
 
 
 def _gain(

@@ -10,12 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from tuneport.encoding.prompts import joined
+from tuneport.encoding.seams import Seams
 from tuneport.encoding.token_ids import Lengths, ToIds, TokenIds, concatenate
 from tuneport.labels import IGNORED
 from tuneport.serving.prompt_encoder import PromptEncoder
 
 if t.TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+ACROSS = (
+    "prompt and completion become tokens apart, as in serving; as one text they would be others, with a token across "
+    "their seam"
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class EncodedRows:
     input_ids: TokenIds
     labels: TokenIds
     truncated: npt.NDArray[np.bool_]
+    notes: Sequence[Sequence[str]] = ()  # by row, what has to be said of it; empty: nothing of any
 
     def columns(self) -> dict[str, t.Any]:
         """As a task's encoder returns them, with whether a token of the row has a label."""
@@ -33,6 +40,7 @@ class EncodedRows:
             "labels": self.labels.column(),
             "truncated": self.truncated,
             "trainable": np.bincount(self.labels.rows[self.labels.values != IGNORED], minlength=len(self)) > 0,
+            "notes": self.notes or [()] * len(self),
         }
 
     def __len__(self) -> int:
@@ -59,6 +67,7 @@ class CompletionEncoder:
     ) -> None:
         tokenizer.no_truncation()
         self.to_ids = to_ids
+        self.seams = Seams(to_ids)
         self.prompts = PromptEncoder(tokenizer, dict(settings))
         self.encoder_decoder = bool(settings["encoder_decoder"])
         self.prefix, self.suffix = settings["target_prefix"], settings["target_suffix"]
@@ -79,7 +88,9 @@ class CompletionEncoder:
         ids = concatenate(prompts, targets).cut(self.max_seq_length)
         unlearnt = np.maximum(1, prompts.lengths)  # nothing stands before the first token to predict it from
         labels = np.where(ids.places < np.repeat(unlearnt, ids.lengths), np.int32(IGNORED), ids.values)
-        return EncodedRows(ids, TokenIds(labels, ids.lengths), cut)
+        asked = [self.prompts.before + text + self.prompts.after for text in texts]
+        across = self.seams.differ(list(zip(asked, completions, strict=True)), apart=True)
+        return EncodedRows(ids, TokenIds(labels, ids.lengths), cut, [[ACROSS] * bool(found) for found in across])
 
     def _targets(self, completions: Sequence[str]) -> tuple[TokenIds, npt.NDArray[np.bool_]]:
         """Completions between special tokens, and which of them are cut."""

@@ -53,13 +53,14 @@ def specials(base: BaseModel) -> Specials:
     encoder_decoder = bool(config.get("is_encoder_decoder"))
     prefix, suffix = around(base.tokenizer)
     end = end_of_text(base)
+    closing = [i for i in end if i in base.tokenizer.get_added_tokens_decoder() or i == _of_tokenizer(base)][:1]
     if not encoder_decoder:
         return Specials(
             encoder_decoder=False,
             prompt_prefix=prefix,
             prompt_suffix=[],
             target_prefix=[],
-            target_suffix=end[:1],
+            target_suffix=closing,
             stop=end,
         )
     if decoder_start(base) is None and kind != "mbart":  # mBART's starts with what its targets end with
@@ -72,7 +73,7 @@ def specials(base: BaseModel) -> Specials:
         prompt_prefix=prefix,
         prompt_suffix=suffix,
         target_prefix=prefix,
-        target_suffix=suffix or end[:1],
+        target_suffix=suffix or closing,
         stop=end,
     )
 
@@ -84,13 +85,24 @@ def around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     return encoding.ids[: places[0]], encoding.ids[places[-1] + 1 :]
 
 
-def end_of_text(base: BaseModel) -> list[int]:
-    """The ids that end a text: the tokenizer's end-of-sequence token first, then those of the configurations."""
-    found = []
+def check_end(target_suffix: list[int]) -> None:
+    """Raise `UserError` where no token ends what is to be learnt."""
+    if not target_suffix:
+        raise UserError(
+            "the base model names no token that ends a text, so a model could not learn where to stop. Name one that "
+            "its tokenizer has as eos_token in the base model's tokenizer_config.json, and run model_import again."
+        )
+
+
+def _of_tokenizer(base: BaseModel) -> int | None:
     token = base.tokenizer_config.get("eos_token")
     content = token.get("content") if isinstance(token, Mapping) else token
-    if isinstance(content, str) and (of_tokenizer := base.tokenizer.token_to_id(content)) is not None:
-        found.append(of_tokenizer)
+    return base.tokenizer.token_to_id(content) if isinstance(content, str) else None
+
+
+def end_of_text(base: BaseModel) -> list[int]:
+    """The ids that end a text: the tokenizer's end-of-sequence token first, then those of the configurations."""
+    found = [] if (of_tokenizer := _of_tokenizer(base)) is None else [of_tokenizer]
     for config in (base.generation_config, base.config):
         ids = config.get("eos_token_id")
         found += [ids] if isinstance(ids, int) else list(ids or ())

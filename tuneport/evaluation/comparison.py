@@ -45,10 +45,13 @@ class Gain:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Evaluations of the same rows; ``base_has_head`` says whether the base model was trained for these labels."""
+    """Evaluations of the same rows; ``base_has_head`` says whether the base model was trained for these labels.
+
+    ``base`` is None where the base model was left out.
+    """
 
     tuned: Evaluation
-    base: Evaluation
+    base: Evaluation | None
     base_has_head: bool
     baselines: Mapping[str, Evaluation]
     seed: int
@@ -68,7 +71,8 @@ class Comparison:
     @cached_property
     def all(self) -> dict[str, Evaluation]:
         """Every predictor by the name to show, the tuned one first."""
-        return {TUNED: self.tuned, self.base_name: self.base, **self.baselines}
+        base = {} if self.base is None else {self.base_name: self.base}
+        return {TUNED: self.tuned, **base, **self.baselines}
 
     @cached_property
     def gains(self) -> dict[str, Gain]:
@@ -76,7 +80,9 @@ class Comparison:
         return {name: self._gain(other) for name, other in self.all.items() if other is not self.tuned}
 
     def _gain(self, other: Evaluation) -> Gain:
-        found = bootstrap.difference(other.row_parts, self.tuned.row_parts, self.seed)
+        name = self.tuned.headline.name
+        known = self.tuned.metrics[name] is not None and other.metrics[name] is not None
+        found = bootstrap.difference(other.row_parts, self.tuned.row_parts, self.seed) if known else None
         value, interval = (None, None) if found is None else found
         return Gain(metric=self.tuned.headline, value=value, interval=interval)
 
@@ -89,29 +95,36 @@ class Comparison:
 
     @cached_property
     def verdict(self) -> Verdict:
-        base = self.gains[self.base_name]
         rival = self._rival
         claim, other_claim = self.tuned.claim
-        tuned_share, base_share = _share(self.tuned), _share(self.base)
-        sentences = [
-            (
-                f"On {self.rows:,} test rows the {TUNED} {claim} {tuned_share}, the {self._base_phrase} {other_claim} "
-                f"{base_share}: {base}."
-            )
-        ]
+        of_tuned = f"On {self.rows:,} test rows the {TUNED} {claim} {_share(self.tuned)}"
+        if self.base is None:
+            sentences = [f"{of_tuned}.", "The base model was left out (evaluate_base_model=false)."]
+        else:
+            gain = self.gains[self.base_name]
+            sentences = [f"{of_tuned}, the {self._base_phrase} {other_claim} {_share(self.base)}: {gain}."]
         if rival is not None:
             share = _share(self.baselines[rival])
             sentences.append(f"The best trivial baseline, {rival}, {claim} {share}: {self.gains[rival]}.")
-        if not self.base_has_head:
+        if self.base is not None and not self.base_has_head:
             sentences.append(
                 "The base model brings no head for these labels. Its head has random weights, so its score is that of "
                 "guessing and says nothing of what the model knows."
             )
         sentences += self.tuned.details.get("notes", ())
-        level, headline = self._headline(base.level, rival)
+        level, headline = self._headline_alone(rival) if self.base is None else self._headline(rival)
         return Verdict(level=level, headline=headline, sentences=tuple(sentences))
 
-    def _headline(self, against_base: Level, rival: str | None) -> tuple[Level, str]:
+    def _headline_alone(self, rival: str | None) -> tuple[Level, str]:
+        """What there is to say where the base model was left out."""
+        if rival is None:
+            return "unclear", "Scored alone, beside no other model"
+        level = self.gains[rival].level
+        words = {"good": "Better than every trivial baseline", "bad": f"Worse than {rival}"}
+        return level, words.get(level, f"Not clearly better than {rival}")
+
+    def _headline(self, rival: str | None) -> tuple[Level, str]:
+        against_base = self.gains[self.base_name].level
         if against_base == "bad":
             return "bad", f"Worse than the {self._base_phrase}"
         if against_base == "unclear":
@@ -130,7 +143,7 @@ class Comparison:
             "main": [metric.name for metric in self.tuned.main],
             "headline": self.tuned.headline.name,
             "test_rows": self.rows,
-            "base_has_head": self.base_has_head,
+            "base_has_head": None if self.base is None else self.base_has_head,
             "tuned": _scores(self.tuned),
             "base": _scores(self.base),
             "baselines": {name: _scores(found) for name, found in self.baselines.items()},
@@ -153,7 +166,9 @@ class Comparison:
         ]
 
 
-def _scores(found: Evaluation) -> dict[str, t.Any]:
+def _scores(found: Evaluation | None) -> dict[str, t.Any]:
+    if found is None:
+        return {"metrics": {}, "intervals": {}}
     return {"metrics": dict(found.metrics), "intervals": {k: list(v) for k, v in found.intervals.items()}}
 
 

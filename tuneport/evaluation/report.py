@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses as dc
 import json
-import math
 import typing as t
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from pathlib import Path
 from tuneport.artifacts import Artifact, digest, read_manifest
 from tuneport.evaluation import figures
 from tuneport.evaluation.comparison import Comparison
+from tuneport.json_yaml import finite
+from tuneport.licences import notices
 from tuneport.metrics.scores import Evaluation
 from tuneport.step import show
 from tuneport.tasks.task import Row, ShownAnswer, Task
@@ -41,6 +43,7 @@ class Origin:
     inputs: Mapping[str, str]  # name -> digest
     parameters: Mapping[str, str]
     files: int
+    notices: Sequence[str]  # the licences and notices among them
     bytes: int
 
 
@@ -54,15 +57,19 @@ class Training:
 
 
 def shown_answers(
-    task: Task, rows: Sequence[Row], tuned: Sequence[Row], base: Sequence[Row], found: Evaluation
+    task: Task, rows: Sequence[Row], tuned: Sequence[Row], base: Sequence[Row] | None, found: Evaluation
 ) -> list[Answer]:
     """The rows that are answered wrong, most wrong first, at most `SHOWN_ANSWERS`.
 
-    Where answers are not right or wrong: as many rows at even steps from the best answer to the worst.
+    Where answers are not right or wrong: as many rows at even steps from the best answer to the worst. ``base`` is None
+    where the base model was left out; then what it answers is "".
     """
 
     def shown(i: int) -> ShownAnswer | None:
-        return task.shown(rows[i], tuned[i], base[i])
+        if base is not None:
+            return task.shown(rows[i], tuned[i], base[i])
+        alone = task.shown(rows[i], tuned[i], tuned[i])
+        return alone and dc.replace(alone, base="")
 
     if found.row_correct is None:
         ranked = sorted(filter(shown, range(len(rows))), key=lambda i: found.row_losses[i])
@@ -95,6 +102,7 @@ def origin(name: str, artifact: Artifact) -> Origin:
         inputs=manifest["inputs"],
         parameters={k: _parameter(v) for k, v in manifest["parameters"].items()},
         files=len(manifest["files"]),
+        notices=notices(manifest["files"]),
         bytes=sum(entry["size"] for entry in manifest["files"].values()),
     )
 
@@ -113,7 +121,7 @@ def _read_json(path: Path) -> dict[str, t.Any]:
 
 def _finite(entry: Mapping[str, t.Any]) -> dict[str, t.Any]:
     """A log entry without what a diverged training writes: no curve can be drawn through it."""
-    return {k: v for k, v in entry.items() if not isinstance(v, float) or math.isfinite(v)}
+    return {k: v for k, v in finite(entry).items() if v is not None}
 
 
 def render(
@@ -183,9 +191,10 @@ def _figures(comparison: Comparison, training: Training, data: Mapping[str, t.An
     if matrix := comparison.tuned.details.get("confusion_matrix"):
         labels = comparison.tuned.details["labels"]
         found["confusion"] = figures.confusion_matrix(matrix, labels, "Tuned model", figures.ACCENT, 4.9)
-        other = comparison.base.details["confusion_matrix"]
-        title = comparison.base_name.capitalize()
-        found["base_confusion"] = figures.confusion_matrix(other, labels, title, figures.SECOND, 3.7)
+        if comparison.base is not None:
+            other = comparison.base.details["confusion_matrix"]
+            title = comparison.base_name.capitalize()
+            found["base_confusion"] = figures.confusion_matrix(other, labels, title, figures.SECOND, 3.7)
     splits = data["splits"]
     if labels := {name: split["labels"] for name, split in splits.items() if split.get("labels")}:
         found["labels"] = figures.label_shares(labels)

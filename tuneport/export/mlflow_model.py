@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import inspect
-import os
 import re
 import shutil
 import sys
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tuneport import serving
 from tuneport.artifacts import INCOMPLETE, MANIFEST
+from tuneport.links import link_or_copy
 from tuneport.serving.served import Served
 from tuneport.tasks.task import Meta, Row, Task
 from tuneport.tracking import TRACKING_FILE, quieten
@@ -28,7 +29,8 @@ if t.TYPE_CHECKING:
 
 EXAMPLE_ROWS = 3
 BATCH_SIZE = 32  # rows that a served model answers at once, unless a request says otherwise
-PACKAGES = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pandas", "numpy", "jinja2")
+PACKAGES = ("mlflow", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "pandas", "numpy", "jinja2")
+WEIGHTS = "*.safetensors"
 NOT_SERVED = {
     "checkpoints",
     "trainer_state.json",
@@ -92,18 +94,19 @@ def write_mlflow_model(
     read = {field: columns.get(field, field) for field in inputs.names}
     destination.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=destination) as scratch:  # MLflow wants a folder of its own
+        # It copies what it is given, so weights are put there afterwards.
         code, saved = Path(scratch, "served_model.py"), Path(scratch, "saved")
         code.write_text(_code(task, settings, read, inputs, answers), encoding="utf-8")
         mlflow.pyfunc.save_model(
             path=saved,
             python_model=str(code),
-            artifacts={"model": str(_served_files(model_folder, Path(scratch, "model")))},
+            artifacts={"model": str(_beside_weights(model_folder, Path(scratch, "model")))},
             signature=_signature(inputs, answers, read, settings.get("params", {})),
             input_example=_example([task.example(row) for row in example_rows[:EXAMPLE_ROWS]], read),
             pip_requirements=requirements(),
             metadata={"task": task.name},
         )
-        _forget_scratch_paths(saved)
+        _complete(saved, sorted(model_folder.glob(WEIGHTS)))
         for path in saved.iterdir():
             path.replace(destination / path.name)
 
@@ -144,24 +147,21 @@ def exported_classes(predictor: type) -> list[type]:
     return [*found, predictor]
 
 
-def _served_files(model_folder: Path, destination: Path) -> Path:
-    """A folder of what serving needs: hard links where the file system has them, as MLflow copies the folder anyway."""
+def _beside_weights(model_folder: Path, destination: Path) -> Path:
+    """A folder of what serving needs, but for the weights."""
 
     def skip(folder: str, names: list[str]) -> set[str]:
-        return NOT_SERVED & set(names) if Path(folder) == model_folder else set()
+        return {*NOT_SERVED, *fnmatch.filter(names, WEIGHTS)} if Path(folder) == model_folder else set()
 
-    def link(source: str, target: str) -> None:
-        try:
-            os.link(source, target)
-        except OSError:
-            shutil.copy2(source, target)
-
-    shutil.copytree(model_folder, destination, ignore=skip, copy_function=link)
+    shutil.copytree(model_folder, destination, ignore=skip)
     return destination
 
 
-def _forget_scratch_paths(saved: Path) -> None:
-    """MLflow notes where code and artifacts came from; here that is a folder about to vanish."""
+def _complete(saved: Path, weights: Sequence[Path]) -> None:
+    """Put the weights into a saved model, and let its MLmodel file say so.
+
+    It also names where code and files came from, a folder about to vanish; now it names their places in the model.
+    """
     from mlflow.models import Model
 
     model = Model.load(saved)
@@ -169,6 +169,11 @@ def _forget_scratch_paths(saved: Path) -> None:
     flavor["model_code_path"] = Path(flavor["model_code_path"]).name
     for artifact in flavor["artifacts"].values():
         artifact["uri"] = artifact["path"]
+    place = saved / flavor["artifacts"]["model"]["path"]
+    for file in weights:
+        link_or_copy(str(file), str(place / file.name))
+    if model.model_size_bytes:
+        model.model_size_bytes += sum(file.stat().st_size for file in weights)
     model.save(saved / "MLmodel")
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import typing as t
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneport.errors import UserError
+from tuneport.artifacts import MLflowModel, read_manifest
+from tuneport.errors import UserError, excerpt
+from tuneport.secrets import masked
 from tuneport.step import Context
-from tuneport.tracking import connect, model_uri_of, reason, run_id_of, shown, tracked
+from tuneport.tracking import TRACKING_FILE, connect, has_files, model_uri_of, reason, run_id_of, tracked
 
 if t.TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
+DIGEST_TAG = "tuneport.model_digest"  # on a version: what was registered, so that it is registered once
 VERSIONS_TAG = "mlflow.modelVersions"  # on a logged model: what the user interface links to
 
 
@@ -33,7 +38,8 @@ class Registered:
 def register(context: Context, name: str, model: Path, tags: Mapping[str, str]) -> Registered:
     """Register the model of an exported folder, from the run that it was logged to.
 
-    A model that did not reach the server when it was exported is uploaded now. Raises `UserError` where there is no
+    A model that did not reach the server when it was exported, or is gone from there, is uploaded now. One that is
+    registered already, which its digest tells, stays the version that it is. Raises `UserError` where there is no
     server or no run, and where the server refuses.
     """
     if context.tracking_uri is None:
@@ -44,21 +50,28 @@ def register(context: Context, name: str, model: Path, tags: Mapping[str, str]) 
     run_id = run_id_of(model, context)
     if run_id is None:
         raise UserError(
-            f"{model}: belongs to no run on '{shown(context.tracking_uri)}', and a registered model needs one. "
+            f"{model}: belongs to no run on '{context.tracking_uri}', and a registered model needs one. "
             "Set MLFLOW_TRACKING_URI to the server that finetune ran with, or run finetune and model_export with it."
         )
-    source = model_uri_of(model, context) or _upload(context, model, run_id)
+    uri, tags = context.tracking_uri, {**tags, DIGEST_TAG: model_digest(model)}
+    uploaded = model_uri_of(model, context)
     try:
-        version = _create_version(connect(context.tracking_uri), name, source, run_id, tags)
+        client = connect(uri)
+        if found := _found(client, uri, name, tags):
+            version = int(found.version)
+            source = f"models:/{found.model_id}" if found.model_id else uploaded or str(found.source)
+        else:
+            source = uploaded if uploaded and has_files(uri, uploaded) else _upload(context, model, run_id)
+            version = _create_version(client, name, source, run_id, tags)
     except UserError:
         raise
     except Exception as e:  # the server is not there, or refuses: neither is mended by a traceback
         raise UserError(
-            f"registered_model_name={name!r}: registering {source} at '{shown(context.tracking_uri)}' failed "
-            f"({reason(e)}). Check that the server runs and lets you register models, then run this stage again."
+            f"registered_model_name={excerpt(name)}: registering {uploaded or model} at '{context.tracking_uri}' "
+            f"failed ({reason(e)}). Check that the server runs and lets you register models, then run this stage again."
         ) from e
     return Registered(
-        name=name, version=version, source=source, run_id=run_id, tracking_uri=shown(context.tracking_uri)
+        name=name, version=version, source=source, run_id=run_id, tracking_uri=masked(context.tracking_uri)
     )
 
 
@@ -67,10 +80,30 @@ def _upload(context: Context, model: Path, run_id: str) -> str:
         source = run.log_model(model)
     if source is None:
         raise UserError(
-            f"{model}: could not be uploaded to '{shown(context.tracking_uri or '')}' (the warning above says why). "
+            f"{model}: could not be uploaded to '{context.tracking_uri}' (the warning above says why). "
             "Start the server, or set MLFLOW_TRACKING_URI to the one that finetune ran with, and run this stage again."
         )
     return source
+
+
+def model_digest(model: Path) -> str:
+    """One SHA-256 of an exported model's files, but for the one that says where it was uploaded."""
+    listed = read_manifest(MLflowModel(model))["files"]
+    lines = (f"{name}\0{entry['sha256']}\n" for name, entry in sorted(listed.items()) if name != TRACKING_FILE)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _found(client: MlflowClient, uri: str, name: str, tags: Mapping[str, str]) -> ModelVersion | None:
+    """The newest version that was made of the same model, with these tags now; None where there is none with files."""
+    quote = '"' if "'" in name else "'"
+    versions = client.search_model_versions(f"name={quote}{name}{quote}")
+    same = [v for v in versions if v.tags.get(DIGEST_TAG) == tags[DIGEST_TAG]]
+    for version in sorted(same, key=lambda v: -int(v.version)):
+        if has_files(uri, str(version.source)):
+            for key, value in tags.items():
+                client.set_model_version_tag(name, version.version, key, value)
+            return client.get_model_version(name, version.version)
+    return None
 
 
 def _create_version(client: MlflowClient, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> int:

@@ -1,4 +1,4 @@
-"""Run a job on Kubernetes: create or adopt it, follow it and its log, end with its result.
+"""Run a job on Kubernetes: create or adopt it, follow it and its logs, end with its result.
 
 Whatever happens to the one who follows, there is one job: its name follows from the run, so that a launcher that was
 killed and started again finds it. One that is asked to stop (SIGTERM) deletes it.
@@ -6,163 +6,343 @@ killed and started again finds it. One that is asked to stop (SIGTERM) deletes i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses as dc
 import logging
-import os
-import threading
+import queue
 import time
 import typing as t
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from urllib3.exceptions import HTTPError
-
 from tuneport.errors import UserError
-from tuneport.launchers.job import RUN, SPEC, Job, Kind, Manifest, State
+from tuneport.launchers import causes
+from tuneport.launchers.job import EVICTED, RUN, SPEC, Job, Kind, Manifest, State
+from tuneport.launchers.job_events import Change, Watch
+from tuneport.launchers.kubernetes_api import Api, Refused
+from tuneport.launchers.pod_logs import Logs, nanoseconds
 from tuneport.stage import Terminated
 
 log = logging.getLogger("tuneport.launch")
 
-NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-TIMEOUT = (10, 60)  # seconds to connect and between bytes
-LAST_LINES = 30  # of a failing pod's log
-PENDING_SECONDS = 1800.0
-TRANSIENT = (429, 500, 502, 503, 504)
-
-
-@dc.dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How long the launcher waits for what, in seconds."""
-
-    pending: float = PENDING_SECONDS  # until a pod of the job runs; time in a queue does not count
-    watch: float = 30.0  # for a change, before the job is looked at anyway
-    deletion: float = 120.0  # for a job that is to make room for a new one
-    retries: int = 10  # of a request that met a transient error, at growing intervals
-    backoff: float = 0.5
-    log_retry: float = 2.0
+TICK = 0.5  # seconds between two looks at what is due
+SETTLE_SECONDS = 3.0  # for what pods say of their end to arrive after the job's
 
 
 class NeverRan(UserError):
-    """No pod of a job could start."""
+    """A job that did not start."""
 
 
-class Cluster:
-    """The Kubernetes API, as far as a launcher needs it."""
-
-    def __init__(self, namespace: str | None = None, patience: Patience | None = None) -> None:
-        from kubernetes import client, config
-        from urllib3.util import Retry
-
-        self.patience = patience or Patience()
-        settings = client.Configuration()
-        try:
-            config.load_incluster_config(client_configuration=settings)
-        except config.ConfigException:
-            try:
-                config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=settings)
-            except (config.ConfigException, OSError) as e:
-                raise UserError(
-                    f"no Kubernetes API: this is no pod of a cluster, and there is no kubeconfig ({e})."
-                ) from None
-        settings.retries = Retry(
-            total=self.patience.retries,
-            backoff_factor=self.patience.backoff,
-            backoff_max=30,
-            status_forcelist=TRANSIENT,
-            allowed_methods=None,  # creating twice ends in a conflict, which is handled
-            raise_on_status=False,
-        )
-        logging.getLogger("urllib3").setLevel(logging.ERROR)
-        self._client = client.ApiClient(settings)
-        self.objects = client.CustomObjectsApi(self._client)
-        self.core = client.CoreV1Api(self._client)
-        self.namespace = namespace or _namespace()
-
-    def owner(self, pod: str | None) -> Manifest | None:
-        """What owns a pod, the workflow of its run, as an owner reference: the job goes when that goes."""
-        from kubernetes.client import ApiException
-
-        if not pod:
-            return None
-        try:
-            references = self.core.read_namespaced_pod(pod, self.namespace, _request_timeout=TIMEOUT)
-        except ApiException as e:
-            log.warning("the job has no owner, as pod %s cannot be read (%s)", pod, e.reason)
-            return None
-        found = references.metadata.owner_references or []
-        if not found:
-            return None
-        first = found[0]
-        return {"apiVersion": first.api_version, "kind": first.kind, "name": first.name, "uid": first.uid}
+class TooLong(UserError):
+    """A job that ran for longer than it may."""
 
 
-def _namespace() -> str:
-    try:
-        return NAMESPACE_FILE.read_text("utf-8").strip()
-    except OSError:
-        from kubernetes import config
+@dc.dataclass(frozen=True, kw_only=True)
+class Reports:
+    """Where a job's words come from and go to."""
 
-        context = config.list_kube_config_contexts(os.environ.get("KUBECONFIG"))[1]
-        return t.cast(str, context["context"].get("namespace", "default"))
+    say: Callable[[str], None]  # gets the lines of rank 0's log
+    seen: Path | None = None  # a file that keeps how far they were handed on, for a launcher that comes after this one
+    left: Callable[[], Mapping[str, str]] = dict  # by pod, what its process wrote down at its end
+    clear: Callable[[], object] = dict  # called before a job is created: what an earlier one wrote down goes
+    abandon: Callable[[], object] = dict  # called where a job is to end and the API cannot be told
 
 
-def run(cluster: Cluster, kind: Kind, job: Job, owner: Manifest | None, say: Callable[[str], None]) -> None:
-    """Run a job to its end; ``say`` gets the lines of rank 0's log.
+def run(
+    api: Api, kind: Kind, job: Job, owner: Manifest | None, reports: Reports, *, suspend_for: str | None = None
+) -> None:
+    """Run a job to its end.
 
-    Raises `UserError` with the last words of the pod that failed, or with why no pod can start. A signal that asks us
-    to stop has the job deleted; an API server that is gone for long has not, so that the next attempt can go on.
+    ``suspend_for``: the launcher's own pod; where that is evicted or pre-empted, the job is suspended for the next one.
+
+    Raises `UserError` with the last words of the pod that failed, or with why the job does not start. A signal that
+    asks us to stop has the job deleted; an API server that is gone for long has not: the next attempt can go on.
     """
-    found = _create_or_adopt(cluster, kind, job, owner)
-    done = threading.Event()
-    reader = threading.Thread(target=_follow_log, args=(cluster, kind.leader(found), say, done), daemon=True)
-    reader.start()
+    follower = _Follower(api, kind, job, reports)
+    patience = 0.0
     try:
-        state = _follow(cluster, kind, job.name)
-    except (Terminated, KeyboardInterrupt, NeverRan):
+        follower.begin(owner)
+        state = follower.follow()
+        patience = api.patience.last_lines
+    except (Terminated, KeyboardInterrupt):
+        if not (suspend_for and _is_evicted(api, suspend_for) and _suspend(api, kind, job.name)):
+            _farewell(api, kind, job.name, reports)
+        raise
+    except (NeverRan, TooLong):
         log.warning("deleting %s %s", kind.PLURAL, job.name)
-        _delete(cluster, kind, job.name)
+        _delete(api, kind, job.name)
         raise
     finally:
-        done.set()
-    reader.join(timeout=cluster.patience.log_retry * 5)
+        follower.stop(patience)
     if state.phase == "failed":
-        raise UserError(_last_words(cluster, kind, job.name, state))
-
-
-def _create_or_adopt(cluster: Cluster, kind: Kind, job: Job, owner: Manifest | None) -> Manifest:
-    """The job of this run: one that is there already and does the same is taken, one that failed is replaced."""
-    from kubernetes.client import ApiException
-
-    manifest = kind.render(job, owner)
-    kind.check(manifest)
-    until = time.monotonic() + cluster.patience.deletion
-    while True:
+        raise UserError(follower.last_words(state))
+    if kind.state(follower.found).phase != "succeeded":  # it would wait for a machine that it needs no more
         try:
-            created = cluster.objects.create_namespaced_custom_object(
-                *_place(cluster, kind), manifest, _request_timeout=TIMEOUT
-            )
-        except ApiException as e:
-            if e.status != 409:
-                raise _refused(e, f"create {kind.PLURAL} {job.name}") from None
-        except HTTPError as e:
-            raise _unreachable(e) from None
-        else:
-            log.info("created %s %s in %s: %d nodes", kind.PLURAL, job.name, cluster.namespace, job.nodes)
-            return t.cast(Manifest, created)
-        found = _read(cluster, kind, job.name)
-        if found is not None and not found["metadata"].get("deletionTimestamp"):
-            _check_ours(found, manifest)
-            if kind.state(found).phase != "failed":
-                log.info("found %s %s, started earlier for this run: going on with it", kind.PLURAL, job.name)
-                return found
-            log.info("%s %s of an earlier attempt has failed: replacing it", kind.PLURAL, job.name)
-            _delete(cluster, kind, job.name)
-        if time.monotonic() > until:
+            _delete(api, kind, job.name)
+        except UserError as e:
+            log.warning("%s", e)
+
+
+def _place(api: Api, kind: Kind, name: str = "") -> str:
+    return api.path(kind.GROUP, kind.VERSION, kind.PLURAL, name)
+
+
+def _delete(api: Api, kind: Kind, name: str, seconds: float | None = None) -> None:
+    try:
+        query = {"propagationPolicy": "Background"}
+        api.ask(f"delete {kind.PLURAL} {name}", "DELETE", _place(api, kind, name), query, seconds=seconds)
+    except Refused as e:
+        if e.status != 404:
+            raise
+
+
+def _is_evicted(api: Api, pod: str) -> bool:
+    """Whether a pod is ended by the cluster for its own reasons: a node is drained, or another pod goes before it."""
+    own = api.found(f"read pod {pod}", api.path("", "v1", "pods", pod)) or {}
+    conditions = own.get("status", {}).get("conditions") or []
+    return any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in conditions)
+
+
+def _suspend(api: Api, kind: Kind, name: str) -> bool:
+    """Suspend the job for the launcher that comes next; returns whether that was done."""
+    patch = {**kind.suspension(True), "metadata": {"annotations": {EVICTED: "true"}}}
+    try:
+        what = f"suspend {kind.PLURAL} {name}"
+        api.ask(what, "PATCH", _place(api, kind, name), body=patch, seconds=api.patience.farewell)
+    except UserError as e:
+        log.error("%s", e)
+        return False
+    log.warning("this pod is evicted: %s %s is suspended, and resumed by the next attempt", kind.PLURAL, name)
+    return True
+
+
+def _farewell(api: Api, kind: Kind, name: str, reports: Reports) -> None:
+    """Delete the job in the time that is left to a process that was asked to stop."""
+    log.warning("deleting %s %s", kind.PLURAL, name)
+    try:
+        _delete(api, kind, name, api.patience.farewell)
+    except UserError as e:
+        reports.abandon()
+        log.error(
+            "%s The job stays: another attempt of this run takes it over, and it goes with the run's workflow. To "
+            "end it now: kubectl -n %s delete %s.%s %s",
+            e,
+            api.namespace,
+            kind.PLURAL,
+            kind.GROUP,
+            name,
+        )
+
+
+class _Follower:
+    """One job, from its creation to its end."""
+
+    def __init__(self, api: Api, kind: Kind, job: Job, reports: Reports) -> None:
+        self.api, self.kind, self.job, self.reports = api, kind, job, reports
+        self.witness = causes.Witness()
+        self.changes: queue.Queue[Change | UserError] = queue.Queue()
+        # What may not be read is refused here, before there is a job that nobody follows.
+        only = {"fieldSelector": f"metadata.name={job.name}"}
+        self.jobs = Watch(api, kind.PLURAL, _place(api, kind), only)
+        self.pods = Watch(api, "pods", api.path("", "v1", "pods"), {"labelSelector": kind.pods(job.name)})
+        self.logs: Logs | None = None
+        self.found: Manifest = {}
+        self.foreign: set[str] = set()  # uids of pods of a job of this name before this one
+
+    # -- its begin -----------------------------------------------------------------------------------------------------
+
+    def begin(self, owner: Manifest | None) -> None:
+        """Find the job or create it, and watch it."""
+        manifest = self.kind.render(self.job, owner)
+        self.kind.check(manifest)
+        self.found = self._create_or_adopt(manifest)
+        self.api.settled = True
+        leader = self.kind.leader(self.found)
+        self.logs = Logs(
+            self.api,
+            self.kind.CONTAINER,
+            say=self.reports.say,
+            leads=lambda pod: _matches(leader, pod),
+            saved=self.reports.seen,
+        )
+        for pod in self.pods.objects.values():
+            self._see(Change("pods", False, pod))
+        self.jobs.start(self.changes)
+        self.pods.start(self.changes)
+
+    def stop(self, patience: float) -> None:
+        """End all threads, those that read logs after so many seconds at the latest."""
+        self.jobs.stop()
+        self.pods.stop()
+        if self.logs is not None:
+            self.logs.end(patience)
+
+    def _create_or_adopt(self, manifest: Manifest) -> Manifest:
+        """The job of this run: one that is there already and does the same is taken, one that failed is replaced."""
+        name, plural = self.job.name, self.kind.PLURAL
+        until = time.monotonic() + self.api.patience.deletion
+        while True:
+            there = next(iter(self.jobs.objects.values()), None)
+            if there is None:
+                self.reports.clear()
+                try:
+                    created = self.api.ask(
+                        f"create {plural} {name}", "POST", _place(self.api, self.kind), body=manifest
+                    )
+                except Refused as e:
+                    if e.status != 409:
+                        raise self.kind.explained(e.status, e.detail) or e from None
+                    time.sleep(min(1.0, self.api.patience.poll))
+                else:
+                    log.info("created %s %s in %s: %d nodes", plural, name, self.api.namespace, self.job.nodes)
+                    self.foreign = set(self.pods.objects)
+                    return created
+            elif not there["metadata"].get("deletionTimestamp"):
+                _check_ours(there, manifest)
+                if self.kind.state(there).phase != "failed":
+                    log.info("found %s %s, started earlier for this run: going on with it", plural, name)
+                    return self._resumed(there)
+                log.info("%s %s of an earlier attempt has failed: replacing it", plural, name)
+                _delete(self.api, self.kind, name)
+            if time.monotonic() > until:
+                raise UserError(
+                    f"{plural} {name}: is being deleted, for {self.api.patience.deletion:.0f} s now. Look at what "
+                    "holds it (its finalizers), and run the pipeline again."
+                )
+            if there is not None:
+                time.sleep(min(1.0, self.api.patience.poll))
+            self.jobs.list()
+            self.pods.list()
+
+    def _resumed(self, there: Manifest) -> Manifest:
+        """A job that the launcher before this one suspended goes on."""
+        if EVICTED not in (there["metadata"].get("annotations") or {}):
+            return there
+        name, plural = self.job.name, self.kind.PLURAL
+        patch = {**self.kind.suspension(False), "metadata": {"annotations": {EVICTED: None}}}
+        log.info("resuming %s %s", plural, name)
+        return self.api.ask(f"resume {plural} {name}", "PATCH", _place(self.api, self.kind, name), body=patch)
+
+    # -- its course ----------------------------------------------------------------------------------------------------
+
+    def follow(self) -> State:
+        """Wait for the end of the job; returns how it ended."""
+        name, plural = self.job.name, self.kind.PLURAL
+        said = ""
+        waiting_since: float | None = None
+        explain = self.api.patience.explain
+        explained, explanation = time.monotonic(), list[str]()
+        while True:
+            state = self._state()
+            if state.phase in ("succeeded", "failed"):
+                log.info("%s %s has %s", plural, name, state.phase)
+                self._settle(state)
+                return state
+            line = f"{state.phase}: {self.witness.counts()}"
+            if line != said:
+                log.info("%s %s is %s", plural, name, line)
+                said = line
+            now = time.monotonic()
+            if state.phase == "running":
+                waiting_since, explained = None, now
+            elif now - explained > explain:
+                explained, explain = now, min(explain * 2, 10 * self.api.patience.explain)
+                if (found := causes.why_waiting(self.api, self.kind, self.found, self.witness)) != explanation:
+                    explanation = found
+                    log.info("%s %s is %s: %s", plural, name, state.phase, "; ".join(found))
+            if state.phase == "waiting":
+                waiting_since = now if waiting_since is None else waiting_since
+                if now - waiting_since > self.api.patience.pending:
+                    raise NeverRan(self._why_it_waits())
+            else:
+                waiting_since = None
+            if state.phase == "running" and self._seconds() > (self.job.deadline_seconds or float("inf")):
+                raise TooLong(
+                    f"{plural} {name}: ran for longer than timeout={self.job.deadline_seconds}s, so it was deleted. "
+                    "Its checkpoints are kept: another attempt goes on from the last. Allow it more time with timeout."
+                )
+            self._wait()
+
+    def _state(self) -> State:
+        """What the job says, or its pods: an operator may be slow to say that all of them run."""
+        state = self.kind.state(self.found)
+        if state.phase == "waiting" and self.witness.running() >= (self.job.elastic_min_nodes or self.job.nodes):
+            return State("running", state.message)
+        if self.job.elastic_min_nodes and state.phase in ("waiting", "running") and self.witness.is_done():
+            return State("succeeded", state.message)  # without the machines that were lost
+        return state
+
+    def _seconds(self) -> float:
+        """How long the job has been running, by what the cluster noted; time in a queue does not count."""
+        started = (self.found.get("status") or {}).get("startTime") or self.witness.started()
+        return time.time() - nanoseconds(started) / 1e9 if started else 0.0
+
+    def _wait(self, seconds: float = TICK) -> None:
+        """Take in what happened, or return after so many seconds."""
+        try:
+            self._take(self.changes.get(timeout=seconds))
+            while True:
+                self._take(self.changes.get_nowait())
+        except queue.Empty:
+            return
+
+    def _settle(self, state: State) -> None:
+        """Take in what pods said of their end, which may arrive after the job's."""
+        until = time.monotonic() + SETTLE_SECONDS
+        while state.phase == "failed" and not self.witness.endings and time.monotonic() < until:
+            with contextlib.suppress(UserError):  # its job may go
+                self._wait()
+        for pod in (self.api.found("list pods", self.pods.path, self.pods.selector) or {}).get("items", []):
+            self._see(Change("pods", False, pod))
+
+    def _take(self, change: Change | UserError) -> None:
+        if isinstance(change, UserError):
+            raise change
+        if change.kind == "pods":
+            self._see(change)
+            return
+        if change.object["metadata"]["uid"] != self.found["metadata"]["uid"]:
+            return  # the job before this one
+        self.found = change.object
+        if change.deleted or change.object["metadata"].get("deletionTimestamp"):
             raise UserError(
-                f"{kind.PLURAL} {job.name}: is being deleted, for {cluster.patience.deletion:.0f} s now. Look at what "
-                "holds it (its finalizers), and run the pipeline again."
+                f"{self.kind.PLURAL} {self.job.name}: was deleted by someone else while it ran. Run the pipeline again."
             )
-        time.sleep(min(1.0, cluster.patience.watch))
+
+    def _see(self, change: Change) -> None:
+        if change.object["metadata"]["uid"] in self.foreign:
+            return
+        self.witness.see(change.object, change.deleted)
+        if self.logs is not None:
+            self.logs.follow(change.object, change.deleted)
+
+    # -- its end -------------------------------------------------------------------------------------------------------
+
+    def last_words(self, state: State) -> str:
+        """Why the job failed."""
+        logs = t.cast(Logs, self.logs)
+        return causes.last_words(
+            self.api,
+            self.kind,
+            self.found,
+            state,
+            witness=self.witness,
+            lines=lambda uid: logs.last.get(uid, ()),
+            left=self.reports.left(),
+        )
+
+    def _why_it_waits(self) -> str:
+        reasons = causes.why_waiting(self.api, self.kind, self.found, self.witness)
+        running, needed = self.witness.running(), self.job.elastic_min_nodes or self.job.nodes
+        lines = [
+            (
+                f"{self.kind.PLURAL} {self.job.name}: did not start within {self.api.patience.pending:.0f} s "
+                f"({running} of {needed} pods ran), so it was deleted."
+            ),
+            *(reasons or ["Nothing says why: no event, and no condition."]),
+            f"{causes.remedy(reasons)} To wait longer: pending_timeout.",
+        ]
+        return "\n".join(lines)
 
 
 def _check_ours(found: Manifest, wanted: Manifest) -> None:
@@ -176,231 +356,6 @@ def _check_ours(found: Manifest, wanted: Manifest) -> None:
         )
 
 
-def _place(cluster: Cluster, kind: Kind) -> tuple[str, str, str, str]:
-    return kind.GROUP, kind.VERSION, cluster.namespace, kind.PLURAL
-
-
-def _read(cluster: Cluster, kind: Kind, name: str) -> Manifest | None:
-    """The job as it is now; None where there is none."""
-    from kubernetes.client import ApiException
-
-    try:
-        found = cluster.objects.get_namespaced_custom_object(*_place(cluster, kind), name, _request_timeout=TIMEOUT)
-    except ApiException as e:
-        if e.status == 404:
-            return None
-        raise _refused(e, f"read {kind.PLURAL} {name}") from None
-    except HTTPError as e:
-        raise _unreachable(e) from None
-    return t.cast(Manifest, found)
-
-
-def _delete(cluster: Cluster, kind: Kind, name: str) -> None:
-    from kubernetes.client import ApiException
-
-    try:
-        cluster.objects.delete_namespaced_custom_object(
-            *_place(cluster, kind), name, propagation_policy="Background", _request_timeout=TIMEOUT
-        )
-    except ApiException as e:
-        if e.status != 404:
-            raise _refused(e, f"delete {kind.PLURAL} {name}") from None
-
-
-def _refused(error: t.Any, what: str) -> UserError:
-    """What a user can do about an answer that no retry mends."""
-    if error.status == 404:
-        hint = "The cluster does not know this kind of job: install Kubeflow's operator for it."
-    elif error.status in (401, 403):
-        hint = "Give the run's service account the right to (docs/kubeflow.md)."
-    elif error.status in TRANSIENT:
-        hint = "The API server does not recover; try again later."
-    else:
-        hint = "Mend what it names."
-    return UserError(f"cannot {what}: {error.status} {error.reason}: {(error.body or '').strip()[:500]}. {hint}")
-
-
-def _unreachable(error: Exception) -> UserError:
-    return UserError(f"the Kubernetes API cannot be reached: {error}. Try again later: a job that runs goes on.")
-
-
-# -- following ---------------------------------------------------------------------------------------------------------
-
-
-def _follow(cluster: Cluster, kind: Kind, name: str) -> State:
-    """Wait for the end of a job; returns how it ended."""
-    said = ""
-    waiting_since: float | None = None
-    while True:
-        found = _read(cluster, kind, name)
-        if found is None or found["metadata"].get("deletionTimestamp"):
-            raise UserError(f"{kind.PLURAL} {name}: was deleted by someone else while it ran. Run the pipeline again.")
-        state = kind.state(found)
-        if state.phase in ("succeeded", "failed"):
-            log.info("%s %s has %s", kind.PLURAL, name, state.phase)
-            return state
-        line = f"{state.phase}: {_counts(cluster, kind, name)}"
-        if line != said:
-            log.info("%s %s is %s", kind.PLURAL, name, line)
-            said = line
-        if state.phase != "waiting":
-            waiting_since = None
-        elif waiting_since is None:
-            waiting_since = time.monotonic()
-        elif time.monotonic() - waiting_since > cluster.patience.pending:
-            raise NeverRan(_why_pending(cluster, kind, name))
-        _wait_for_change(cluster, kind, found)
-
-
-def _counts(cluster: Cluster, kind: Kind, name: str) -> str:
-    phases = [pod.status.phase for pod in _pods(cluster, kind.pods(name))]
-    return ", ".join(f"{phases.count(phase)} {phase.lower()}" for phase in sorted(set(phases))) or "no pods yet"
-
-
-def _pods(cluster: Cluster, selector: str) -> list[t.Any]:
-    from kubernetes.client import ApiException
-
-    try:
-        found = cluster.core.list_namespaced_pod(cluster.namespace, label_selector=selector, _request_timeout=TIMEOUT)
-    except ApiException as e:
-        raise _refused(e, "list pods") from None
-    except HTTPError as e:
-        raise _unreachable(e) from None
-    return t.cast("list[t.Any]", found.items)
-
-
-def _wait_for_change(cluster: Cluster, kind: Kind, found: Manifest) -> None:
-    """Return when a job changes, or after a while; a watch that breaks off or is too old (410) ends the wait."""
-    from kubernetes import watch
-    from kubernetes.client import ApiException
-
-    meta = found["metadata"]
-    started = time.monotonic()
-    try:
-        stream = watch.Watch().stream(
-            cluster.objects.list_namespaced_custom_object,
-            *_place(cluster, kind),
-            field_selector=f"metadata.name={meta['name']}",
-            resource_version=meta.get("resourceVersion"),
-            timeout_seconds=max(1, int(cluster.patience.watch)),
-            _request_timeout=(TIMEOUT[0], cluster.patience.watch + 10),
-        )
-        for event in stream:
-            if event["type"] != "BOOKMARK":
-                return
-    except (ApiException, HTTPError) as e:
-        log.debug("watch: %s", e)
-    time.sleep(max(0.0, min(1.0, cluster.patience.watch) - (time.monotonic() - started)))
-
-
-def _follow_log(cluster: Cluster, selector: str, say: Callable[[str], None], done: threading.Event) -> None:
-    """Hand on the lines of a pod's log until the job ends; a stream that breaks off is taken up where it was."""
-    from kubernetes.client import ApiException
-
-    last: dict[str, str] = {}  # by pod: the time stamp of its last line
-    while True:
-        ended = done.is_set()
-        try:
-            for pod in _pods(cluster, selector):
-                name = pod.metadata.name
-                if pod.status.phase != "Pending":
-                    for stamp, line in _lines(cluster, name, last.get(name)):
-                        last[name] = stamp
-                        say(line)
-        except (ApiException, HTTPError, UserError) as e:
-            log.debug("log: %s", e)
-        if ended:
-            return
-        done.wait(cluster.patience.log_retry)
-
-
-def _lines(cluster: Cluster, pod: str, after: str | None) -> Iterator[tuple[str, str]]:
-    """Time stamp and text of a pod's lines, from ``after`` on, until it ends or the stream breaks off."""
-    since = None if after is None else max(1, int(time.time() - _seconds(after)) + 2)
-    answer = cluster.core.read_namespaced_pod_log(
-        pod,
-        cluster.namespace,
-        follow=True,
-        timestamps=True,
-        since_seconds=since,
-        _preload_content=False,
-        _request_timeout=TIMEOUT,
-    )
-    with answer:
-        rest = b""
-        for block in answer.stream(amt=1 << 16, decode_content=False):
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                stamp, _, text = line.decode("utf-8", "replace").partition(" ")
-                if after is None or stamp > after:
-                    yield stamp, text
-
-
-def _seconds(stamp: str) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(stamp[:19] + "+00:00").timestamp()
-
-
-# -- what went wrong ---------------------------------------------------------------------------------------------------
-
-
-def _last_words(cluster: Cluster, kind: Kind, name: str, state: State) -> str:
-    """The pod that failed first, with its reason, its last lines and its events."""
-    failed = [(end, pod) for pod in _pods(cluster, kind.pods(name)) if (end := _end(pod)) is not None]
-    lines = [f"{kind.PLURAL} {name} failed: {state.message or 'no reason given'}"]
-    if not failed:
-        return "\n".join([*lines, "None of its pods says why."])
-    end, pod = min(failed, key=lambda pair: (pair[0].exit_code == 143, str(pair[0].finished_at)))
-    lines.append(f"pod {pod.metadata.name}: exit code {end.exit_code} ({end.reason or 'Error'}). Its last lines:")
-    lines += [f"  {line}" for line in _tail(cluster, pod.metadata.name)]
-    if end.reason == "OOMKilled":
-        lines.append("It used more memory than its limit: raise memory_limit, or try a smaller batch.")
-    return "\n".join([*lines, *_events(cluster, pod.metadata.name)])
-
-
-def _end(pod: t.Any) -> t.Any:
-    """How a pod's container ended, where that was badly."""
-    for status in pod.status.container_statuses or []:
-        for state in (status.state, status.last_state):
-            if state and state.terminated and state.terminated.exit_code != 0:
-                return state.terminated
-    return None
-
-
-def _tail(cluster: Cluster, pod: str) -> list[str]:
-    from kubernetes.client import ApiException
-
-    try:
-        text: str = cluster.core.read_namespaced_pod_log(
-            pod, cluster.namespace, tail_lines=LAST_LINES, _request_timeout=TIMEOUT
-        )
-    except ApiException as e:
-        return [f"(its log cannot be read: {e.reason})"]
-    return text.splitlines()
-
-
-def _events(cluster: Cluster, pod: str) -> list[str]:
-    from kubernetes.client import ApiException
-
-    try:
-        found = cluster.core.list_namespaced_event(
-            cluster.namespace, field_selector=f"involvedObject.name={pod}", _request_timeout=TIMEOUT
-        )
-    except ApiException:
-        return []
-    return [f"event: {e.reason}: {e.message}" for e in found.items if e.type != "Normal"][-5:]
-
-
-def _why_pending(cluster: Cluster, kind: Kind, name: str) -> str:
-    lines = [f"{kind.PLURAL} {name}: no pod of it ran for {cluster.patience.pending:.0f} s, so it was deleted."]
-    for pod in _pods(cluster, kind.pods(name)):
-        reasons = [c.message for c in pod.status.conditions or [] if c.status != "True" and c.message]
-        waiting = [s.state.waiting for s in pod.status.container_statuses or [] if s.state and s.state.waiting]
-        reasons += [f"{w.reason}: {w.message or ''}".rstrip(": ") for w in waiting]
-        lines.append(f"pod {pod.metadata.name} is {pod.status.phase}: {'; '.join(reasons) or 'no reason given'}")
-        lines += _events(cluster, pod.metadata.name)
-    lines.append(
-        "Ask for less (accelerators, memory, nodes), free some room on the cluster, or wait longer: pending_timeout."
-    )
-    return "\n".join(lines)
+def _matches(selector: str, pod: Manifest) -> bool:
+    labels = pod["metadata"].get("labels") or {}
+    return all(labels.get(name) == value for name, _, value in (part.partition("=") for part in selector.split(",")))

@@ -8,6 +8,8 @@ import re
 import typing as t
 from collections.abc import Mapping, Sequence
 
+from tuneport.errors import UserError
+
 Manifest = dict[str, t.Any]
 Phase = t.Literal["waiting", "suspended", "running", "succeeded", "failed"]
 
@@ -15,6 +17,10 @@ DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 LONGEST_NAME = 50  # the operators add what makes the pods' names, which end at 63
 QUEUE = "kueue.x-k8s.io/queue-name"
 RUN, SPEC = "tuneport/run", "tuneport/spec"  # our label with the run's id, and annotation with the job's digest
+ELASTIC_RESTARTS = 3  # of an elastic job for which none are set: without any it ends with its first machine
+EVICTED = "tuneport/evicted"  # annotation of a job that its launcher suspended as it was evicted itself
+SCRATCH = "/tmp"  # noqa: S108  (of the container)
+TMP_SIZE = "16Gi"  # of it; outputs and checkpoints lie on the volume
 RESTART_SECONDS = 3600  # how long a finished job is kept for a person to look at
 
 
@@ -47,6 +53,7 @@ class Job:
     priority_class: str | None = None
     deadline_seconds: int | None = None
     runtime: str = "torch-distributed"  # a TrainJob's
+    runtime_kind: str = "ClusterTrainingRuntime"  # or TrainingRuntime, of the namespace
 
     def described(self) -> dict[str, t.Any]:
         """What is known of the job before it is launched, as JSON: the fields that are not their defaults."""
@@ -76,6 +83,7 @@ class Kind(t.Protocol):
     GROUP: str
     VERSION: str
     PLURAL: str
+    CONTAINER: str  # in which the command runs
 
     @staticmethod
     def render(job: Job, owner: Manifest | None = None) -> Manifest:
@@ -95,6 +103,26 @@ class Kind(t.Protocol):
     @staticmethod
     def leader(manifest: Manifest) -> str:
         """The label selector of the pod with rank 0."""
+
+    @staticmethod
+    def related(name: str) -> Sequence[tuple[str, str, str, str]]:
+        """What operators make of a job and write reasons to: API group, version, plural and name of each object."""
+
+    @staticmethod
+    def suspension(suspend: bool) -> Manifest:
+        """The patch that suspends a job, or resumes it."""
+
+    @staticmethod
+    def explained(status: int, detail: str) -> UserError | None:
+        """What the API's refusal to create a job means, where that is not what it says."""
+
+
+def pod_groups(name: str) -> list[tuple[str, str, str, str]]:
+    """The objects by which a scheduler takes a job's pods together, where one does."""
+    return [
+        ("scheduling.volcano.sh", "v1beta1", "podgroups", name),
+        ("scheduling.x-k8s.io", "v1alpha1", "podgroups", name),
+    ]
 
 
 def job_name(stage: str, run_id: str) -> str:
@@ -144,6 +172,9 @@ def mounts(job: Job) -> tuple[list[Manifest], list[Manifest]]:
     for i, secret in enumerate(s for s in job.secrets if s.get("path")):
         volumes.append({"name": f"secret-{i}", "secret": {"secretName": secret["name"]}})
         places.append({"name": f"secret-{i}", "mountPath": secret["path"], "readOnly": True})
+    if not any(place["mountPath"] == SCRATCH for place in places):
+        volumes.append({"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}})
+        places.append({"name": "tmp", "mountPath": SCRATCH})
     if job.shm_size:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.shm_size}})
         places.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108

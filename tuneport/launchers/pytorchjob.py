@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typing as t
 
+from tuneport.errors import UserError
 from tuneport.launchers.job import (
+    ELASTIC_RESTARTS,
     RESTART_SECONDS,
     Job,
     Manifest,
@@ -13,6 +15,7 @@ from tuneport.launchers.job import (
     conditions,
     metadata,
     mounts,
+    pod_groups,
     variables,
 )
 
@@ -23,11 +26,14 @@ LABEL = "training.kubeflow.org"
 
 def render(job: Job, owner: Manifest | None = None) -> Manifest:
     """The object to create. An elastic job has workers only, which find each other through the first of them."""
+    elastic = job.elastic_min_nodes is not None
+    restarts = job.restarts or (ELASTIC_RESTARTS if elastic else 0)
     policy: Manifest = {
         "cleanPodPolicy": "Running",  # finished pods stay until the job goes: their logs say why it failed
         "ttlSecondsAfterFinished": RESTART_SECONDS,
-        "backoffLimit": job.restarts,
     }
+    if restarts:  # with 0 the operator deletes all pods, and what they say, the moment one has failed
+        policy["backoffLimit"] = restarts * (job.nodes if elastic else 1)  # it counts those of all pods together
     if job.deadline_seconds:
         policy["activeDeadlineSeconds"] = job.deadline_seconds
     spec: Manifest = {"runPolicy": policy}
@@ -40,7 +46,7 @@ def render(job: Job, owner: Manifest | None = None) -> Manifest:
             "maxReplicas": job.nodes,
             "nProcPerNode": job.processes,
             "rdzvBackend": "c10d",
-            "maxRestarts": max(job.restarts, 1),
+            "maxRestarts": restarts,
         }
         spec["pytorchReplicaSpecs"] = {"Worker": _replicas(job, job.nodes)}
     return {"apiVersion": f"{GROUP}/{VERSION}", "kind": "PyTorchJob", "metadata": metadata(job, owner), "spec": spec}
@@ -57,6 +63,7 @@ def _replicas(job: Job, replicas: int) -> Manifest:
         "volumeMounts": places,
         "securityContext": dict(job.security),
         "imagePullPolicy": job.image_pull_policy,
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # a failed pod's status holds its last lines
     }
     pod: Manifest = {
         "containers": [_set(container)],
@@ -121,3 +128,18 @@ def leader(manifest: Manifest) -> str:
     """The label selector of the pod with rank 0: the master, where there is one."""
     kind = "master" if "Master" in manifest["spec"]["pytorchReplicaSpecs"] else "worker"
     return f"{pods(manifest['metadata']['name'])},{LABEL}/replica-type={kind},{LABEL}/replica-index=0"
+
+
+def related(name: str) -> list[tuple[str, str, str, str]]:
+    """What is made of a job, beside its pods: what a gang scheduler needs."""
+    return pod_groups(name)
+
+
+def suspension(suspend: bool) -> Manifest:
+    """The patch that suspends a job, or resumes it."""
+    return {"spec": {"runPolicy": {"suspend": suspend}}}
+
+
+def explained(status: int, detail: str) -> UserError | None:
+    """What a refusal means, where that is not what it says."""
+    return None

@@ -6,26 +6,30 @@ PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT, or PET_RDZV_BACKEND=c10d and
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses as dc
 import json
 import logging
 import os
 import signal
-import sys
 import tempfile
+import threading
 import time
 import typing as t
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tuneport.errors import EXIT_PREEMPTED, UserError
+from tuneport.launchers.parent_death import signalled_at_death_of_parent
 
 log = logging.getLogger("tuneport.launch")
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # torchrun names in it the file that a failing rank leaves its error in
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGUSR1"
 LAUNCHED = "TUNEPORT_LAUNCHED"  # set for ranks whose errors we say ourselves
+STOP_FILE = "TUNEPORT_STOP_FILE"  # names a file: once it is there, all is to stop, as nobody can say so by a signal
+# Where the operator knows no elastic jobs, the fewest and the most machines, as in 1:4, and how often they start again.
+ELASTIC, ELASTIC_RESTARTS = "TUNEPORT_ELASTIC", "TUNEPORT_ELASTIC_RESTARTS"
+STOP_SECONDS = 10.0  # between two looks for it
 GRACE_SECONDS = 45  # from a signal, or another rank's death, to the kill; PET_SHUTDOWN_TIMEOUT overrides it
 
 
@@ -54,10 +58,8 @@ def is_rank(environment: Mapping[str, str]) -> bool:
 
 def die_with_launcher(environment: Mapping[str, str]) -> None:
     """Let the kernel kill this rank when its launcher is killed: left alone, it would go on writing."""
-    if LAUNCHED not in environment or not sys.platform.startswith("linux"):
-        return
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if LAUNCHED in environment:
+        signalled_at_death_of_parent(signal.SIGKILL)()
 
 
 def report(environment: Mapping[str, str], code: int, message: str) -> bool:
@@ -76,6 +78,7 @@ def launch(command: Sequence[str], processes: int, nodes: int, environment: Mapp
     Raises `UserError` where other machines are expected and none is named.
     """
     rendezvous = _rendezvous(nodes, environment)
+    _stop_by_file(environment.get(STOP_FILE))
     from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -85,7 +88,9 @@ def launch(command: Sequence[str], processes: int, nodes: int, environment: Mapp
     os.environ[LAUNCHED] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     with tempfile.TemporaryDirectory(prefix="tuneport-ranks-") as logs:
-        arguments: t.Any = [f"--nproc-per-node={processes}", "--max-restarts=0", f"--log-dir={logs}", *rendezvous]
+        arguments: t.Any = [f"--nproc-per-node={processes}", f"--log-dir={logs}", *rendezvous]
+        if not {"PET_MAX_RESTARTS", ELASTIC} & environment.keys():  # an elastic job, whose other machines go on
+            arguments.append("--max-restarts=0")
         if "PET_SHUTDOWN_TIMEOUT" not in environment:
             arguments.append(f"--shutdown-timeout={GRACE_SECONDS}")
         arguments += [f"--signals-to-handle={SIGNALS}", "-m", *command]
@@ -108,6 +113,20 @@ def launch(command: Sequence[str], processes: int, nodes: int, environment: Mapp
             return _verdict(_reported(Path(logs)), 128 + number, f"stopped by {number.name}")
 
 
+def _stop_by_file(file: str | None) -> None:
+    """Send this process SIGTERM once a file is there. Its folder is one that machines share."""
+    if not file:
+        return
+
+    def look() -> None:
+        while not Path(file).exists():
+            time.sleep(STOP_SECONDS)
+        log.warning("%s is there: stopping", file)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=look, daemon=True, name="stop file").start()
+
+
 def _rendezvous(nodes: int, environment: Mapping[str, str]) -> list[str]:
     """The flags by which the machines find each other; torchrun reads the rest from PET_* itself."""
     if nodes == 1 and not environment.get("PET_NNODES"):
@@ -118,6 +137,15 @@ def _rendezvous(nodes: int, environment: Mapping[str, str]) -> list[str]:
             "PET_NODE_RANK (0, 1, …), PET_MASTER_ADDR and PET_MASTER_PORT, or with PET_RDZV_BACKEND=c10d and "
             "PET_RDZV_ENDPOINT=host:port; or let a PyTorchJob or Azure ML start them."
         )
+    if elastic := environment.get(ELASTIC):
+        hosts = environment.get("PET_NODE_RANK") == "0"
+        return [
+            f"--nnodes={elastic}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={environment['PET_MASTER_ADDR']}:{environment['PET_MASTER_PORT']}",
+            f"--rdzv-conf=is_host={hosts}",
+            f"--max-restarts={environment.get(ELASTIC_RESTARTS, '0')}",
+        ]
     flags = [] if environment.get("PET_NNODES") else [f"--nnodes={nodes}"]
     for flag, name in (("--master-addr", "MASTER_ADDR"), ("--master-port", "MASTER_PORT")):
         if environment.get(name) and not environment.get(f"PET_{name}"):

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from tuneport.errors import UserError
-from tuneport.launchers.job import Job, Manifest, State, check_name, conditions, metadata, mounts, variables
+from tuneport.launchers import torchrun
+from tuneport.launchers.job import (
+    ELASTIC_RESTARTS,
+    Job,
+    Manifest,
+    State,
+    check_name,
+    conditions,
+    metadata,
+    mounts,
+    pod_groups,
+    variables,
+)
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
-NODE = "node"  # what Kubeflow's own runtimes call the training job, and its container
+NODE = CONTAINER = "node"  # what Kubeflow's own runtimes call the training job, and its container
 MANAGER = "tuneport.dev/launcher"
 
 
@@ -16,10 +28,9 @@ def render(job: Job, owner: Manifest | None = None) -> Manifest:
     Raises `UserError` for what a TrainJob has no field for.
     """
     for setting, value in (
-        ("elastic_min_nodes", job.elastic_min_nodes),
         ("priority_class", job.priority_class),
         ("image_pull_policy", job.image_pull_policy),
-        ("restarts", job.restarts),
+        ("restarts", None if job.elastic_min_nodes else job.restarts),
     ):
         if value:
             raise UserError(
@@ -32,7 +43,7 @@ def render(job: Job, owner: Manifest | None = None) -> Manifest:
         "command": list(job.command),
         "numNodes": job.nodes,
         "numProcPerNode": job.processes,
-        "env": [v for v in variables(job) if "value" in v],
+        "env": [*(v for v in variables(job) if "value" in v), *_elastic(job)],
         "resourcesPerNode": {kind: dict(amounts) for kind, amounts in job.resources.items() if amounts},
     }
     container = _set(
@@ -56,7 +67,7 @@ def render(job: Job, owner: Manifest | None = None) -> Manifest:
     labels = _set({"labels": dict(job.labels), "annotations": dict(job.annotations)})
     template = _set({"metadata": labels, "spec": pod})
     spec: Manifest = {
-        "runtimeRef": {"apiGroup": GROUP, "kind": "ClusterTrainingRuntime", "name": job.runtime},
+        "runtimeRef": {"apiGroup": GROUP, "kind": job.runtime_kind, "name": job.runtime},
         "trainer": _set(trainer),
     }
     if template:
@@ -67,6 +78,17 @@ def render(job: Job, owner: Manifest | None = None) -> Manifest:
     if job.deadline_seconds:
         spec["activeDeadlineSeconds"] = job.deadline_seconds
     return {"apiVersion": f"{GROUP}/{VERSION}", "kind": "TrainJob", "metadata": metadata(job, owner), "spec": spec}
+
+
+def _elastic(job: Job) -> list[Manifest]:
+    """What lets the machines go on with fewer of them, which a TrainJob itself has no word for."""
+    if job.elastic_min_nodes is None:
+        return []
+    restarts = str(job.restarts or ELASTIC_RESTARTS)
+    return [
+        {"name": torchrun.ELASTIC, "value": f"{job.elastic_min_nodes}:{job.nodes}"},
+        {"name": torchrun.ELASTIC_RESTARTS, "value": restarts},
+    ]
 
 
 def _set(values: Manifest) -> Manifest:
@@ -100,7 +122,7 @@ def state(manifest: Manifest) -> State:
     if manifest["spec"].get("suspend") or "Suspended" in found:
         return State("suspended", found.get("Suspended", ""))
     jobs = (manifest.get("status") or {}).get("jobsStatus") or []
-    ready = any(job["name"] == NODE and (job.get("ready") or job.get("active")) for job in jobs)
+    ready = any(job["name"] == NODE and job.get("ready") for job in jobs)  # active: pending pods count as well
     return State("running" if ready else "waiting")
 
 
@@ -113,3 +135,28 @@ def leader(manifest: Manifest) -> str:
     """The label selector of the pod with rank 0."""
     name = manifest["metadata"]["name"]
     return f"{pods(name)},jobset.sigs.k8s.io/replicatedjob-name={NODE},batch.kubernetes.io/job-completion-index=0"
+
+
+def related(name: str) -> list[tuple[str, str, str, str]]:
+    """What is made of a job, beside its pods: a JobSet, and of that a Job, whose controller makes the pods."""
+    return [
+        ("jobset.x-k8s.io", "v1alpha2", "jobsets", name),
+        ("batch", "v1", "jobs", f"{name}-{NODE}-0"),
+        *pod_groups(name),
+    ]
+
+
+def suspension(suspend: bool) -> Manifest:
+    """The patch that suspends a job, or resumes it."""
+    return {"spec": {"suspend": suspend}}
+
+
+def explained(status: int, detail: str) -> UserError | None:
+    """What a refusal means, where that is not what it says."""
+    if status == 400 and "unknown field" in detail and "runtimePatches" in detail:
+        return UserError(
+            "the cluster's Kubeflow Trainer is older than 2.2: its TrainJob has no runtimePatches, by which pods get "
+            "their volumes, secrets and security context. Install Trainer 2.2 or newer, or use kubeflow_job: "
+            "pytorchjob."
+        )
+    return None

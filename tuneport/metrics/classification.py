@@ -24,6 +24,7 @@ if t.TYPE_CHECKING:
     import numpy as np
 
 Answer = dict[str, t.Any]
+T = t.TypeVar("T")
 
 BASELINE_ROWS = 20_000  # a trivial baseline is fitted on at most so many rows
 WORST = 1e3  # loss of a row whose scores are not numbers: above any real one
@@ -78,6 +79,15 @@ class ClassifiedRows:
         return self.truth if self.multi_label else np.eye(self.n_labels, dtype=int)[self.truth]
 
     @property
+    def present(self) -> np.ndarray:
+        """The places of the classes that are true or predicted in some row: macro averages are over those."""
+        import numpy as np
+
+        if not self.multi_label:
+            return np.union1d(self.truth, self.predicted)
+        return np.flatnonzero(self.truth.any(axis=0) | self.predicted.any(axis=0))
+
+    @property
     def right(self) -> np.ndarray:
         """(rows,): whether the class, or all labels, are right."""
         equal = self.truth == self.predicted
@@ -123,12 +133,14 @@ def _hamming_loss(rows: ClassifiedRows) -> float:
 
 
 def _averaged(score: str, average: str, **more: t.Any) -> Metric[ClassifiedRows]:
-    """Precision, recall or F1, averaged over classes by sklearn; a class without rows and predictions counts as 0."""
+    """Precision, recall or F1, averaged by sklearn over the classes that are true or predicted somewhere."""
 
     def compute(rows: ClassifiedRows) -> float:
         import sklearn.metrics
 
-        function, labels = getattr(sklearn.metrics, f"{score}_score"), range(rows.n_labels)
+        function, labels = getattr(sklearn.metrics, f"{score}_score"), rows.present
+        if not len(labels):
+            raise Undefined("no row of the split has a label, true or predicted")
         return float(function(rows.truth, rows.predicted, labels=labels, average=average, zero_division=0))
 
     return Metric(
@@ -317,6 +329,7 @@ def evaluate(
         seed,
         row_losses=_row_losses(rows).tolist(),
         row_correct=rows.right.tolist(),
+        notes=counts.absent(labels, rows.present, "classes"),
         labels=list(labels),
         multi_label=multi_label,
         per_class=_per_class(rows),
@@ -339,11 +352,19 @@ def _encode(values: Sequence[t.Any], labels: Sequence[str], multi_label: bool) -
 def _per_class(rows: ClassifiedRows) -> list[dict[str, t.Any]]:
     from sklearn.metrics import precision_recall_fscore_support
 
-    places = range(rows.n_labels)
+    places, present = range(rows.n_labels), set(rows.present.tolist())
     columns = precision_recall_fscore_support(rows.truth, rows.predicted, labels=places, average=None, zero_division=0)
     return [
-        {"label": label, "precision": float(p), "recall": float(r), "f1": float(f), "auc": auc, "support": int(support)}
-        for label, p, r, f, support, auc in zip(rows.labels, *columns, _aucs(rows), strict=True)
+        {
+            "label": label,
+            **{
+                name: float(value) if place in present else None
+                for name, value in (("precision", p), ("recall", r), ("f1", f))
+            },
+            "auc": auc,
+            "support": int(support),
+        }
+        for place, label, p, r, f, support, auc in zip(places, rows.labels, *columns, _aucs(rows), strict=True)
     ]
 
 
@@ -354,21 +375,29 @@ def _confusion(rows: ClassifiedRows) -> np.ndarray:
     return matrix
 
 
+def spread(rows: Sequence[T]) -> list[T]:
+    """At most `BASELINE_ROWS` of the rows, at even steps, by going once through all."""
+    import numpy as np
+
+    if len(rows) <= BASELINE_ROWS:
+        return list(rows)
+    picked = set(np.linspace(0, len(rows) - 1, BASELINE_ROWS).astype(int).tolist())
+    return [row for i, row in enumerate(rows) if i in picked]
+
+
 def baselines(
     train_texts: Sequence[str],
     train_labels: Sequence[t.Any],
     test_texts: Sequence[str],
     labels: Sequence[str],
     multi_label: bool,
+    *,
+    of_all: bool = True,
 ) -> dict[str, list[Answer]]:
-    """Answers of classifiers that need no pretrained model, fitted on at most `BASELINE_ROWS` of the training rows."""
+    """Answers of classifiers that need no pretrained model; ``of_all``: whether the training rows are all there are."""
     import numpy as np
 
-    name = "TF-IDF + logistic regression"
-    if len(train_texts) > BASELINE_ROWS:
-        picked = np.linspace(0, len(train_texts) - 1, BASELINE_ROWS).astype(int)
-        train_texts, train_labels = [train_texts[i] for i in picked], [train_labels[i] for i in picked]
-        name += f" ({BASELINE_ROWS:,} rows)"
+    name = "TF-IDF + logistic regression" + ("" if of_all else f" ({len(train_texts):,} rows)")
     truth = _encode(train_labels, labels, multi_label)
     cells = truth if multi_label else np.eye(len(labels), dtype=int)[truth]
     majority = np.tile(cells.mean(axis=0), (len(test_texts), 1))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import typing as t
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 if t.TYPE_CHECKING:
     import numpy as np
+
+LISTED = 10  # labels in a note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,12 @@ class Counts:
 
         hit, said, true = np.split(sums[:, :-2], 3, axis=1)
         return cls(hit=hit, said=said, true=true, right=sums[:, -2], total=sums[:, -1])
+
+    @property
+    def present(self) -> np.ndarray:
+        """(resamples, classes): whether a class is true or predicted somewhere."""
+        found: np.ndarray = self.said + self.true > 0
+        return found
 
     @property
     def precision(self) -> np.ndarray:
@@ -65,18 +74,42 @@ def accuracy(counts: Counts) -> np.ndarray:
 
 
 def macro(values: Callable[[Counts], np.ndarray]) -> Callable[[Counts], np.ndarray]:
-    """The mean over classes."""
-    return lambda counts: values(counts).mean(axis=1)
+    """The mean over the classes that are true or predicted somewhere; nan where none is."""
+    return lambda counts: ratio(values(counts).sum(axis=1), counts.present.sum(axis=1), empty=math.nan)
 
 
 def weighted(values: Callable[[Counts], np.ndarray]) -> Callable[[Counts], np.ndarray]:
-    """The mean over classes, each weighted by how often it is true."""
-    return lambda counts: ratio((values(counts) * counts.true).sum(axis=1), counts.true.sum(axis=1))
+    """The mean over classes, each weighted by how often it is true; nan where none is true or predicted."""
+
+    def mean(counts: Counts) -> np.ndarray:
+        import numpy as np
+
+        found = ratio((values(counts) * counts.true).sum(axis=1), counts.true.sum(axis=1))
+        return np.where(counts.present.any(axis=1), found, math.nan)
+
+    return mean
 
 
 def micro(values: Callable[[Counts], np.ndarray]) -> Callable[[Counts], np.ndarray]:
-    """The value of all classes as one."""
-    return lambda counts: values(pooled(counts))[:, 0]
+    """The value of all classes as one; nan where none is true or predicted."""
+
+    def value(counts: Counts) -> np.ndarray:
+        import numpy as np
+
+        return np.where(counts.present.any(axis=1), values(pooled(counts))[:, 0], math.nan)
+
+    return value
+
+
+def absent(labels: Sequence[str], present: Iterable[int], kind: str) -> list[str]:
+    """A note on the labels that are neither true nor predicted, so that averages leave them out; none where all are."""
+    places = set(present)
+    names = [repr(label) for i, label in enumerate(labels) if i not in places]
+    if not names:
+        return []
+    listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+    note = f"{len(names)} of {len(labels)} {kind} are neither true nor predicted in these rows"
+    return [f"{note}, and averages over {kind} leave them out: {listed}."]
 
 
 AVERAGES = {"macro": macro, "micro": micro, "weighted": weighted}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import typing as t
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 if t.TYPE_CHECKING:
@@ -150,14 +151,12 @@ def in_order(metrics: Iterable[Metric[R]], rows: R) -> tuple[Metric[R], ...]:
 
 
 def training_scores(metrics: Sequence[Metric[R]], rows: R) -> dict[str, float]:
-    """The metrics that may choose the best checkpoint, by name; nan, which chooses none, where one is undefined."""
+    """The metrics that may choose the best checkpoint, by name, without those that are undefined on the rows."""
     found = {}
     for metric in metrics:
         if metric.chooses_checkpoint and metric.applies(rows):
-            try:
+            with suppress(Undefined):
                 found[metric.name] = float(metric.compute(rows))
-            except Undefined:
-                found[metric.name] = math.nan
     return found
 
 

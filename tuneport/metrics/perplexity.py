@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import typing as t
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from tuneport.labels import IGNORED
@@ -14,6 +14,7 @@ from tuneport.metrics.scores import Evaluation, evaluated
 if t.TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+    import torch
 
 Answer = dict[str, t.Any]
 
@@ -37,20 +38,21 @@ class LikelihoodRows:
 
     likelihood: np.ndarray
 
-    @classmethod
-    def of_token_losses(cls, losses: np.ndarray) -> t.Self:
-        """Rows of `token_losses` (rows, tokens, 2); what is below 0 is not a label."""
-        import numpy as np
-
-        known = losses[..., 0] >= 0
-        nats, right = (np.where(known, losses[..., i], 0).sum(axis=1, dtype=float) for i in (0, 1))
-        return cls(likelihood=np.column_stack([nats, known.sum(axis=1), right]))
-
     def __len__(self) -> int:
         return len(self.likelihood)
 
     def take(self, places: np.ndarray) -> t.Self:
         return replace(self, likelihood=self.likelihood[places])
+
+
+def summed(losses: torch.Tensor) -> torch.Tensor:
+    """`LikelihoodRows.likelihood`, (rows, 3), of `token_losses` (rows, tokens, 2); what is below 0 is not a label."""
+    import torch
+
+    known = losses[..., 0] >= 0
+    kept = torch.where(known[..., None], losses, 0)
+    nats, right = kept.sum(1, dtype=torch.float32 if losses.device.type == "mps" else torch.float64).unbind(-1)
+    return torch.stack([nats, known.sum(1).to(nats.dtype), right], -1)
 
 
 def likelihood_of(answers: Sequence[Answer]) -> np.ndarray | None:
@@ -140,16 +142,17 @@ def evaluate(answers: Sequence[Answer], seed: int) -> Evaluation:
     return evaluated(METRICS, LikelihoodRows(likelihood=found), seed, row_losses=row_losses, row_correct=None)
 
 
-def baselines(train: pa.Table, test: pa.Table, vocabulary: int) -> dict[str, list[Answer]]:
+def baselines(train: Iterable[pa.RecordBatch], test: pa.Table, vocabulary: int) -> dict[str, list[Answer]]:
     """Answers of a model that gives each token its share of the training rows' labels, whatever stands before it.
 
-    One is added to each token's count, over the ``vocabulary`` tokens that there are.
+    ``train`` has these rows in batches. One is added to each token's count, over the ``vocabulary`` tokens that there
+    are.
     """
     import numpy as np
 
     counts = np.ones(vocabulary)
-    for chunk in train["labels"].chunks:
-        labels = chunk.flatten().to_numpy(zero_copy_only=False)
+    for batch in train:
+        labels = batch["labels"].flatten().to_numpy(zero_copy_only=False)
         counts += np.bincount(labels[labels != IGNORED], minlength=vocabulary)
     losses, commonest = np.log(counts.sum()) - np.log(counts), int(counts.argmax())
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import typing as t
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tuneport.metrics import counts
-from tuneport.metrics.metric import Headline, Metric, Sums
+from tuneport.metrics.metric import Headline, Metric, Sums, Undefined
 from tuneport.metrics.scores import Evaluation, evaluated
 
 if t.TYPE_CHECKING:
@@ -40,6 +40,14 @@ class TaggedRows:
     def kinds(self) -> list[str]:
         """The types of entities, or the tags: what is counted."""
         return sorted({tag[2:] for tag in self.labels if tag != "O"}) if self.iob else list(self.labels)
+
+    @property
+    def present(self) -> np.ndarray:
+        """The places of the kinds that are true or predicted somewhere: macro averages are over those."""
+        import numpy as np
+
+        _, said, true = np.split(self.counts[:, :-2].sum(axis=0), 3)
+        return np.flatnonzero(said + true)
 
     @cached_property
     def words(self) -> tuple[np.ndarray, np.ndarray]:
@@ -87,11 +95,6 @@ def _accuracy(rows: TaggedRows) -> float:
     return float(accuracy_score(*rows.words))
 
 
-def _macro_of_found(found: counts.Counts) -> np.ndarray:
-    """F1, mean over the types that are true or predicted somewhere: seqeval knows of no others."""
-    return counts.ratio(found.f1.sum(axis=1), (found.said + found.true > 0).sum(axis=1))
-
-
 def _entity_parts(rows: TaggedRows) -> np.ndarray:
     import numpy as np
 
@@ -124,7 +127,6 @@ def _of_entities(
     title: str,
     score: str,
     average: str,
-    statistic: Callable[[counts.Counts], np.ndarray] | None = None,
     **more: t.Any,
 ) -> Metric[TaggedRows]:
     """Precision, recall or F1 of entities as seqeval counts them: over all (micro), or an average over types."""
@@ -132,23 +134,25 @@ def _of_entities(
     def compute(rows: TaggedRows) -> float:
         from seqeval import metrics
 
+        if not len(rows.present):
+            raise Undefined("no word of the split is in an entity, true or predicted")
         truth, predicted = ([list(tags) for tags in found] for found in (rows.truth, rows.predicted))
         with warnings.catch_warnings():  # a type without predictions counts as 0 and needs no warning
             warnings.simplefilter("ignore")
             return float(getattr(metrics, f"{score}_score")(truth, predicted, average=average, zero_division=0))
 
-    sums = _sums(statistic or counts.averaged(score, average))
+    sums = _sums(counts.averaged(score, average))
     return Metric(name=name, title=title, percent=True, compute=compute, sums=sums, applies=_iob, **more)
 
 
 def _of_words(name: str, title: str, score: str, average: str, **more: t.Any) -> Metric[TaggedRows]:
-    """Precision, recall or F1 of words, averaged over tags by sklearn; a tag without words and predictions has 0."""
+    """Precision, recall or F1 of words, averaged by sklearn over the tags that are true or predicted somewhere."""
 
     def compute(rows: TaggedRows) -> float:
         import sklearn.metrics
 
-        function, labels = getattr(sklearn.metrics, f"{score}_score"), range(len(rows.labels))
-        return float(function(*rows.words, labels=labels, average=average, zero_division=0))
+        function = getattr(sklearn.metrics, f"{score}_score")
+        return float(function(*rows.words, labels=rows.present, average=average, zero_division=0))
 
     sums = _sums(counts.averaged(score, average))
     return Metric(name=name, title=title, percent=True, compute=compute, sums=sums, applies=_plain, **more)
@@ -162,7 +166,7 @@ METRICS: tuple[Metric[TaggedRows], ...] = (
     _words_right(applies=_iob),
     _of_entities("precision", "Precision, entities", "precision", "micro", main=2, chooses_checkpoint=True),
     _of_entities("recall", "Recall, entities", "recall", "micro", main=3, chooses_checkpoint=True),
-    _of_entities("f1_macro", "F1, macro over types", "f1", "macro", statistic=_macro_of_found),
+    _of_entities("f1_macro", "F1, macro over types", "f1", "macro"),
     _of_entities("f1_weighted", "F1, weighted over types", "f1", "weighted"),
     _words_right(applies=_plain, main=1, headline=WORD_HEADLINE),
     _of_words("f1", "F1, macro over tags", "f1", "macro", main=2, chooses_checkpoint=True),
@@ -184,6 +188,7 @@ def evaluate(truth: Tags, answers: Sequence[Answer], labels: Sequence[str], iob:
             for tags, a in zip(truth, answers, strict=True)
         ],
         row_correct=[list(tags) == list(said) for tags, said in zip(truth, rows.predicted, strict=True)],
+        notes=counts.absent(rows.kinds, rows.present, "types" if iob else "tags"),
         labels=list(labels),
         counted="Test entities" if iob else "Test words",
         per_class=_per_kind(rows),
@@ -198,9 +203,9 @@ def _per_kind(rows: TaggedRows) -> list[dict[str, t.Any]]:
     return [
         {
             "label": kind,
-            "precision": h / s if s else 0.0,
-            "recall": h / w if w else 0.0,
-            "f1": 2 * h / (s + w) if s + w else 0.0,
+            "precision": (h / s if s else 0.0) if s + w else None,
+            "recall": (h / w if w else 0.0) if s + w else None,
+            "f1": 2 * h / (s + w) if s + w else None,
             "support": w,
         }
         for kind, h, s, w in zip(rows.kinds, hit.tolist(), said.tolist(), true.tolist(), strict=True)
@@ -216,15 +221,18 @@ def _confusion(rows: TaggedRows) -> list[list[int]]:
     return found
 
 
-def baselines(train: Sequence[Answer], test: Sequence[Answer]) -> dict[str, list[Answer]]:
-    """Answers of two taggers that only count: the commonest tag, and each word's own commonest one."""
-    by_word: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in train:
-        for word, tag in zip(row["tokens"], row["tags"], strict=True):
-            by_word[word][tag] += 1
+def baselines(train: Iterable[Answer], test: Sequence[Answer]) -> dict[str, list[Answer]]:
+    """Answers of two taggers that only count: the commonest tag, and each word's own commonest one.
+
+    Of the training rows' words only those of the test rows are kept, so that any number of rows takes no more memory.
+    """
+    by_word: dict[str, Counter[str]] = {word: Counter() for row in test for word in row["tokens"]}
     overall: Counter[str] = Counter()
-    for counter in by_word.values():
-        overall.update(counter)
+    for row in train:
+        overall.update(row["tags"])
+        for word, tag in zip(row["tokens"], row["tags"], strict=True):
+            if word in by_word:
+                by_word[word][tag] += 1
 
     def answer(words: Sequence[str], counters: dict[str, Counter[str]]) -> Answer:
         chosen = [_commonest(counters.get(word) or overall) for word in words]

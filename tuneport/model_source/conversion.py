@@ -5,25 +5,28 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tuneport.errors import UserError
-from tuneport.model_source.model_files import PICKLE_INDEX, WEIGHTS, find, indexed_files, read_config
+from tuneport.errors import UserError, excerpt
+from tuneport.model_source.model_files import PICKLE_INDEX, find, indexed_files, read_config
+from tuneport.modeling.weight_files import MAX_SHARD, NAMED, Weight, write
 
 
 def convert_pickles(folders: list[Path], destination: Path) -> None:
-    """Read pickled weights with ``weights_only`` and write them as one safetensors file.
+    """Read pickled weights with ``weights_only`` and write them as safetensors, one weight after the other.
 
     Raises `UserError` for a pickle with anything but tensors in it (nothing is run) and for a damaged one.
     """
     import torch
-    from safetensors.torch import save_file
 
-    state: dict[str, torch.Tensor] = {}
+    weights: dict[str, Weight] = {}
     for file in _pickled_files(folders):
+        _check_archive(file)
         try:
-            part = torch.load(file, map_location="cpu", weights_only=True)
+            part = _unpickled(file)
         except pickle.UnpicklingError as e:
             found = re.search(r"GLOBAL (\S+)", str(e))
             what = found[1] if found else "a damaged or foreign pickle"
@@ -35,9 +38,51 @@ def convert_pickles(folders: list[Path], destination: Path) -> None:
             raise UserError(f"{file}: is damaged ({str(e).splitlines()[0]}). Download the file again.") from None
         if not isinstance(part, dict) or not all(isinstance(v, torch.Tensor) for v in part.values()):
             raise UserError(f"{file}: holds no plain mapping of names to tensors. Get the model as safetensors.")
-        state.update(part)
-    # safetensors refuses tensors that share memory: tied weights become copies, which loading ties again.
-    save_file({k: v.contiguous().clone() for k, v in state.items()}, destination / WEIGHTS, metadata={"format": "pt"})
+        for name, tensor in part.items():
+            if str(tensor.dtype).removeprefix("torch.") not in NAMED:
+                raise UserError(f"{file}: {excerpt(name)} holds numbers of the type {tensor.dtype}, as no model here.")
+            if tensor.is_sparse or tensor.numel() * tensor.element_size() > max(
+                tensor.untyped_storage().nbytes(), 1024
+            ):
+                raise UserError(
+                    f"{file}: {excerpt(name)} stands for more numbers than the file holds. Get the model as "
+                    "safetensors."
+                )
+            make = partial(_one, file, name) if zipfile.is_zipfile(file) else partial(_same, tensor)
+            weights[name] = Weight(shape=tuple(tensor.shape), dtype=tensor.dtype, make=make)
+    write(destination, weights)  # tied weights become copies, which loading ties again
+
+
+def _unpickled(file: Path) -> Any:
+    import torch
+
+    # What is mapped is read from the disk where it is used. A torch before 1.6 wrote what cannot be mapped.
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+
+
+def _one(file: Path, name: str) -> Any:
+    """One weight of a file, which is mapped again for each: what was read of it for others does not stay in memory."""
+    return _unpickled(file)[name]
+
+
+def _same(tensor: Any) -> Any:
+    return tensor
+
+
+def _check_archive(file: Path) -> None:
+    """Raise `UserError` where a pickle's archive is compressed, which torch never does: it may stand for any size."""
+    if not zipfile.is_zipfile(file):  # of a torch before 1.6
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            packed = next((e.filename for e in archive.infolist() if e.compress_type != zipfile.ZIP_STORED), None)
+    except (zipfile.BadZipFile, OSError, ValueError) as e:
+        raise UserError(f"{file}: is damaged ({e}). Download the file again.") from None
+    if packed is not None:
+        raise UserError(
+            f"{file}: its part {excerpt(packed)} is compressed; expected weights as torch saves them. Get the model as "
+            "safetensors."
+        )
 
 
 def _pickled_files(folders: list[Path]) -> list[Path]:
@@ -61,7 +106,7 @@ def convert_tokenizer(folder: Path) -> None:
     from transformers import AutoTokenizer
 
     try:
-        AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False).save_pretrained(folder)
     except Exception as e:  # every tokenizer fails in its own way
         raise _no_fast_tokenizer(folder, (str(e).strip() or type(e).__name__).splitlines()[0][:200]) from None
     if not (folder / "tokenizer.json").is_file():
@@ -82,6 +127,7 @@ def convert_gguf(file: Path, destination: Path) -> None:
 
     Raises `UserError` for a damaged file, an architecture that transformers does not read, and lacking weights.
     """
+    import torch
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -105,9 +151,11 @@ def convert_gguf(file: Path, destination: Path) -> None:
         ) from None
     if missing := sorted(loading["missing_keys"]):
         raise UserError(f"{file}: lacks the weights {', '.join(missing[:5])}. Get the model as safetensors.")
-    # what was read from a GGUF file counts as quantised and refuses to be saved
-    model = type(packed)(packed.config)
-    model.load_state_dict(packed.state_dict())
+    # What was read from a GGUF file counts as quantised and refuses to be saved: its weights are put into another.
+    with torch.device("meta"):
+        model = type(packed)(packed.config)
+    model.load_state_dict(packed.state_dict(), assign=True)
+    model.tie_weights()
     model.config.__dict__.pop("quantization_config", None)
-    model.save_pretrained(destination)
+    model.save_pretrained(destination, max_shard_size=MAX_SHARD)
     tokenizer.save_pretrained(destination)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import json
 import logging
+import math
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -11,9 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tuneport.confined import check_links
 from tuneport.errors import UserError
+from tuneport.json_yaml import read_json, read_yaml
+from tuneport.limits import MAX_HEADER_BYTES, MAX_MODEL_FILE_BYTES, size
+from tuneport.links import take_or_copy
 from tuneport.model_source.gguf import find_gguf
 from tuneport.model_source.model_files import (
     TOKENIZER_FILES,
@@ -25,14 +29,22 @@ from tuneport.model_source.model_files import (
     indexed_files,
     read_config,
 )
-from tuneport.model_source.weight_names import strip_wrappers
+from tuneport.model_source.weight_names import HEADER_SIZE, strip_wrappers
 
 log = logging.getLogger("tuneport.model_import")
 
+SETTINGS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 DOCUMENTS = ("LICENSE*", "NOTICE*", "README.md")
 CANONICAL = ("config.json", "generation_config.json", *TOKENIZER_FILES, *DOCUMENTS)
 # Where MLflow's transformers flavours keep model, tokenizer and config, and our own models-from-code layout.
 MLFLOW_FOLDERS = ("artifacts/*", "model", "components/tokenizer", "data/model", "data/tokenizer", "data/config", "data")
+
+
+SPECIAL_IDS = tuple(
+    f"{token}_token_id"
+    for token in ("bos", "eos", "pad", "unk", "sep", "cls", "mask", "decoder_start", "forced_bos", "forced_eos")
+)
+NO_ID = -1  # with which some configs say that there is no such token
 
 
 def model_folders(path: Path) -> list[Path]:
@@ -82,8 +94,8 @@ def check_mlflow_model(path: Path) -> dict[str, Any]:
             f"{path}: has no MLmodel file, so it is not an MLflow model. Pass a plain model as pytorch_model_path."
         )
     try:
-        content = yaml.safe_load(file.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        content = read_yaml(file)
+    except ValueError as e:
         raise UserError(f"{file}: is not YAML ({e}). Save the model again.") from None
     if not isinstance(content, dict) or not isinstance(content.get("flavors"), dict):
         raise UserError(f"{file}: names no flavors, so it is not an MLflow model. Save the model again.")
@@ -96,6 +108,9 @@ def check_contents(folders: list[Path]) -> None:
     That is what can be seen without reading weights.
     """
     where = folders[0]
+    for file in _files_beside_weights(folders):
+        if file.stat().st_size > MAX_MODEL_FILE_BYTES:
+            raise UserError(f"{file}: has more than {size(MAX_MODEL_FILE_BYTES)}, which no such file of a model has.")
     _refuse_quantised(where, read_config(folders).get("quantization_config"))
     if find(folders, *WEIGHT_FILES) is None:
         raise UserError(
@@ -119,7 +134,11 @@ def _refuse_quantised(where: Path, settings: Any) -> None:
 
 
 def check_source(path: Path, gguf_file: str | None = None) -> None:
-    """Raise `UserError` where a path holds no whole model: what can be seen without reading weights."""
+    """Raise `UserError` where a path holds no whole model, or a link leads out of it.
+
+    That is what can be seen without reading weights.
+    """
+    check_links(path)
     if _gguf(path, gguf_file) is None:
         check_contents(model_folders(path))
 
@@ -130,6 +149,7 @@ def import_model(path: Path, destination: Path, gguf_file: str | None = None) ->
     Pickled and quantised weights and tokenizers without a tokenizer.json are converted. Raises `UserError` for damaged
     files and for a pickle that holds anything but tensors; nothing in it is run.
     """
+    check_links(path)
     gguf = _gguf(path, gguf_file)
     if gguf is not None:
         from tuneport.model_source.conversion import convert_gguf
@@ -142,6 +162,38 @@ def import_model(path: Path, destination: Path, gguf_file: str | None = None) ->
     tokenizer = _check_tokenizer(destination, path)
     if gguf is None:  # reading a GGUF file adds tokens that no text has
         _check_vocabulary(destination, path, tokenizer)
+
+
+def import_settings(path: Path, destination: Path) -> None:
+    """As `import_model` of a Hugging Face or MLflow folder, but without its weights, which need not be there."""
+    folders = model_folders(path)
+    _refuse_remote_code(folders)
+    _copy(_files_beside_weights(folders), destination)
+    _check_settings(destination, folders[0])
+    _leave_references(destination, folders[0])
+    if not (destination / "tokenizer.json").is_file():
+        from tuneport.model_source.conversion import convert_tokenizer
+
+        convert_tokenizer(destination)
+    _complete_tokenizer(destination, path)
+
+
+def weights_by_type(path: Path) -> dict[str, int]:
+    """How many weights a model's safetensors have of each type, by safetensors' names; empty without such files.
+
+    Reads the files' headers alone.
+    """
+    from safetensors import safe_open
+
+    found: dict[str, int] = {}
+    for file in _safetensors(model_folders(path)):
+        if file.suffix != ".safetensors":
+            continue
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - no mapping
+                part = tensors.get_slice(name)
+                found[part.get_dtype()] = found.get(part.get_dtype(), 0) + math.prod(part.get_shape())
+    return found
 
 
 def _gguf(path: Path, name: str | None) -> Path | None:
@@ -158,7 +210,9 @@ def _documents(folder: Path) -> list[Path]:
 def _import_folders(folders: list[Path], destination: Path) -> None:
     check_contents(folders)
     _refuse_remote_code(folders)
-    _copy(_canonical_files(folders), destination)
+    _copy([*_files_beside_weights(folders), *_safetensors(folders)], destination)
+    _check_settings(destination, folders[0])
+    _leave_references(destination, folders[0])
     if not any(destination.glob("*.safetensors")):
         from tuneport.model_source.conversion import convert_pickles
 
@@ -175,19 +229,20 @@ def _import_folders(folders: list[Path], destination: Path) -> None:
 
 
 def _copy(sources: Iterable[Path], destination: Path) -> None:
+    """Weights need not be copied, as nothing here writes to them; the files beside them may be written again."""
     for source in sources:
-        shutil.copyfile(source, destination / source.name)
+        copy = take_or_copy if source.suffix == ".safetensors" else shutil.copyfile
+        copy(source, destination / source.name)
 
 
-def _canonical_files(folders: list[Path]) -> Iterator[Path]:
-    """Each canonical file once, the first folder that has it first; pickles' shards and trainer files stay behind."""
+def _files_beside_weights(folders: list[Path]) -> Iterator[Path]:
+    """Each canonical file but weights once, the first folder that has it first; trainer files stay behind."""
     seen: set[str] = set()
     for folder in folders:
         for source in sorted({f for pattern in CANONICAL for f in folder.glob(pattern) if f.is_file()}):
             if source.name not in seen:
                 seen.add(source.name)
                 yield source
-    yield from _safetensors(folders)
 
 
 def _safetensors(folders: list[Path]) -> list[Path]:
@@ -210,6 +265,13 @@ def check_safetensors(folder: Path, named: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as f:
+            header = int.from_bytes(f.read(HEADER_SIZE), "little")
+        if header > MAX_HEADER_BYTES:
+            raise UserError(
+                f"{named / file.name}: is damaged (its header says that it has {header:,} bytes; expected at most "
+                f"{size(MAX_HEADER_BYTES)}). Download the file again."
+            )
         try:
             with safe_open(file, framework="numpy") as tensors:
                 names = list(tensors.keys())
@@ -217,6 +279,40 @@ def check_safetensors(folder: Path, named: Path) -> None:
             raise UserError(f"{named / file.name}: is damaged ({e}). Download the file again.") from None
         if not names:
             raise UserError(f"{named / file.name}: holds no tensor. Download the file again.")
+
+
+def _check_settings(folder: Path, named: Path) -> None:
+    """Raise `UserError` where a file of settings holds no JSON object; ``named`` is the user's folder."""
+    for name in SETTINGS:
+        if not (folder / name).is_file():
+            continue
+        try:
+            found = read_json(folder / name)
+        except ValueError as e:
+            raise UserError(f"{named / name}: is not JSON ({e}). Download the file again.") from None
+        if not isinstance(found, dict):
+            raise UserError(f"{named / name}: is not a JSON object. Download the file again.")
+
+
+def _leave_references(folder: Path, named: Path) -> None:
+    """Take out of the settings what names files that are not in the folder; ``named`` is the user's folder.
+
+    Nothing here reads them, but whoever is given the model might.
+    """
+    for name in ("config.json", *SETTINGS):
+        if not (folder / name).is_file():
+            continue
+        settings = read_json(folder / name)
+        strange = sorted(key for key, value in settings.items() if _is_reference(key, value, folder))
+        if strange:
+            kept = {key: value for key, value in settings.items() if key not in strange}
+            (folder / name).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            log.info("%s: %s left out, as nothing here reads them", named / name, ", ".join(strange))
+
+
+def _is_reference(key: str, value: Any, folder: Path) -> bool:
+    names_file = key.endswith("_file") or key == "transformers_weights"
+    return names_file and isinstance(value, str) and not (Path(value).name == value and (folder / value).is_file())
 
 
 def _complete_tokenizer(folder: Path, named: Path) -> None:
@@ -238,7 +334,7 @@ def _check_tokenizer(folder: Path, named: Path) -> Any:
 
 
 def _check_vocabulary(folder: Path, named: Path, tokenizer: Any) -> None:
-    """Raise `UserError` where a token has no embedding."""
+    """Raise `UserError` where a token, or a special token that the settings name by its id, has no embedding."""
     known = read_config([folder]).get("vocab_size")
     ids = tokenizer.get_vocab(with_added_tokens=True)
     if isinstance(known, int) and ids and (largest := max(ids, key=ids.__getitem__)) and ids[largest] >= known:
@@ -247,6 +343,21 @@ def _check_vocabulary(folder: Path, named: Path, tokenizer: Any) -> None:
             f"embeddings for {known} tokens. Take the tokenizer that belongs to the model, or resize the embeddings to "
             f"{ids[largest] + 1} tokens (transformers: model.resize_token_embeddings) and save the model again."
         )
+    if isinstance(known, int):
+        _check_special_ids(folder, named, known)
+
+
+def _check_special_ids(folder: Path, named: Path, known: int) -> None:
+    for name in ("config.json", "generation_config.json"):
+        settings = read_json(folder / name) if (folder / name).is_file() else {}
+        for key in SPECIAL_IDS:
+            found = settings.get(key)
+            for i in found if isinstance(found, list) else [found]:
+                if isinstance(i, int) and i != NO_ID and not 0 <= i < known:
+                    raise UserError(
+                        f"{named / name}: {key}={i}, but the model has embeddings for the ids 0 to {known - 1}. Set it "
+                        "to the id of one of the tokenizer's tokens, or to null."
+                    )
 
 
 def _refuse_remote_code(folders: list[Path]) -> None:

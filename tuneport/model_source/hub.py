@@ -94,6 +94,23 @@ def download(model: str, revision: str | None, gguf_file: str | None = None) -> 
     return folder
 
 
+def download_settings(model: str, revision: str | None) -> Path:
+    """As `download`, but without the weights."""
+    return _fetch(model, revision, [*FILES])
+
+
+def weights_by_type(model: str, revision: str | None) -> dict[str, int]:
+    """How many weights of each type the safetensors of a model have, as the hub says; empty where it does not."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError, NotASafetensorsRepoError, SafetensorsParsingError
+
+    try:
+        found = HfApi().get_safetensors_metadata(model, revision=revision).parameter_count
+    except (HTTPError, OSError, NotASafetensorsRepoError, SafetensorsParsingError):
+        return {}
+    return {str(name): count for name, count in found.items()}
+
+
 def _fetch_gguf(model: str, commit: str, folder: Path) -> None:
     """Fetch a model's only GGUF file; of several none, as their sizes differ and the user is to choose."""
     from huggingface_hub import get_cached_repo_tree

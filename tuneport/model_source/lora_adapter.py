@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from pathlib import Path
 
+from tuneport.confined import check_links
 from tuneport.errors import UserError
+from tuneport.json_yaml import read_json
 from tuneport.model_source import hub
 from tuneport.model_source.folder import check_safetensors, check_source, import_model
 from tuneport.modeling.merged_adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINTS, check_base, write_merged
@@ -18,11 +19,13 @@ def check_adapter(adapter: Path, given: Path | None) -> None:
 
     ``given`` is where the user says that the base model is. A hub model is not fetched yet.
     """
+    check_links(adapter)
     if not (adapter / ADAPTER_WEIGHTS).is_file():
         raise UserError(
             f"{adapter}: holds a LoRA adapter without its weights; expected {ADAPTER_WEIGHTS}. Copy the folder again."
         )
     check_safetensors(adapter, adapter)
+    _reference(adapter)
     base = given or _local_base(adapter)
     if base is not None:
         check_source(base)
@@ -39,6 +42,7 @@ def import_adapter(adapter: Path, given: Path | None, destination: Path) -> None
 
     Raises `UserError` as `check_adapter` and `hub.download` do.
     """
+    check_links(adapter)
     base = given or _local_base(adapter) or hub.download(*_reference(adapter))
     with tempfile.TemporaryDirectory(prefix=".merging-", dir=destination) as scratch:
         whole, merged = Path(scratch, "base"), Path(scratch, "merged")
@@ -57,7 +61,7 @@ def _reference(adapter: Path) -> tuple[str, str | None]:
     """What the adapter says of its base model: a path from its folder, or a hub's id, and a commit."""
     file = adapter / ADAPTER_CONFIG
     try:
-        config = json.loads(file.read_text("utf-8"))
+        config = read_json(file)
         return str(config["base_model_name_or_path"]), config.get("revision")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{file}: is damaged ({e}). Copy the adapter's folder again.") from None

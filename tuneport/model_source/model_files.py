@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
-from tuneport.errors import UserError
+from tuneport.errors import UserError, excerpt
+from tuneport.json_yaml import read_json
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES, PICKLE_INDEX = "pytorch_model*.bin", "pytorch_model.bin.index.json"
 WEIGHT_FILES = (WEIGHTS, WEIGHTS_INDEX, "pytorch_model.bin", PICKLE_INDEX)
-TOKENIZER_SOURCES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
-    *("vocab.*", "merges.txt", "*.model", "*.tiktoken"),
+SENTENCEPIECE = (
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model"),
+    *("spm_char.model", "bpe.model"),
 )
+TIKTOKEN = ("tiktoken.model", "qwen.tiktoken", "hy.tiktoken")
+TOKENIZER_SOURCES = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE, *TIKTOKEN)
+# Names, no patterns: what is copied reaches the served model and MLflow.
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json", "vocab.txt", "vocab.json", "vocab.bpe", "merges.txt"),
+    *SENTENCEPIECE,
+    *TIKTOKEN,
+)
+SHARD = re.compile(r"\w[\w.-]*\.(safetensors|bin)")
 
 
 def find(folders: list[Path], *patterns: str) -> Path | None:
@@ -37,7 +47,7 @@ def read_config(folders: list[Path]) -> dict[str, Any]:
             )
         raise UserError(f"{where}: has no config.json; expected a Hugging Face model folder.")
     try:
-        config = json.loads(file.read_text("utf-8"))
+        config = read_json(file)
     except (ValueError, UnicodeDecodeError) as e:
         raise UserError(f"{file}: is not JSON ({e}). Download the model again.") from None
     if not isinstance(config, dict) or not config.get("model_type"):
@@ -51,9 +61,9 @@ def indexed_files(index: Path) -> list[str]:
     Raises `UserError` where the index is damaged.
     """
     try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        if any(Path(name).name != name for name in names):
-            raise ValueError("a shard stands in another folder")
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        if strange := next((name for name in names if not SHARD.fullmatch(name)), None):
+            raise ValueError(f"{excerpt(strange)} is not the name of a file of weights in the same folder")
     except (ValueError, KeyError, AttributeError, TypeError) as e:
         raise UserError(f"{index}: is damaged ({e}). Download the model again.") from None
     return names

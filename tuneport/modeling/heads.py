@@ -27,7 +27,7 @@ def load_with_labels(
         config.problem_type = problem_type
     if config.pad_token_id is None:
         config.pad_token_id = _padding(folder, config)
-    return pretrained.load(architecture, folder, config=config, dtype="float32", **loading)
+    return pretrained.load(architecture, folder, **{"dtype": "float32", **loading, "config": config})
 
 
 def _padding(folder: Path, config: t.Any) -> int:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tuneport.labels import IGNORED
+from tuneport.serving.token_batches import TokenBatches
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
 CHUNK_TOKENS = 1024  # whose logits are held in 32 bits at once
-LOGITS = 2**28  # of a batch; longer rows than that allows are in batches of fewer rows
+LOGITS = 2**28  # of a batch, at most, unless one row has more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,28 +55,41 @@ def shifted(logits: t.Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 
 def likelihoods(
-    model: t.Any, collate: Callable[[list[dict[str, t.Any]]], dict[str, t.Any]], encoded: pa.Table, batch_size: int
+    model: t.Any,
+    collate: Callable[[list[dict[str, t.Any]]], dict[str, t.Any]],
+    encoded: pa.Table,
+    batch_size: int | None = None,
 ) -> list[Likelihood]:
-    """The likelihood of every encoded row, in their order; batches are of rows of similar length."""
+    """The likelihood of every encoded row, in their order; batches are of rows of similar length.
+
+    A batch has as many rows as memory allows, and no more than ``batch_size``, where that is given; no other rows are
+    read meanwhile.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
     import torch
 
-    rows = encoded.to_pylist()
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["labels"]))
-    found: dict[int, Likelihood] = {}
-    while order:
-        logits = len(rows[order[0]]["labels"]) * model.config.get_text_config().vocab_size  # of the longest row left
-        size = max(1, min(batch_size, LOGITS // max(logits, 1)))
-        picked, order = order[:size], order[size:]
-        batch = {k: v.to(model.device) for k, v in collate([rows[i] for i in picked]).items()}
+    def compute(picked: list[int]) -> list[Likelihood]:
+        rows = pa.concat_tables([encoded.slice(i, 1) for i in picked]).to_pylist()
+        batch = {k: v.to(TokenBatches.device_of(model)) for k, v in collate(rows).items()}
         with torch.inference_mode():
             output = model(**batch)
         pair: tuple[t.Any, torch.Tensor] = (output.logits, batch["labels"])
         losses = token_losses(*(pair if model.config.is_encoder_decoder else shifted(*pair))).cpu()
-        for i, row in zip(picked, losses, strict=True):
-            known = row[row[:, 0] >= 0]
-            found[i] = Likelihood(
-                negative_log_likelihood=float(known[:, 0].double().sum()),
-                tokens=len(known),
-                tokens_right=int(known[:, 1].sum()),
-            )
-    return [found[i] for i in range(len(rows))]
+        return [_of_row(row) for row in losses]
+
+    counts = (pc.list_value_length(encoded[name]) for name in ("input_ids", "labels"))
+    lengths = pc.max_element_wise(*counts).to_pylist()
+    batches = TokenBatches.of_forward(model, batch_size)
+    batches.tokens = min(batches.tokens, max(1, LOGITS // model.config.get_text_config().vocab_size))
+    found: list[Likelihood] = batches(lengths, compute)
+    return found
+
+
+def _of_row(losses: torch.Tensor) -> Likelihood:
+    known = losses[losses[:, 0] >= 0]
+    return Likelihood(
+        negative_log_likelihood=float(known[:, 0].double().sum()),
+        tokens=len(known),
+        tokens_right=int(known[:, 1].sum()),
+    )

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import shutil
 import tempfile
 import typing as t
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tuneport.artifacts import INCOMPLETE, MANIFEST, Model, digest
 from tuneport.errors import UserError
-from tuneport.modeling import pretrained
+from tuneport.json_yaml import read_json, to_json
+from tuneport.modeling import pretrained, weight_types
+from tuneport.modeling.streamed_merge import Outline, can_be_streamed, has_own_sum, merge_layer
+from tuneport.modeling.weight_files import MAX_SHARD, stored, write
 from tuneport.serving.model_loader import ModelLoader
 
+if t.TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("tuneport.model")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 CHECKPOINTS = "checkpoints"
 # By peft's task_type, the class of an adapter that comes without its model's config; most without a type are decoders'.
 LANGUAGE_MODELS = {
@@ -44,37 +53,77 @@ def _trained_on(adapter: Path) -> str | None:
     """Digest of the base model, from the manifest of the folder or, of a checkpoint, of the folder it belongs to."""
     home = adapter.parent.parent if adapter.parent.name == CHECKPOINTS else adapter
     try:
-        found = json.loads((home / MANIFEST).read_text("utf-8"))["inputs"].get("model_selector_output")
-    except (OSError, ValueError, KeyError, AttributeError):
+        found = read_json(home / MANIFEST)["inputs"].get("model_selector_output")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return t.cast("str | None", found)
 
 
-def load_merged(adapter: Path, base: Path) -> t.Any:
-    """Load the base model in 32 bits, in the class that was trained, with the adapter's weights added to its own.
+def load_merged(adapter: Path, base: Path, **loading: t.Any) -> t.Any:
+    """Load the base model in the class that was trained, with the adapter's weights added to its own.
 
-    Raises `UserError` where ``base`` is known to be another model, or the adapter does not fit it.
+    ``loading`` is what from_pretrained takes besides; in 32 bits unless it says otherwise. Each sum is made in 32 bits
+    and then brought into the model's type. Raises `UserError` where ``base`` is known to be another model, or the
+    adapter does not fit it.
     """
+    model, _ = _base_model(adapter, base, **{"dtype": "float32", **loading})
+    dtype = model.dtype
+    adapted = _adapted(adapter, base, model)
+    for layer in adapted.modules():
+        if has_own_sum(layer):
+            merge_layer(layer, dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All adapters are already merged")
+        merged = adapted.merge_and_unload()
+    return merged.to(dtype)  # what was trained in full came in 32 bits
+
+
+def _base_model(adapter: Path, base: Path, **loading: t.Any) -> tuple[t.Any, ModelLoader]:
+    """The base model in the class that was trained; what it lacks and the adapter brings is random yet."""
     import transformers
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
     check_base(adapter, base)
     settings = PeftConfig.from_pretrained(str(adapter))
     config = transformers.AutoConfig.from_pretrained(adapter if (adapter / "config.json").is_file() else base)
     loader = ModelLoader(_architecture(adapter, settings, config))
     # What the base model lacks or has in another size, the head, is in the adapter.
-    model = pretrained.load_by(loader, base, new_head=True, config=config, dtype="float32")
+    model = pretrained.load_by(loader, base, new_head=True, config=config, **loading)
     in_full = settings.modules_to_save or []
     if random := [name for name in loader.new if not any(f".{module}." in f".{name}" for module in in_full)]:
         raise _unfit(adapter, base, f"neither of them has {', '.join(random[:3])}")
+    return model, loader
+
+
+def _adapted(adapter: Path, base: Path, model: t.Any) -> t.Any:
+    """A model with the adapter beside its weights, in 32 bits.
+
+    Raises `UserError` where the adapter does not fit the model.
+    """
+    import torch
+    from peft import PeftConfig, PeftModel
+
     try:
-        adapted = PeftModel(model, settings)
+        adapted = PeftModel(model, PeftConfig.from_pretrained(str(adapter)))
+        for name, weight in adapted.named_parameters():
+            if ".lora_" in name or ".modules_to_save." in name:
+                weight.data = weight.data.to(torch.float32)
         found = adapted.load_adapter(str(adapter), adapted.active_adapter)
+    except KeyError as e:  # of a module that is trained in full
+        raise _unfit(adapter, base, f"it lacks the weights {e.args[0]}") from None
     except (ValueError, RuntimeError) as e:  # a layer that is not there; a weight of another size
         raise _unfit(adapter, base, str(e).strip().splitlines()[-1].strip()) from None
     if lacking := [*found.missing_keys, *found.unexpected_keys]:
         raise _unfit(adapter, base, f"{len(lacking)} weights have no counterpart, such as {lacking[0]}")
-    return adapted.merge_and_unload()
+    return adapted
+
+
+def _names(adapter: Path) -> list[str]:
+    """Of an adapter's weights."""
+    from safetensors import safe_open
+
+    with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as weights:
+        return [*weights.keys()]
 
 
 def _architecture(adapter: Path, settings: t.Any, config: t.Any) -> str:
@@ -97,28 +146,78 @@ def _unfit(adapter: Path, base: Path, reason: str) -> UserError:
     )
 
 
-def write_merged(adapter: Path, base: Path, destination: Path) -> None:
+def write_merged(adapter: Path, base: Path, destination: Path, output_dtype: str = weight_types.AUTO) -> None:
     """Write a plain model folder: the adapter's files with merged weights in its weights' place.
 
     An adapter without a tokenizer gets the base model's. Raises `UserError` as `load_merged` does.
     """
-    left_out = {CHECKPOINTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, INCOMPLETE}
-    model = load_merged(adapter, base)
+    left_out = {CHECKPOINTS, *ADAPTER_FILES, MANIFEST, INCOMPLETE}
+    write_merged_weights(adapter, base, destination, output_dtype)
+    written = {file.name for file in destination.iterdir()}
     if not (adapter / "tokenizer.json").is_file():
-        weights = shutil.ignore_patterns("*.safetensors*", MANIFEST)
+        weights = shutil.ignore_patterns("*.safetensors*", MANIFEST, *written)
         shutil.copytree(base, destination, ignore=weights, dirs_exist_ok=True)
-    shutil.copytree(adapter, destination, ignore=lambda _, names: left_out & {*names}, dirs_exist_ok=True)
-    model.save_pretrained(destination)
+    shutil.copytree(adapter, destination, ignore=lambda _, names: (left_out | written) & {*names}, dirs_exist_ok=True)
+
+
+def write_merged_weights(adapter: Path, base: Path, destination: Path, output_dtype: str = weight_types.AUTO) -> None:
+    """Write merged weights and their config in the type asked for, one weight after the other.
+
+    An adapter whose weights do not go by layers is merged in memory. Raises `UserError` as `load_merged` does.
+    """
+    from peft import PeftConfig
+
+    dtype = weight_types.for_output(output_dtype, base)
+    quantized = "quantization_config" in read_json(base / "config.json")
+    if not quantized and can_be_streamed(PeftConfig.from_pretrained(str(adapter)), _names(adapter)):
+        model, loader = _base_model(adapter, base, device_map="meta", dtype="float32")
+        outline = Outline(model, loader.conversions, base, dtype)
+        outline.hollow()
+        weights = outline.merged(_adapted(adapter, base, model))
+        if weights is not None:
+            write(destination, weights)
+            _write_config(model, destination, dtype)
+            return
+        del model, outline
+    log.info("%s: is merged in memory, as its weights are not of single layers", adapter)
+    merged = load_merged(adapter, base)
+    weight_types.cast(merged, dtype)
+    merged.save_pretrained(destination, max_shard_size=MAX_SHARD)
+
+
+def _write_in_type(folder: Path, destination: Path, dtype: torch.dtype) -> None:
+    """Write a plain model folder again, with its weights in another type."""
+    left_out = shutil.ignore_patterns("*.safetensors*", CHECKPOINTS, MANIFEST, INCOMPLETE)
+    shutil.copytree(folder, destination, ignore=left_out, dirs_exist_ok=True)
+    write(destination, dict(stored(folder, dtype)))
+    config = read_json(folder / "config.json") | {"dtype": str(dtype).removeprefix("torch.")}
+    (destination / "config.json").write_text(to_json(config, indent=2) + "\n", "utf-8")
+
+
+def _write_config(model: t.Any, folder: Path, dtype: torch.dtype) -> None:
+    """As save_pretrained writes beside weights."""
+    model.config.dtype = str(dtype).removeprefix("torch.")
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate() and model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
 
 
 @contextmanager
-def merged(folder: Path, base: Path | None, scratch: Path) -> Iterator[Path]:
-    """A plain model folder: the given one, or for an adapter one with merged weights, in ``scratch``, removed after.
+def merged(folder: Path, base: Path | None, scratch: Path, output_dtype: str = weight_types.AUTO) -> Iterator[Path]:
+    """A plain model folder in the type asked for: the given one, or one that is made in ``scratch`` and removed after.
 
+    Such is made of an adapter, whose type is its base model's by default, and of a model in another type.
     Raises `UserError` for an adapter without its base model.
     """
     if not is_adapter(folder):
-        yield folder
+        dtype = None if output_dtype == weight_types.AUTO else weight_types.for_output(output_dtype, folder)
+        if dtype is None or dtype == weight_types.of_files(folder):
+            yield folder
+            return
+        with tempfile.TemporaryDirectory(prefix=".casting-", dir=scratch) as made:
+            _write_in_type(folder, Path(made), dtype)
+            yield Path(made)
         return
     if base is None:
         raise UserError(
@@ -126,5 +225,5 @@ def merged(folder: Path, base: Path | None, scratch: Path) -> Iterator[Path]:
             "model_selector_output."
         )
     with tempfile.TemporaryDirectory(prefix=".merging-", dir=scratch) as made:
-        write_merged(folder, base, Path(made))
+        write_merged(folder, base, Path(made), output_dtype)
         yield Path(made)

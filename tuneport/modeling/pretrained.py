@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import typing as t
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from tuneport.errors import UserError
@@ -13,6 +15,17 @@ from tuneport.serving.model_loader import ModelLoader
 
 log = logging.getLogger("tuneport.model")
 LISTED_WEIGHTS = 3
+_weightless: ContextVar[bool] = ContextVar("weightless", default=False)
+
+
+@contextmanager
+def weightless() -> Iterator[None]:
+    """While entered, models are made from their configuration on the meta device, and no file of weights is read."""
+    token = _weightless.set(True)
+    try:
+        yield
+    finally:
+        _weightless.reset(token)
 
 
 def load(architecture: str, folder: Path, *, new_head: bool = False, **loading: t.Any) -> t.Any:
@@ -36,7 +49,7 @@ def load_by(loader: ModelLoader, folder: Path, **loading: t.Any) -> t.Any:
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        model = loader(str(folder), **loading)
+        model = _empty(loader, folder, **loading) if _weightless.get() else loader(str(folder), **loading)
     except ValueError as e:
         if "Unrecognized configuration class" in str(e):
             raise _no_such_class(loader.architecture, folder) from None
@@ -50,6 +63,22 @@ def load_by(loader: ModelLoader, folder: Path, **loading: t.Any) -> t.Any:
             "%s: a %s has no place for them", _listed("weights are left aside", loader.unused), type(model).__name__
         )
     return model
+
+
+def lacking(loader: ModelLoader, folder: Path, config: t.Any) -> list[str]:
+    """The names of the weights that a folder lacks, or has in another size than ``config`` says; of no model's files
+    while `weightless`."""
+    return [] if _weightless.get() else loader.lacking(str(folder), config)
+
+
+def _empty(loader: ModelLoader, folder: Path, *, dtype: t.Any = None, config: t.Any = None, **loading: t.Any) -> t.Any:
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder) if config is None else config
+    auto_class = getattr(transformers, loader.architecture)
+    with torch.device("meta"):
+        return auto_class.from_config(config, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
 
 
 def _listed(what: str, names: Sequence[str]) -> str:

@@ -54,6 +54,22 @@ def check(steps: Mapping[str, Step], files: bool = True) -> None:
     raise_together(problems)
 
 
+def check_rows(steps: Mapping[str, Step]) -> list[str]:
+    """Let every step look at the first rows of the user's data; returns what they find worth a look.
+
+    Raises one `UserError` that lists what they refuse.
+    """
+    problems: list[str] = []
+    found: list[str] = []
+    for step in steps.values():
+        try:
+            found += step.check_rows()
+        except UserError as e:
+            problems += str(e).splitlines()
+    raise_together(problems)
+    return found
+
+
 def raise_together(problems: list[str]) -> None:
     """Raise one `UserError` that lists the problems, each once; nothing where there are none."""
     if problems:

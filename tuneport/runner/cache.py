@@ -18,20 +18,22 @@ from tuneport.artifacts import (
     Artifact,
     digest,
     expand,
+    faults,
     files,
-    read_manifest,
-    sha256,
     verify,
     write_atomically,
 )
+from tuneport.digests import of_all, sha256
 from tuneport.errors import UserError
+from tuneport.json_yaml import read_json, to_json
+from tuneport.secrets import masked, masked_values
 
 RECORD = "stage.json"
 SECTIONS = {
     "parameters": "parameter", "inputs": "input", "code": "code", "libraries": "library", "origins": "version of",
 }  # fmt: skip
 # Of tuneport itself: what decides how a run is described and started, and never what a stage writes.
-NOT_CODE = ("tuneport/targets/", "tuneport/runner/", "tuneport/cli/", "tuneport/config.py")
+NOT_CODE = ("tuneport/_examples/", "tuneport/targets/", "tuneport/runner/", "tuneport/cli/", "tuneport/config.py")
 # The libraries that a stage's result may depend on; others are not looked at.
 LIBRARIES = (
     "accelerate", "huggingface_hub", "matplotlib", "mlflow", "mlflow-skinny", "numpy", "pandas", "pyarrow",
@@ -45,26 +47,26 @@ class Digests:
     """Digests of what the user supplies, each read once in a run, however many stages read it."""
 
     def __init__(self) -> None:
-        self.known: dict[Path, str] = {}
+        self.known: dict[str, str] = {}
 
     def of(self, artifact: Artifact) -> str:
         if not artifact.user_supplied:
             return digest(artifact)
-        if artifact.path not in self.known:
-            self.known[artifact.path] = _user_digest(artifact)
-        return self.known[artifact.path]
+        if artifact.location not in self.known:
+            self.known[artifact.location] = _user_digest(artifact)
+        return self.known[artifact.location]
 
 
 def _user_digest(artifact: Artifact) -> str:
     """Of the bytes, never of a manifest that the folder may hold: the user may have edited the files since."""
-    if not expand(artifact.path):  # a URI, that no file of this machine stands for, counts by its text
-        return hashlib.sha256(str(artifact.path).encode("utf-8", "surrogateescape")).hexdigest()
+    if not expand(artifact.path):  # a URI, that no file of this machine stands for, counts by its text, secrets masked
+        return hashlib.sha256(masked(artifact.location).encode("utf-8", "surrogateescape")).hexdigest()
     if not artifact.path.is_dir():
         return digest(artifact)
     total = hashlib.sha256()
-    for path in artifact.members():
+    for path, found in of_all(artifact.members()).items():
         name = os.path.relpath(path, artifact.path)
-        total.update(f"{name}\0{sha256(path)}\n".encode("utf-8", "surrogateescape"))
+        total.update(f"{name}\0{found}\n".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 
@@ -79,7 +81,9 @@ def record(
     image: str | None = None,
 ) -> Record:
     """All that a stage's result depends on, and one key that stands for it, but for ``origins``: those not known now
-    are taken to be as they were. ``image``: what holds code and libraries, where they are not those here."""
+    are taken to be as they were. ``image``: what holds code and libraries, where they are not those here.
+
+    Parameters are kept without the secrets of addresses; the key is of the whole values."""
     parts: Record = {
         "step": name,
         "parameters": dict(parameters),
@@ -88,14 +92,17 @@ def record(
         "libraries": {} if image else library_versions(),
     }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return {"key": key, **parts, "origins": dict(origins)}
+    return {"key": key, **parts, "parameters": masked_values(parameters), "origins": dict(origins)}
 
 
 @cache
 def code_digest(package: str) -> str:
-    """One SHA-256 over the files of a package that can change what a stage writes."""
+    """One SHA-256 over the files of a package, or the one of a module, that can change what a stage writes."""
+    module = importlib.import_module(package)
+    if not hasattr(module, "__path__"):
+        return sha256(Path(str(module.__file__)))
     total = hashlib.sha256()
-    for root in importlib.import_module(package).__path__:
+    for root in module.__path__:
         for path in files(Path(root)):
             name = f"{package}/{path.relative_to(root).as_posix()}"
             if "__pycache__" not in path.parts and not name.startswith(NOT_CODE):
@@ -118,13 +125,13 @@ def library_versions() -> dict[str, str]:
 def stale(folder: Path, now: Record, outputs: Mapping[str, Artifact]) -> str:
     """Why a stage must run again, in words; empty where its result still stands."""
     try:
-        before = json.loads((folder / RECORD).read_text("utf-8"))
-        written = before["outputs"]
-        differing = _differences(before, now)
+        before = read_json(folder / RECORD)
+        written = dict(before["outputs"])
+        differing = _differences(before, now) or ["key"] * (before["key"] != now["key"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "no finished result"
-    if differing or before["key"] != now["key"]:
-        return f"changed: {', '.join(differing) or 'key'}"
+    if differing:
+        return f"changed: {', '.join(differing)}"
     try:
         for port, artifact in outputs.items():
             if written.get(port) != _seal(artifact):
@@ -149,14 +156,10 @@ def _differences(before: Record, now: Record) -> list[str]:
 def check_sizes(artifact: Artifact) -> None:
     """Hold an artifact's files against its manifest without reading them.
 
-    Raises `UserError` where the artifact or one of its files is absent or has another size.
+    Raises `UserError` where the artifact or one of its files is absent, has another size or was added.
     """
-    for name, want in read_manifest(artifact)["files"].items():
-        path = artifact.path / name
-        size = path.stat().st_size if path.is_file() else None
-        if size != want["size"]:
-            found = "is missing" if size is None else f"has {size} bytes, its manifest says {want['size']}"
-            raise UserError(f"{path}: {found}. Run the step that wrote it again.")
+    for fault in faults(artifact, digests=False):
+        raise UserError(fault)
 
 
 def _touched(artifact: Artifact, since: int) -> bool:
@@ -172,7 +175,7 @@ def forget(folder: Path) -> None:
 def remember(folder: Path, record: Record, outputs: Mapping[str, Artifact], seconds: float) -> None:
     """A stage ended well: keep what its result depends on, and its outputs' digests."""
     seals = {port: _seal(artifact) for port, artifact in outputs.items()}
-    text = json.dumps({**record, "outputs": seals, "seconds": round(seconds, 3)}, indent=1, ensure_ascii=False)
+    text = to_json({**record, "outputs": seals, "seconds": round(seconds, 3)}, indent=1)
     write_atomically(folder / RECORD, text)
 
 

@@ -14,6 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from tuneport.launchers.parent_death import signalled_at_death_of_parent
+from tuneport.secrets import credentials, masked
+
 PASSED_ON = {
     signal.SIGINT: signal.SIGINT,
     signal.SIGTERM: signal.SIGTERM,
@@ -84,9 +87,12 @@ class Signals:
                 stderr=subprocess.STDOUT,
                 process_group=0,
                 pass_fds=(self.lock,),
+                # Killed, we can ask it for nothing: the kernel asks it to stop, which it does as for a signal from us.
+                preexec_fn=signalled_at_death_of_parent(signal.SIGTERM, os.getpid()),  # noqa: PLW1509  (loads nothing)
             )
         finally:
             self.starting = False
+        write_holders(self.lock, os.getpid(), self.process.pid)
         if self.received is not None:
             self.send(self.process, PASSED_ON[signal.Signals(self.received)])
         return self.process
@@ -107,6 +113,27 @@ class Signals:
             self.on_first(WORDS[signal.Signals(number)])
 
 
+def write_holders(lock: int, *pids: int) -> None:
+    """Write into a run's lock which processes hold it."""
+    os.truncate(lock, 0)
+    os.pwrite(lock, "\n".join(map(str, pids)).encode(), 0)
+
+
+def holders(lock: int) -> list[int]:
+    """The processes that hold a run's lock and are there, the run itself first."""
+    return [pid for pid in map(int, re.findall(rb"\d+", os.pread(lock, 100, 0))) if _is_there(pid)]
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):  # gone; no number of a process, as the file was damaged
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
 def kill_group(pid: int) -> None:
     """Kill a stage and every process it started."""
     with suppress(ProcessLookupError):
@@ -120,17 +147,22 @@ def run(
     on_line: Callable[[str], None],
     signals: Signals,
 ) -> int:
-    """Run a command to its end; its output goes to ``log`` and line by line to ``on_line``. Returns its exit code,
-    negative where a signal ended it.
+    """Run a command to its end; its output goes line by line to ``log`` and to ``on_line``, without the secrets of
+    addresses and of its environment. Returns its exit code, negative where a signal ended it.
 
     Raises `OSError` where it cannot be started or the log cannot be opened.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    known = credentials(environment)
+
+    def shown(line: bytes) -> bytes:
+        return masked(line.decode("utf-8", "surrogateescape"), known).encode("utf-8", "surrogateescape")
+
     with log.open("wb") as sink:
-        sink.write(f"$ {shlex.join(argv)}\n".encode("utf-8", "surrogateescape"))
+        sink.write(shown(f"$ {shlex.join(argv)}\n".encode("utf-8", "surrogateescape")))
         sink.flush()
         process = signals.start(argv, environment)
-        reader = threading.Thread(target=_read, args=(process.stdout, sink, on_line), daemon=True)
+        reader = threading.Thread(target=_read, args=(process.stdout, sink, on_line, shown), daemon=True)
         reader.start()
         try:
             code = process.wait()
@@ -143,19 +175,25 @@ def run(
     return code
 
 
-def _read(source: t.BinaryIO, sink: t.BinaryIO, on_line: Callable[[str], None]) -> None:
+def _read(
+    source: t.BinaryIO, sink: t.BinaryIO, on_line: Callable[[str], None], shown: Callable[[bytes], bytes]
+) -> None:
     """Copy a stage's output; never stops reading, as a stage whose output nobody reads stands still."""
     pending = b""
     while chunk := source.read1(LONGEST_LINE):  # type: ignore[attr-defined]
-        with suppress(OSError, ValueError):  # the disk is full, or the run is over
-            sink.write(chunk)
-            sink.flush()
-        *lines, pending = re.split(rb"[\r\n]+", pending + chunk)
+        *lines, pending = re.split(rb"(?<=[\r\n])(?![\r\n])", pending + chunk)
         if len(pending) > LONGEST_LINE:
             lines, pending = [*lines, pending], b""
-        for line in lines:
-            _show(line, on_line)
-    _show(pending, on_line)
+        _copy([shown(line) for line in lines], sink, on_line)
+    _copy([shown(pending)], sink, on_line)
+
+
+def _copy(lines: Sequence[bytes], sink: t.BinaryIO, on_line: Callable[[str], None]) -> None:
+    with suppress(OSError, ValueError):  # the disk is full, or the run is over
+        sink.write(b"".join(lines))
+        sink.flush()
+    for line in lines:
+        _show(line.rstrip(b"\r\n"), on_line)
 
 
 def _show(line: bytes, on_line: Callable[[str], None]) -> None:

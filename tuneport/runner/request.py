@@ -15,6 +15,7 @@ class Request:
     output_dir: Path  # absolute
     folder: Path  # the current one, absolute
     environment: Mapping[str, str]
+    verify: t.Literal["changed", "full"] = "changed"  # which of the files that this machine has read are read again
     start_from: str | None = None  # the stage to go on from, with earlier stages' outputs as they are
     command: tuple[str, ...] = ()  # what the user typed, without --from: the way to go on
     platform: Mapping[str, t.Any] = dc.field(default_factory=dict)  # the configuration's section of that name

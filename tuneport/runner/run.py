@@ -19,14 +19,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tuneport import digests
 from tuneport.artifacts import Artifact, MLflowModel, Report
+from tuneport.digests import recorded
 from tuneport.errors import EXIT_PREEMPTED, UserError, did_you_mean
 from tuneport.graph import Node, Pipeline, Ref
+from tuneport.plugins import plugins
 from tuneport.runner import cache, saved_inputs
 from tuneport.runner.bind import check, instantiate, output_path
-from tuneport.runner.process import Interrupted, Signals, kill_group, run
+from tuneport.runner.process import Interrupted, Signals, holders, kill_group, run, write_holders
 from tuneport.runner.progress import Progress, open_progress
 from tuneport.runner.request import Request
+from tuneport.secrets import MASK, credentials, masked
 from tuneport.step import Context, Step, show
 
 if t.TYPE_CHECKING:
@@ -68,6 +72,7 @@ class Plan:
     start_from: str | None
     command: tuple[str, ...]
     tracking_uri: str
+    digests: Path | None = None  # the record of what this machine has read; None: each file is read again
 
 
 @dc.dataclass(frozen=True, kw_only=True)
@@ -129,18 +134,21 @@ def compile_plan(
         start_from=request.start_from,
         command=request.command,
         tracking_uri=request.environment.get("MLFLOW_TRACKING_URI") or default_tracking_uri(request.folder),
+        digests=_digests(request),
     )
 
 
 def run_plan(plan: Plan, executor: Executor) -> int:
     """Run the stages; returns 0, the exit code of the stage that failed, or 128 + the signal that stopped us."""
     check({stage.name: stage.step for stage in plan.stages})
-    with _locked(plan.output_dir) as lock, open_progress([s.name for s in plan.stages]) as progress:
+    names = [stage.name for stage in plan.stages]
+    with _locked(plan.output_dir) as lock, open_progress(names) as progress, recorded(plan.digests):
         outcome = _run_all(plan, executor, progress, lock)
+    known = credentials(plan.environment)
     if outcome.code == 0:
-        progress.say(_summary(plan))
+        progress.say(masked(_summary(plan), known))
     else:
-        progress.complain(outcome.message)
+        progress.complain(masked(outcome.message, known))
     return outcome.code
 
 
@@ -165,6 +173,7 @@ def _stage(pipeline: Pipeline, node: Node, step: Step, request: Request, python:
         tracking_uri=surroundings.get("MLFLOW_TRACKING_URI"),
         experiment=surroundings.get("MLFLOW_EXPERIMENT_NAME"),
         run_id=surroundings.get("MLFLOW_RUN_ID") or None,
+        digests=_digests(request),
     )
     argv = [*python, "-m", _package(step), node.name]
     for name, value in values.items():
@@ -182,6 +191,10 @@ def _stage(pipeline: Pipeline, node: Node, step: Step, request: Request, python:
     )
 
 
+def _digests(request: Request) -> Path | None:
+    return request.output_dir / ".digests.jsonl" if request.verify == "changed" else None
+
+
 def _package(step: Step) -> str:
     """The package whose `__main__` runs this step."""
     return type(step).__module__.partition(".")[0]
@@ -191,7 +204,7 @@ def _text(value: t.Any) -> str:
     """A value as a stage's command line takes it."""
     if isinstance(value, bool):
         return show(value)
-    return str(value.path) if isinstance(value, Artifact) else str(value)
+    return value.location if isinstance(value, Artifact) else str(value)
 
 
 def stage_environment(pipeline: str, step: Step, request: Request) -> dict[str, str]:
@@ -202,7 +215,9 @@ def stage_environment(pipeline: str, step: Step, request: Request) -> dict[str, 
         # MLflow puts its store's folder into SQL and decodes it as if it were a URI: so give it one
         defaults["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (request.folder / "mlruns").as_uri()
     environment = {name: value for name, value in defaults.items() if not request.environment.get(name)}
-    if not step.network:
+    if record := _digests(request):
+        environment[digests.VARIABLE] = str(record)
+    if not step.needs_network():
         environment["HF_HUB_OFFLINE"] = "1"
     return environment | {"PYTHONUNBUFFERED": "1"} | _python_path(step, request.environment)
 
@@ -236,24 +251,23 @@ def _locked(output_dir: Path) -> Iterator[int]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
-        holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+        found = holders(descriptor)
+        holder = f"process {found[0]}" if found else "on another machine"
         os.close(descriptor)
         if e.errno not in (errno.EAGAIN, errno.EACCES):
             raise UserError(f"{output_dir}: cannot be locked ({e.strerror}). Name a folder on another disk.") from None
         raise UserError(
-            f"{output_dir}: another run (process {holder}) is using this folder. "
-            "Wait for it, or name another --output_dir."
+            f"{output_dir}: another run ({holder}) is using this folder. Wait for it, or name another --output_dir."
         ) from None
     try:
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        write_holders(descriptor, os.getpid())
         yield descriptor
     finally:
         os.close(descriptor)
 
 
 def _run_all(plan: Plan, executor: Executor, progress: Progress, lock: int) -> Outcome:
-    digests = cache.Digests()
+    of_users = cache.Digests()
     name = plan.stages[0].name
     reuse = plan.start_from is not None
     try:
@@ -264,7 +278,7 @@ def _run_all(plan: Plan, executor: Executor, progress: Progress, lock: int) -> O
                 if reuse:
                     _reuse(stage, progress)
                     continue
-                code, known = _run_stage(plan, stage, progress, signals, digests, executor=executor)
+                code, known = _run_stage(plan, stage, progress, signals, of_users, executor=executor)
                 if code != 0:
                     progress.end(name, "failed", _ending(code))
                     return Outcome(code=code if code > 0 else 128 - code, message=_failure(plan, stage, code, known))
@@ -288,19 +302,21 @@ def _reuse(stage: Stage, progress: Progress) -> None:
 
 
 def _run_stage(
-    plan: Plan, stage: Stage, progress: Progress, signals: Signals, digests: cache.Digests, *, executor: Executor
+    plan: Plan, stage: Stage, progress: Progress, signals: Signals, of_users: cache.Digests, *, executor: Executor
 ) -> tuple[int, list[str]]:
     """Run a stage, or find that its result stands; returns its exit code and what else is known of its end."""
     progress.begin(stage.name)
     library = __name__.partition(".")[0]
-    packages = (_package(stage.step), library, f"{library}.tasks")  # tasks may stand in a folder of the user's
+    packages = [_package(stage.step), library, f"{library}.tasks"]  # tasks may stand in a folder of the user's
+    if brought := plugins(packages[-1], ()).get(str(stage.step.fixed.get("task_name"))):
+        packages.append(brought.package)
     origins = stage.step.origins()
     record = cache.record(
-        stage.name, stage.parameters, stage.inputs, packages, digests, origins=origins, image=executor.image(stage)
+        stage.name, stage.parameters, stage.inputs, packages, of_users, origins=origins, image=executor.image(stage)
     )
     reason = f"--from {plan.start_from}" if plan.start_from else ""
     if not reason and stage.cacheable:
-        reason = cache.stale(stage.folder, record, stage.outputs)
+        reason = cache.stale(stage.folder, record, stage.outputs) or stage.step.lost_effect()
         if not reason:
             progress.end(stage.name, "cached")
             return 0, []
@@ -382,7 +398,9 @@ def _summary(plan: Plan) -> str:
             lines += ["Serve the model:", f"  {command}"]
     uri = plan.tracking_uri
     if uri.startswith(("http://", "https://")):
-        lines += ["See the run in MLflow:", f"  {uri}"]
+        lines += ["See the run in MLflow:", f"  {masked(uri).replace(f'{MASK}@', '')}"]  # the server asks for the rest
+    elif masked(uri) != uri:  # a database, whose password the shell has in this variable
+        lines += ["See the run in MLflow:", f'  {_mlflow("ui", "--backend-store-uri")} "$MLFLOW_TRACKING_URI"']
     else:
         folder = f"cd {shlex.quote(str(plan.folder))} && " if uri == f"sqlite:///{DATABASE}" else ""
         lines += ["See the run in MLflow:", f"  {folder}{_mlflow('ui', '--backend-store-uri', uri)}"]
@@ -392,7 +410,7 @@ def _summary(plan: Plan) -> str:
 def _mlflow(*arguments: str) -> str:
     """An `mlflow` command as the user can type it, with our programs' folder on PATH: serving starts one of them."""
     folder = Path(sys.executable).parent
-    command = shlex.join(("mlflow", *arguments))
+    command = f"MLFLOW_DISABLE_TELEMETRY=true {shlex.join(('mlflow', *arguments))}"
     found = shutil.which("mlflow")
     ours = found is not None and Path(found).parent == folder
     return command if ours else f'PATH={shlex.quote(str(folder))}:"$PATH" {command}'

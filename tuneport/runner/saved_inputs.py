@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
 import typing as t
 from pathlib import Path
 
 import tuneport
-from tuneport.artifacts import Artifact, write_atomically
+from tuneport.artifacts import SELF, Artifact, self_digest, write_atomically
+from tuneport.json_yaml import to_json
+from tuneport.secrets import masked_values
 from tuneport.step import Step
 
 VARIABLE = "TUNEPORT_INPUTS"  # names the file, where a platform keeps what stages write to a folder of theirs
-MASK = "***"
-# Of a URI: user name and password, and what signs it.
-SECRETS = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=[?&]sig=)[^&\s]+|(?<=[?&]token=)[^&\s]+", re.IGNORECASE)
 
 
 def file_of(log: Path) -> Path:
@@ -29,10 +26,8 @@ def save(path: Path, step: Step) -> None:
     outputs = {p.name: _plain(getattr(step, p.name)) for p in ports if p.kind == "output"}
     saved = {"stage": step.name(), "tuneport": tuneport.__version__, "values": values, "outputs": outputs}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(saved, indent=1, ensure_ascii=False))
+    write_atomically(path, to_json({**saved, SELF: self_digest(saved)}, indent=1))
 
 
 def _plain(value: t.Any) -> t.Any:
-    if isinstance(value, Artifact):
-        value = value.location
-    return SECRETS.sub(MASK, value) if isinstance(value, str) else value
+    return masked_values(value.location if isinstance(value, Artifact) else value)

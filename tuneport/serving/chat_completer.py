@@ -11,9 +11,9 @@ from tuneport.serving.generator import Generator
 class ChatCompleter:
     """Answers conversations with the assistant's next turn; of those too long for the model, the oldest turns go."""
 
-    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None:
+    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int | None = None) -> None:
         self.generator = Generator(folder, settings, model)
-        self.template = ChatTemplate(settings["chat_template"], settings["tokens"])
+        self.template = ChatTemplate(settings["chat_template"], settings["tokens"], settings["tool_calls"])
         self.turns = Turns()
         self.settings = settings
         self.batch_size = batch_size
@@ -41,10 +41,9 @@ class ChatCompleter:
         turns = self.turns(row["messages"])
         if turns[-1]["role"] == "assistant":
             raise ValueError("a conversation that ends with the assistant's turn; expected another one's last")
-        tools = row.get("tools")
-        tools = None if isinstance(tools, float) else self.turns.parsed(tools, "a list of tools")  # pandas' NaN: none
+        tools = self.turns.tools(row.get("tools"))
         while True:
-            text = self.template(turns, tools or None, add_generation_prompt=True)
+            text = self.template(turns, tools, add_generation_prompt=True)
             ids: list[int] = self.generator.tokenizer.encode(text, add_special_tokens=False).ids
             asked = [i for i, turn in enumerate(turns) if turn["role"] == "user"]
             if len(ids) <= room or len(asked) < 2:

@@ -15,7 +15,9 @@ class Completer:
     ``settings`` also hold ``max_prompt_tokens`` and ``max_positions``, the most that the model has, or None.
     """
 
-    def __init__(self, folder: str, settings: dict[str, t.Any], model: t.Any = None, batch_size: int = 32) -> None:
+    def __init__(
+        self, folder: str, settings: dict[str, t.Any], model: t.Any = None, batch_size: int | None = None
+    ) -> None:
         self.settings, self.batch_size = settings, batch_size
         self.generator = Generator(folder, settings, model)
         self.prompts = PromptEncoder(self.generator.tokenizer, settings)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typing as t
 
-from tuneport.serving.model_loader import ModelLoader
+from tuneport.serving.device_loader import DeviceLoader
+from tuneport.serving.token_batches import TokenBatches
 
 
 class Generator:
@@ -26,11 +27,14 @@ class Generator:
         self.tokenizer.no_truncation()
         self.settings = settings
         self.encoder_decoder = settings["encoder_decoder"]
-        load = ModelLoader("AutoModelForSeq2SeqLM" if self.encoder_decoder else "AutoModelForCausalLM")
+        load = DeviceLoader("AutoModelForSeq2SeqLM" if self.encoder_decoder else "AutoModelForCausalLM")
         self.model = (model or load(folder)).eval()
 
-    def __call__(self, prompts: list[list[int]], batch_size: int, params: dict[str, t.Any]) -> list[str]:
-        """Return the text written after each prompt, without special tokens and white space around it."""
+    def __call__(self, prompts: list[list[int]], batch_size: int | None, params: dict[str, t.Any]) -> list[str]:
+        """Return the text written after each prompt, without special tokens and white space around it.
+
+        As many are written at once as memory allows, and no more than ``batch_size``, where that is given.
+        """
         import torch
 
         self._check(params)
@@ -38,19 +42,18 @@ class Generator:
         own, training = self.model.generation_config, self.model.training
         self.model.eval()
         self.model.generation_config = self._config(params)
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        texts = [""] * len(prompts)
+        batches = TokenBatches.of_generation(self.model, batch_size, params.get("num_beams", 1))
+
+        def write(picked: list[int]) -> list[list[int]]:
+            with torch.inference_mode():
+                return self._generate([prompts[i] for i in picked])
+
         try:
-            for start in range(0, len(order), batch_size):
-                picked = order[start : start + batch_size]
-                with torch.inference_mode():
-                    written = self._generate([prompts[i] for i in picked])
-                for i, ids in zip(picked, written, strict=True):
-                    texts[i] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            written = batches([len(prompt) + params["max_new_tokens"] for prompt in prompts], write)
         finally:
             self.model.generation_config = own
             self.model.train(training)
-        return texts
+        return [self.tokenizer.decode(self._ended(ids), skip_special_tokens=True).strip() for ids in written]
 
     def _generate(self, prompts: list[list[int]]) -> list[list[int]]:
         import torch
@@ -66,8 +69,14 @@ class Generator:
             "input_ids": torch.tensor([padded(ids, fill) for ids in prompts]),
             "attention_mask": torch.tensor([padded([1] * len(ids), 0) for ids in prompts]),
         }
-        written = self.model.generate(**{k: v.to(self.model.device) for k, v in batch.items()})
+        written = self.model.generate(**{k: v.to(TokenBatches.device_of(self.model)) for k, v in batch.items()})
         return t.cast(list[list[int]], written[:, 0 if self.encoder_decoder else width :].tolist())
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        """Without the token that ends a text, which need not be a special one; an encoder–decoder may begin with it."""
+        if self.encoder_decoder:
+            return ids
+        return ids[: next((n for n, token in enumerate(ids) if token in self.settings["stop"]), None)]
 
     def _config(self, params: dict[str, t.Any]) -> t.Any:
         """The settings as transformers' GenerationConfig; of the model's own only the decoder's start stays."""

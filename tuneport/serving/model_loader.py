@@ -9,13 +9,15 @@ class ModelLoader:
     """Loads models of one of transformers' classes, and initialises no weight at random unless it may. Self-contained.
 
     ``architecture`` names the class, as in AutoModelForCausalLM. After a call, ``new`` holds the names of the weights
-    that were initialised at random, ``unused`` those of the folder's weights that the class has no place for.
+    that were initialised at random, ``unused`` those of the folder's weights that the class has no place for,
+    ``conversions`` what transformers made the folder's weights the class's own by.
     """
 
     def __init__(self, architecture: str) -> None:
         self.architecture = architecture
         self.new: list[str] = []
         self.unused: list[str] = []
+        self.conversions: list[t.Any] = []
 
     def __call__(
         self, folder: str, *, new_head: bool = False, ignore_mismatched_sizes: bool = False, **loading: t.Any
@@ -31,8 +33,11 @@ class ModelLoader:
         auto_class = getattr(transformers, self.architecture)
         loading |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, found = auto_class.from_pretrained(folder, **loading)
-        if renamed := self._renamed_trunk(model, found):
+        renamed = self._renamed_trunk(model, found)
+        if renamed:
             model, found = auto_class.from_pretrained(folder, key_mapping=renamed, **loading)
+        self.conversions = vars(model).get("_weight_conversions") or []
+        if renamed:
             vars(model).pop("_weight_conversions", None)  # else it would be saved under the files' names
         missing = set(found["missing_keys"])
         mismatched = {name: (tuple(theirs), tuple(ours)) for name, theirs, ours in found["mismatched_keys"]}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typing as t
 
-from tuneport.serving.model_loader import ModelLoader
+from tuneport.serving.device_loader import DeviceLoader
+from tuneport.serving.token_batches import TokenBatches
 
 
 class QuestionWindows:
@@ -63,7 +64,7 @@ class QuestionAnswerer:
     Where training rows had no answer, an answer may be "", from -1 to -1. ``n_best`` holds the three best ones.
     """
 
-    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None:
+    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int | None = None) -> None:
         import inspect
         from pathlib import Path
 
@@ -73,7 +74,7 @@ class QuestionAnswerer:
         self.windows = QuestionWindows(tokenizer, settings["max_seq_length"], settings["doc_stride"])
         self.unanswerable = settings["unanswerable"]
         self.params = settings["params"]
-        self.model = (model or ModelLoader("AutoModelForQuestionAnswering")(folder)).eval()
+        self.model = (model or DeviceLoader("AutoModelForQuestionAnswering")(folder)).eval()
         self.typed = "token_type_ids" in inspect.signature(self.model.forward).parameters
         self.batch_size = batch_size
 
@@ -91,28 +92,36 @@ class QuestionAnswerer:
                 raise ValueError(f"params: {name}={value} is not valid; expected a number > 0")
         read = self.windows([row["question"] for row in rows], [row["context"] for row in rows])
         windows = [(i, *window) for i, (_, found) in enumerate(read) for window in found]
-        windows.sort(key=lambda window: len(window[1]))
         spans: list[dict[tuple[int, int], float]] = [{} for _ in rows]  # by row: characters of a span -> its score
         none = [float("inf")] * len(rows)  # the score of no answer: that of the window that says so the least
-        size = batch_size or self.batch_size
-        for first in range(0, len(windows), size):
-            batch = windows[first : first + size]
-            for (i, _, _, place, characters), start, end in zip(batch, *self._logits(batch), strict=True):
-                none[i] = min(none[i], float(start[0] + end[0]))
-                context = slice(place, place + len(characters))
-                for score, a, b in self._best(start[context], end[context], **chosen):
-                    span = self._strip(rows[i]["context"], characters[a][0], characters[b][1])
-                    spans[i][span] = max(score, spans[i].get(span, score))
+        batches = TokenBatches.of_forward(self.model, batch_size or self.batch_size)
+        scored = batches(
+            [len(window[1]) for window in windows],
+            lambda picked: self._scored([windows[i] for i in picked], chosen),
+        )
+        for (i, *_, characters), (of_none, best) in zip(windows, scored, strict=True):
+            none[i] = min(none[i], of_none)
+            for score, a, b in best:
+                span = self._strip(rows[i]["context"], characters[a][0], characters[b][1])
+                spans[i][span] = max(score, spans[i].get(span, score))
         return [
             self._answer(row["context"], found, score, chosen["n_best_size"])
             for row, found, score in zip(rows, spans, none, strict=True)
         ]
 
+    def _scored(self, batch: list[t.Any], chosen: dict[str, int]) -> list[tuple[float, list[tuple[float, int, int]]]]:
+        """Of each window: the score of no answer, and its best spans."""
+        found = []
+        for (*_, place, characters), start, end in zip(batch, *self._logits(batch), strict=True):
+            context = slice(place, place + len(characters))
+            found.append((float(start[0] + end[0]), self._best(start[context], end[context], **chosen)))
+        return found
+
     def _logits(self, batch: list[t.Any]) -> tuple[t.Any, t.Any]:
         """Two tensors (windows, tokens) on the CPU."""
         import torch
 
-        width, device = max(1, *(len(ids) for _, ids, *_ in batch)), self.model.device
+        width, device = max(1, *(len(ids) for _, ids, *_ in batch)), TokenBatches.device_of(self.model)
 
         def pad(rows: list[list[int]], fill: int) -> t.Any:
             return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)

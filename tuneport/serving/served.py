@@ -51,14 +51,22 @@ class Served:
         return pd.DataFrame(answers, columns=self.answers)
 
     def _rows(self, table: t.Any) -> list[dict[str, t.Any]]:
+        import numpy as np
         import pandas as pd
 
         absent = [column for column in self.columns.values() if column not in table]  # MLflow lets optional ones be so
         table = table.assign(**{column: pd.Series([None] * len(table), dtype=object) for column in absent})
+        table = table.map(lambda value: value.tolist() if isinstance(value, np.ndarray) else value)
         texts = [column for column, kind in self.kinds.items() if kind == "string"]
         # Of a dict of lists MLflow makes one row that holds the lists.
         lists = [column for column in texts if len(table) and isinstance(table[column].iloc[0], list)]
         lists += [column for column in self._nested() if len(table) and self._is_nested(table[column].iloc[0])]
+        counts = {column: len(table[column].iloc[0]) for column in lists}
+        if len(set(counts.values())) > 1:
+            self._refuse(
+                f"{', '.join(f'{n} values of {column!r}' for column, n in counts.items())}; expected one of each for "
+                "each row. Send the rows as dataframe_records"
+            )
         table = table.explode(lists, ignore_index=True) if lists else table
         for column in texts:
             for number, value in enumerate(table[column]):
@@ -74,7 +82,7 @@ class Served:
         return [column for column, kind in self.kinds.items() if kind in ("extension", "list")]
 
     def _is_nested(self, value: t.Any) -> bool:
-        return isinstance(value, list) and bool(value) and all(isinstance(v, list) for v in value)
+        return isinstance(value, list) and bool(value) and all(isinstance(v, (list, str)) for v in value)
 
     def _texts(self, value: t.Any, column: str, number: int) -> t.Any:
         value = value.tolist() if hasattr(value, "tolist") else value

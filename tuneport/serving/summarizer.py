@@ -10,7 +10,7 @@ from tuneport.serving.completer import Completer
 class Summarizer:
     """Answers rows with a summary of their ``document``; ``params`` are those of the settings, for one call."""
 
-    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None:
+    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int | None = None) -> None:
         self.complete = Completer(folder, settings, model, batch_size)
 
     def __call__(

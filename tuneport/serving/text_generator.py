@@ -11,7 +11,7 @@ from tuneport.serving.prompt_encoder import PromptEncoder
 class TextGenerator:
     """Answers rows with the text that follows ``text``; of a prompt too long for the model, the start is cut."""
 
-    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None:
+    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int | None = None) -> None:
         self.generator = Generator(folder, settings, model)
         self.prompts = PromptEncoder(self.generator.tokenizer, settings)
         self.settings = settings

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typing as t
 
-from tuneport.serving.model_loader import ModelLoader
+from tuneport.serving.device_loader import DeviceLoader
+from tuneport.serving.token_batches import TokenBatches
 
 
 class TokenClassifier:
@@ -14,7 +15,7 @@ class TokenClassifier:
     read in overlapping windows.
     """
 
-    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None:
+    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int | None = None) -> None:
         import json
         from pathlib import Path
 
@@ -27,27 +28,24 @@ class TokenClassifier:
         self.prefix = " " if '"ByteLevel"' in json.dumps(json.loads(self.tokenizer.to_str())["pre_tokenizer"]) else ""
         config = json.loads(Path(folder, "tokenizer_config.json").read_text("utf-8"))
         self.max_seq_length = int(min(config.get("model_max_length") or 512, 1_000_000))
-        self.model = (model or ModelLoader("AutoModelForTokenClassification")(folder)).eval()
+        self.model = (model or DeviceLoader("AutoModelForTokenClassification")(folder)).eval()
         self.labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
         self.batch_size = batch_size
 
     def __call__(self, rows: t.Sequence[dict[str, t.Any]], batch_size: int | None = None) -> list[dict[str, t.Any]]:
         words = [row["tokens"].split() if isinstance(row["tokens"], str) else list(row["tokens"]) for row in rows]
         windows = [(i, *window) for i, row in enumerate(words) for window in self._windows(row)]
-        windows.sort(key=lambda window: len(window[2]))
         # By row and word: (how far from a window's edge the word stands, tag, score); the farthest one counts.
         best: list[list[tuple[int, str, float]]] = [[(-1, self.labels[0], 0.0)] * len(row) for row in words]
-        size = batch_size or self.batch_size
-        for first in range(0, len(windows), size):
-            batch = windows[first : first + size]
-            for (i, start, ids, places, last), probabilities in zip(
-                batch, self._probabilities([window[2] for window in batch]), strict=True
-            ):
-                score, label = probabilities.max(-1)
-                for word, place in places.items():
-                    edge = min(word if start else len(ids), len(places) - 1 - word if not last else len(ids))
-                    if edge > best[i][start + word][0]:
-                        best[i][start + word] = (edge, self.labels[int(label[place])], float(score[place]))
+        batches = TokenBatches.of_forward(self.model, batch_size or self.batch_size)
+        read = batches(
+            [len(window[2]) for window in windows], lambda picked: self._likeliest([windows[i] for i in picked])
+        )
+        for (i, start, ids, places, last), words_read in zip(windows, read, strict=True):
+            for word, (label, score) in zip(places, words_read, strict=True):
+                edge = min(word if start else len(ids), len(places) - 1 - word if not last else len(ids))
+                if edge > best[i][start + word][0]:
+                    best[i][start + word] = (edge, self.labels[label], score)
         return [self._answer(row, found) for row, found in zip(words, best, strict=True)]
 
     def _windows(self, words: list[str]) -> t.Iterator[tuple[int, list[int], dict[int, int], bool]]:
@@ -90,15 +88,23 @@ class TokenClassifier:
                 places.setdefault(word, place)
         return encoding.ids, places
 
-    def _probabilities(self, ids: list[list[int]]) -> t.Any:
+    def _likeliest(self, windows: list[t.Any]) -> list[list[tuple[int, float]]]:
+        """(label, its probability) of each word of each window."""
         import torch
 
+        ids = [window[2] for window in windows]
         width = max(map(len, ids))
         pad = self.model.config.pad_token_id or 0
-        tokens = torch.tensor([row + [pad] * (width - len(row)) for row in ids], device=self.model.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=self.model.device)
+        tokens = torch.tensor(
+            [row + [pad] * (width - len(row)) for row in ids], device=TokenBatches.device_of(self.model)
+        )
+        mask = torch.tensor(
+            [[1] * len(row) + [0] * (width - len(row)) for row in ids], device=TokenBatches.device_of(self.model)
+        )
         with torch.inference_mode():
-            return self.model(input_ids=tokens, attention_mask=mask).logits.float().softmax(-1).cpu()
+            scores, labels = self.model(input_ids=tokens, attention_mask=mask).logits.float().softmax(-1).max(-1)
+        read = zip(labels.tolist(), scores.tolist(), windows, strict=True)
+        return [[(label[place], score[place]) for place in window[3].values()] for label, score, window in read]
 
     def _answer(self, words: list[str], found: list[tuple[int, str, float]]) -> dict[str, t.Any]:
         tags, scores = [tag for _, tag, _ in found], [score for _, _, score in found]

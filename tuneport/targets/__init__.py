@@ -1,40 +1,54 @@
-"""Where a graph runs: one module = one target, found by file name; `target` says what a target is."""
+"""Where a graph runs: one module = one target, found by file name; `target` says what a target is.
+
+Other distributions add targets as entry points of `tuneport.targets`: see `tuneport.plugins`.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 import typing as t
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from tuneport.errors import UserError, did_you_mean
+from tuneport.artifacts import Artifact
+from tuneport.errors import UserError, did_you_mean, excerpt
 from tuneport.graph import Pipeline
-from tuneport.runner.bind import raise_together
+from tuneport.plugins import defined_class, plugins
+from tuneport.runner.bind import check, check_rows, instantiate, raise_together
 from tuneport.runner.request import Request
+from tuneport.secrets import MASK, SHORTEST, is_credential, masked
 from tuneport.step import show
 from tuneport.targets.target import Target
 
+ENVIRONMENTS = (".environment", ".environment_variables")  # settings that hold variables
+
 
 def names() -> list[str]:
-    """The targets, found by file name."""
+    """The targets, found by file name, and those of other distributions.
+
+    Raises `UserError` where a distribution gives a target the name of another.
+    """
+    own = _own()
+    return sorted({*own, *plugins(__name__, own)})
+
+
+def _own() -> set[str]:
     modules = (m.name for m in pkgutil.iter_modules(__path__))
-    return sorted(name for name in modules if name != "target" and not name.startswith("_"))
+    return {name for name in modules if name != "target" and not name.startswith("_")}
 
 
 def load(name: str) -> Target:
     """Return a target by name.
 
-    Raises `UserError` for a name that is not a target.
+    Raises `UserError` for a name that is not a target, and for one of another distribution that cannot be loaded.
     """
     if name not in names():
         raise UserError(f"unknown target '{name}'; there are: {', '.join(names())}.{did_you_mean(name, names())}")
-    module = importlib.import_module(f"{__name__}.{name}")
-    (target,) = (
-        v
-        for v in vars(module).values()
-        if isinstance(v, type) and issubclass(v, Target) and v.__module__ == module.__name__
-    )
-    return target()
+    brought = plugins(__name__, _own()).get(name)
+    found = brought.load(Target) if brought else defined_class(importlib.import_module(f"{__name__}.{name}"), Target)
+    target: Target = found()
+    target.name = name
+    return target
 
 
 def settings(target: Target, request: Request) -> t.Any:
@@ -44,7 +58,7 @@ def settings(target: Target, request: Request) -> t.Any:
     """
     from pydantic import ValidationError
 
-    name, model = type(target).__module__.rpartition(".")[2], target.settings()
+    model = target.settings()
     if unknown := set(request.platform) - set(names()):
         first = min(unknown)
         raise UserError(
@@ -53,22 +67,66 @@ def settings(target: Target, request: Request) -> t.Any:
     if model is None:
         return None
     try:
-        return model.model_validate(request.platform.get(name) or {})
+        return model.model_validate(request.platform.get(target.name) or {})
     except ValidationError as e:
         problems = [
-            f"platform.{'.'.join(map(str, (name, *error['loc'])))}={error['input']!r}: {error['msg']}."
+            f"platform.{'.'.join(map(str, (target.name, *error['loc'])))}={excerpt(error['input'])}: {error['msg']}."
             for error in e.errors()
         ]
         raise UserError("\n".join(problems)) from None
 
 
+def refuse_secrets(target: Target, values: Mapping[str, t.Any], request: Request, remedy: str) -> None:
+    """Raise one `UserError` that lists the values and settings with a secret: the document would keep it.
+
+    ``remedy``: where secrets go on this platform.
+    """
+    section = request.platform.get(target.name) or {}
+    given = {name: value.location if isinstance(value, Artifact) else value for name, value in values.items()}
+    told = [(name, value) for name, value in given.items() if isinstance(value, str) and masked(value) != value]
+    told += list(_secrets(f"platform.{target.name}", section))
+    raise_together(
+        [f"{name}={masked(value)}: holds a secret, which the document would keep. {remedy}" for name, value in told]
+    )
+
+
+def _secrets(where: str, settings: t.Any) -> Iterator[tuple[str, str]]:
+    """The settings with a secret, and those of a variable that is named as credentials are, without its value."""
+    parts = (
+        settings.items() if isinstance(settings, Mapping) else enumerate(settings) if isinstance(settings, list) else ()
+    )
+    for key, value in parts:
+        at = f"{where}.{key}"
+        if not isinstance(value, str):
+            if key != "secrets":  # names of secrets, no secrets
+                yield from _secrets(at, value)
+        elif key != "endpoint" and masked(value) != value:  # where the document is sent is not in it
+            yield at, value
+        elif where.endswith(ENVIRONMENTS) and is_credential(str(key)) and len(value) >= SHORTEST:
+            yield at, MASK
+
+
+def validate(pipeline: Pipeline, values: Mapping[str, t.Any], target: Target, request: Request) -> list[str]:
+    """Check values, and what a target's runs would read here: files, columns and the first rows.
+
+    Returns what is worth a look, in words. Raises one `UserError` that lists all that is wrong.
+    """
+    check_resources(pipeline, values, target)
+    settings(target, request)
+    if target.remote:
+        target.compile(pipeline, values, request)
+        return []
+    steps = instantiate(pipeline, values, request.output_dir)
+    check(steps)
+    return check_rows(steps)
+
+
 def check_resources(pipeline: Pipeline, values: Mapping[str, t.Any], target: Target) -> None:
     """Raise one `UserError` that lists the values which ask for what this target cannot give."""
-    name = type(target).__module__.rpartition(".")[2]
-    able = ", ".join(n for n in names() if n != name)
+    able = ", ".join(name for name in names() if name != target.name)
     raise_together(
         [
-            f"{port.name}={show(values[port.name])}: --target {name} has no way to honour it. Leave it out "
+            f"{port.name}={show(values[port.name])}: --target {target.name} has no way to honour it. Leave it out "
             f"(default {show(port.default)}), or choose another target: {able}."
             for port in pipeline.params.values()
             if port.resource and port.resource not in target.honours and values[port.name] != port.default

@@ -19,6 +19,7 @@ if t.TYPE_CHECKING:
 class Target(ABC):
     """Turns a pipeline into a platform's own document and sends it there."""
 
+    name: str  # as --target calls it; `tuneport.targets.load` sets it
     honours: t.ClassVar[frozenset[Resource]] = frozenset()  # the resources of a step that it can give
     remote: t.ClassVar[bool] = False  # whether a service runs what is sent, so that no file of this machine is read
 
@@ -38,16 +39,14 @@ class Target(ABC):
 
         Raises `UserError` where the place cannot be written, or the target has no document.
         """
-        name = type(self).__module__.rpartition(".")[2]
-        raise UserError(f"--target {name}: has no document to write. Use tuneport run, or name another target.")
+        raise UserError(f"--target {self.name}: has no document to write. Use tuneport run, or name another target.")
 
     def shell(self, document: t.Any) -> list[str]:
         """The commands by which a person runs the document's stages on this machine, one line each.
 
         Raises `UserError` for a target that runs no stage on this machine.
         """
-        name = type(self).__module__.rpartition(".")[2]
-        raise UserError(f"--target {name}: runs no stage on this machine. Name local or docker.")
+        raise UserError(f"--target {self.name}: runs no stage on this machine. Name local or docker.")
 
     @abstractmethod
     def submit(self, document: t.Any) -> int:

@@ -1,4 +1,7 @@
-"""One module = one task, found by file name; `task` says what a task is, `_` modules are what several share."""
+"""One module = one task, found by file name; `task` says what a task is, `_` modules are what several share.
+
+Other distributions add tasks as entry points of `tuneport.tasks`: see `tuneport.plugins`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import typing as t
 from functools import cache
 
 from tuneport.errors import UserError, did_you_mean
+from tuneport.plugins import defined_class, plugins
 from tuneport.step import Params, Step, param
 from tuneport.tasks.task import Task
 
@@ -15,28 +19,36 @@ S = t.TypeVar("S", bound=Step)
 
 
 def names() -> list[str]:
-    """The tasks, found by file name."""
+    """The tasks, found by file name, and those of other distributions.
+
+    Raises `UserError` where a distribution gives a task the name of another.
+    """
+    own = _own()
+    return sorted({*own, *plugins(__name__, own)})
+
+
+def _own() -> set[str]:
     modules = (m.name for m in pkgutil.iter_modules(__path__))
-    return sorted(name for name in modules if name != "task" and not name.startswith("_"))
+    return {name for name in modules if name != "task" and not name.startswith("_")}
 
 
 @cache
 def load(name: str) -> Task:
     """Return a task by name.
 
-    Raises `UserError` for a name that is not a task.
+    Raises `UserError` for a name that is not a task, and for a task of another distribution that cannot be loaded.
     """
     if name not in names():
         raise UserError(
             f"task_name='{name}': not valid; expected one of {', '.join(names())}.{did_you_mean(name, names())}"
         )
-    module = importlib.import_module(f"{__name__}.{name}")
-    (task,) = (
-        v
-        for v in vars(module).values()
-        if isinstance(v, type) and issubclass(v, Task) and v.__module__ == module.__name__
-    )
-    return task()
+    if brought := plugins(__name__, _own()).get(name):
+        task: Task = brought.load(Task)()
+        if task.name != name:
+            raise UserError(brought.refusal(f"is a task that calls itself '{task.name}'"))
+        return task
+    found: type[Task] = defined_class(importlib.import_module(f"{__name__}.{name}"), Task)
+    return found()
 
 
 class TaskParams(Params):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing as t
 from abc import abstractmethod
 from collections.abc import Callable
@@ -33,6 +34,7 @@ class GenerationTask(Task):
     """
 
     architectures: t.ClassVar[tuple[str, ...]] = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+    scores_labels = False
     likelihood = True
 
     def encoded_schema(self, meta: Meta, options: t.Any) -> pa.Schema:
@@ -43,7 +45,10 @@ class GenerationTask(Task):
     def load_model(self, folder: Path, meta: Meta, *, new_head: bool = True, **loading: t.Any) -> t.Any:
         # Its head is the base model's own, never new.
         architecture = self.architectures[-1 if meta["prompting"]["encoder_decoder"] else 0]
-        return pretrained.load(architecture, folder, dtype="float32", **loading)
+        model = pretrained.load(architecture, folder, **{"dtype": "float32", **loading})
+        if stop := meta["prompting"]["stop"]:  # whoever generates with the tuned model's own settings stops there, too
+            model.generation_config.eos_token_id = stop if len(stop) > 1 else stop[0]
+        return model
 
     def collator(self, model: t.Any, meta: Meta, pad_to: int | None) -> Callable[[list[Row]], dict[str, t.Any]]:
         apart = ["labels"] if meta["prompting"]["encoder_decoder"] else []
@@ -51,13 +56,16 @@ class GenerationTask(Task):
 
     def reduce(self, logits: t.Any, labels: t.Any, meta: Meta) -> t.Any:
         pair = (logits, labels) if meta["prompting"]["encoder_decoder"] else shifted(logits, labels)
-        return token_losses(*pair)
+        return self.reduce_losses(token_losses(*pair))
+
+    def reduce_losses(self, losses: t.Any) -> t.Any:
+        return perplexity.summed(losses)
 
     def compute_metrics(self, meta: Meta) -> Callable[[t.Any], dict[str, float]]:
         def compute(prediction: t.Any) -> dict[str, float]:
-            rows = perplexity.LikelihoodRows.of_token_losses(prediction.predictions)
+            rows = perplexity.LikelihoodRows(likelihood=prediction.predictions)
             found = training_scores(perplexity.METRICS, rows)
-            return {"token_loss": found.pop("loss"), **found}  # the trainer takes it for the loss
+            return {"token_loss": found.pop("loss", math.nan), **found}  # the trainer takes it for the loss
 
         return compute
 

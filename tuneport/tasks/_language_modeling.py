@@ -113,7 +113,7 @@ class LanguageModelingTask(GenerationTask):
     ) -> dict[str, list[Row]]:
         if not options.trivial_baselines:
             return {}
-        return perplexity.baselines(train.encoded, test.encoded, meta["vocabulary"])
+        return perplexity.baselines(train.batches(), test.encoded, meta["vocabulary"])
 
     def short(self, answer: Row) -> Row:
         return answer

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.languages import Languages, language_specials, languages
-from tuneport.encoding.prompts import PLACEHOLDER, specials
-from tuneport.errors import UserError
+from tuneport.encoding.prompts import PLACEHOLDER, check_end, specials
+from tuneport.errors import UserError, excerpt
 from tuneport.metrics.metric import LOSS
 from tuneport.tasks._generation import CompletionTask
 from tuneport.tasks.task import Drop, Encoder, Meta, Row, ShownAnswer
@@ -44,7 +44,7 @@ class TextPairTask(CompletionTask):
                 if value is None:
                     raise Drop(f"null in column '{column}'")
                 if not isinstance(value, str):
-                    raise UserError(f"{where}: column '{column}' holds {value!r}; expected text.")
+                    raise UserError(f"{where}: column '{column}' holds {excerpt(value)}; expected text.")
                 if not value.strip():
                     raise Drop(f"empty text in column '{column}'")
                 row[field] = value
@@ -54,6 +54,9 @@ class TextPairTask(CompletionTask):
 
     def identity(self, row: Row) -> str:
         return t.cast(str, row[self.source])
+
+    def reference(self, row: Row) -> str:
+        return t.cast(str, row[self.target])
 
     def labels(self, row: Row) -> list[str]:
         return []
@@ -109,8 +112,8 @@ def check_template(template: str | None) -> None:
     """Raise `UserError` for a template without exactly one place for the text."""
     if template is not None and template.count(PLACEHOLDER) != 1:
         raise UserError(
-            f"prompt_template={template!r}: holds {PLACEHOLDER} {template.count(PLACEHOLDER)} times; expected it once, "
-            f"where the text of a row goes, as in 'summarize: {PLACEHOLDER}'."
+            f"prompt_template={excerpt(template)}: holds {PLACEHOLDER} {template.count(PLACEHOLDER)} times; expected "
+            f"it once, where the text of a row goes, as in 'summarize: {PLACEHOLDER}'."
         )
 
 
@@ -129,6 +132,7 @@ def prompting(
     found = {"forced_bos": None, "decoder_start": None, "always_ends": False, **vars(specials(base))}
     if known is not None and tongues is not None:
         found |= language_specials(base, known, *tongues)
+    check_end(found["target_suffix"])
     decoder = not found["encoder_decoder"]
     if decoder and max_target_length >= base.max_seq_length:
         raise UserError(
@@ -147,8 +151,8 @@ def prompting(
     taken += len(found["prompt_prefix"]) + len(found["prompt_suffix"])
     if taken >= most:
         raise UserError(
-            f"prompt_template={template!r}: takes {taken} of the {most} tokens of a prompt, which leaves none for the "
-            "text. Shorten it, raise max_seq_length or lower max_target_length."
+            f"prompt_template={excerpt(template)}: takes {taken} of the {most} tokens of a prompt, which leaves "
+            "none for the text. Shorten it, raise max_seq_length or lower max_target_length."
         )
     return {
         **found,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import typing as t
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tuneport.encoding.base_model import BaseModel
-from tuneport.errors import UserError
+from tuneport.errors import UserError, excerpt
+from tuneport.json_yaml import parse_json
 from tuneport.metrics import spans
 from tuneport.metrics.metric import choices, training_scores
 from tuneport.modeling import pretrained
@@ -91,6 +91,7 @@ class QuestionAnswering(Task):
     scored_by = spans.METRICS
     architectures = ("AutoModelForQuestionAnswering",)
     predictor = QuestionAnswerer
+    scores_labels = False
     label_names = ("start_positions", "end_positions")
 
     def columns(self, options: QuestionAnsweringColumns) -> dict[str, str]:
@@ -178,7 +179,7 @@ class QuestionAnswering(Task):
 
         config = AutoConfig.from_pretrained(folder)
         config.num_labels = 2  # start and end; a base model with another head may have more
-        loading |= {"config": config, "dtype": "float32", "new_head": new_head}
+        loading = {"dtype": "float32", **loading, "config": config, "new_head": new_head}
         model = pretrained.load(self.architectures[0], folder, **loading)
         model.register_forward_hook(leave_out_padding, with_kwargs=True)
         return model
@@ -286,7 +287,7 @@ def _read_text(value: t.Any, where: str, column: str) -> str:
     if value is None:
         raise Drop(f"null in column '{column}'")
     if not isinstance(value, str):
-        raise UserError(f"{where}: column '{column}' holds {value!r}; expected text.")
+        raise UserError(f"{where}: column '{column}' holds {excerpt(value)}; expected text.")
     if not value.strip():
         raise Drop(f"empty text in column '{column}'")
     return value
@@ -298,7 +299,7 @@ def _read_answers(value: t.Any, where: str, options: QuestionAnsweringColumns) -
         raise Drop(f"null in column '{column}'")
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError:
             value = None
     lists: list[t.Any] = [value.get(name) for name in names] if isinstance(value, Mapping) else []
@@ -318,7 +319,8 @@ def _read_answers(value: t.Any, where: str, options: QuestionAnsweringColumns) -
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
             raise UserError(
-                f"{where}: column '{column}' holds the answer {text!r} at {start!r}; expected text at a whole number."
+                f"{where}: column '{column}' holds the answer {excerpt(text)} at {excerpt(start)}; expected text at a "
+                "whole number."
             )
         if not text.strip():
             raise Drop(f"an empty answer in column '{column}'")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneport.encoding.base_model import BaseModel
+from tuneport.labels import Spellings
 from tuneport.metrics.metric import AnyMetric, directions
 from tuneport.step import Params
 
@@ -48,6 +49,10 @@ class Split:
     rows: Sequence[Row]
     encoded: pa.Table
 
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The encoded columns batch by batch; of a stored split without more of it in memory."""
+        return iter(self.encoded.to_batches())
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData:
@@ -75,10 +80,15 @@ class Predictor(t.Protocol):
     so that its source, and that of the classes it names, serve the model without tuneport: see `tuneport.serving`.
     ``settings`` are those of `Task.settings`; a call takes their ``params`` by name, too."""
 
-    def __init__(self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int = 32) -> None: ...
+    def __init__(
+        self, folder: str, settings: t.Any = None, model: t.Any = None, batch_size: int | None = None
+    ) -> None: ...
 
     def __call__(self, rows: Sequence[Row], batch_size: int | None = None) -> list[Row]:
         """Return one JSON-able answer per row, in the order of the rows; rows hold the task's field names.
+
+        ``batch_size``: the most rows of a batch; None: that of the construction, and by default as many as memory
+        allows.
 
         Raises ValueError for a row that cannot be answered.
         """
@@ -93,6 +103,7 @@ class Task(ABC):
     architectures: t.ClassVar[tuple[str, ...]]  # names of the transformers auto classes that load its models
     predictor: t.ClassVar[type[Predictor]]
     label_names: t.ClassVar[Sequence[str]] = ("labels",)  # what of the collator's batches a model's loss is made from
+    scores_labels: t.ClassVar[bool] = True  # whether `compute_metrics` reads the label ids, beside what `reduce` kept
     likelihood: t.ClassVar[bool] = False  # whether models are also scored by how likely the encoded labels are to them
 
     @property
@@ -108,6 +119,10 @@ class Task(ABC):
         Raises `UserError` where the options do not say which.
         """
 
+    def optional_columns(self, options: t.Any) -> Sequence[str]:
+        """Columns that `reader` takes where the data has them; no others than these and `columns` are read."""
+        return ()
+
     def hint(self, columns: Sequence[str], options: t.Any) -> str:
         """What to add, from a space on, to the message that not all of `columns` are among those of the data."""
         return ""
@@ -120,6 +135,7 @@ class Task(ABC):
     def reader(self, options: t.Any) -> Callable[[Mapping[str, t.Any], str], Row]:
         """Return a function (raw row, where) -> fields for one source; ``where`` is e.g. ``train.csv row 17``.
 
+        A field ``notes`` beside those of `row_schema` holds what has to be said of the row, as texts that are counted.
         The function raises `Drop` for a row to leave out, `Refuse` for one that a person has to mend, and `UserError`
         where no further row can be read either.
         """
@@ -128,9 +144,23 @@ class Task(ABC):
     def identity(self, row: Row) -> str:
         """The part of a row that makes it a duplicate of another: all inputs, no labels."""
 
+    def reference(self, row: Row) -> str | None:
+        """What a row teaches to write; None where the task writes no text.
+
+        Rows with equal inputs and different references are several answers to one prompt, not duplicates.
+        """
+        return None
+
     @abstractmethod
     def labels(self, row: Row) -> list[str]:
         """A row's labels, for histograms and stratified splits; empty where the task has none."""
+
+    def spelt(self, row: Row, spellings: Spellings) -> Row:
+        """The row with each label written as ``spellings`` say, for tasks whose labels are the user's words.
+
+        Raises `Drop` where a label is empty then.
+        """
+        return row
 
     @abstractmethod
     def describe(self, data: TaskData, base: BaseModel, options: t.Any) -> Meta:
@@ -147,7 +177,8 @@ class Task(ABC):
     def encoder(self, tokenizer: Tokenizer, meta: Meta, options: t.Any) -> Encoder:
         """Return a function rows -> columns: those of `encoded_schema` plus ``truncated`` (bool per encoded row).
 
-        Three more columns are optional: ``trainable`` (bool: whether the encoded row has a label to learn from, True
+        Four more columns are optional: ``notes`` (what has to be said of the row, texts that are counted, logged and
+        put into the data report), ``trainable`` (bool: whether the encoded row has a label to learn from, True
         where there is no such column; False refuses the data), ``lost`` (bool: whether the row's label is cut off, so
         that its encoded rows are left out and counted) and ``row`` (int: which of the rows the encoded one is made
         from, where that is not one each). The tokenizer comes with truncation enabled at the right length.
@@ -181,6 +212,10 @@ class Task(ABC):
     def reduce(self, logits: t.Any, labels: t.Any, meta: Meta) -> t.Any:
         """What `compute_metrics` needs of a batch's logits: what is returned is kept for the whole split."""
         return logits
+
+    def reduce_losses(self, losses: t.Any) -> t.Any:
+        """The same of a model that gives the losses of its labels, as `token_losses`, in the logits' place."""
+        return losses
 
     def needs_answers(self, metric_for_best_model: str) -> bool:
         """Whether the predictor answers the validation rows at each evaluation, to add `score` to the metrics."""
@@ -227,5 +262,8 @@ class Task(ABC):
         return row
 
     def baselines(self, train: Split, test: Split, meta: Meta, options: t.Any) -> dict[str, list[Row]]:
-        """Answers of trivial predictors fitted on the same split, by name; none where the task has no such thing."""
+        """Answers of trivial predictors fitted on the same split, by name; none where the task has no such thing.
+
+        ``train`` may have more rows than memory holds: go through its ``rows`` and `Split.batches`, keep none of them.
+        """
         return {}

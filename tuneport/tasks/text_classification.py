@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import typing as t
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.prompts import around
-from tuneport.errors import UserError
+from tuneport.errors import UserError, excerpt
+from tuneport.json_yaml import parse_json
+from tuneport.labels import Spellings, may_be, ordered_as
 from tuneport.metrics import classification
 from tuneport.metrics.metric import choices, training_scores
 from tuneport.modeling.batches import collator
 from tuneport.modeling.heads import load_with_labels
+from tuneport.parameters import LabelParams
 from tuneport.serving.text_classifier import TextClassifier
 from tuneport.step import Params, param
 from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Row, ShownAnswer, Split, Task, TaskData
@@ -26,7 +28,7 @@ if t.TYPE_CHECKING:
     from tuneport.metrics.scores import Evaluation
 
 
-class TextClassificationColumns(Params):
+class TextClassificationColumns(LabelParams):
     """Text classification columns."""
 
     sentence1_key: str = param("Column that holds the text, or the first text of a pair.")
@@ -87,7 +89,7 @@ class TextClassification(Task):
                 first_kind.append(kind)
             if kind != first_kind[0]:
                 raise UserError(
-                    f"{where}: column '{options.label_key}' holds {kind} {value!r}, but earlier rows hold "
+                    f"{where}: column '{options.label_key}' holds {kind} {excerpt(value)}, but earlier rows hold "
                     f"{first_kind[0]}; expected one type of label. Write all labels as text or all as numbers."
                 )
             return str(value).lower() if kind == "true or false" else str(value)
@@ -99,7 +101,7 @@ class TextClassification(Task):
                 if value is None:
                     raise Drop(f"null in column '{column}'")
                 if not isinstance(value, str):
-                    raise UserError(f"{where}: column '{column}' holds {value!r}; expected text.")
+                    raise UserError(f"{where}: column '{column}' holds {excerpt(value)}; expected text.")
                 if not value.strip():
                     raise Drop(f"empty text in column '{column}'")
                 row[field] = value
@@ -114,6 +116,15 @@ class TextClassification(Task):
     def labels(self, row: Row) -> list[str]:
         label = row["label"]
         return label if isinstance(label, list) else [label]
+
+    def spelt(self, row: Row, spellings: Spellings) -> Row:
+        label = row["label"]
+        if isinstance(label, str) and label in spellings.same:
+            return row
+        row["label"] = sorted(set(map(spellings, label))) if isinstance(label, list) else spellings(label)
+        if "" in self.labels(row):
+            raise Drop("a label without a visible character")
+        return row
 
     def describe(
         self,
@@ -132,12 +143,9 @@ class TextClassification(Task):
                 raise UserError(
                     f"column '{options.label_key}': the label(s) {', '.join(map(repr, unseen))} are in the {split} "
                     f"rows but in no training row; training rows have: {', '.join(labels)}. "
-                    "Add training rows of that label, or drop it."
+                    f"Add training rows of that label, or drop it.{may_be(unseen, labels)}"
                 )
-        of_base = base.config.get("label2id") or {}
-        known = list(of_base)
-        if set(known) == set(labels):  # the base model already has a head for these labels: keep its order
-            labels = sorted(known, key=lambda label: int(of_base[label]))
+        labels = ordered_as(labels, base.config.get("label2id") or {})  # a head for them may be there
         return {"labels": labels, "multi_label": options.multi_label}
 
     def encoded_schema(self, meta: Meta, options: TextClassificationColumns) -> pa.Schema:
@@ -237,12 +245,14 @@ class TextClassification(Task):
     ) -> dict[str, list[Row]]:
         if not options.trivial_baselines:
             return {}
+        fitted_on = classification.spread(train.rows)
         return classification.baselines(
-            [self.identity(row).replace("\0", " \n ") for row in train.rows],
-            [row["label"] for row in train.rows],
+            [self.identity(row).replace("\0", " \n ") for row in fitted_on],
+            [row["label"] for row in fitted_on],
             [self.identity(row).replace("\0", " \n ") for row in test.rows],
             meta["labels"],
             meta["multi_label"],
+            of_all=len(fitted_on) == len(train.rows),
         )
 
     def short(self, answer: Row) -> Row:
@@ -271,7 +281,7 @@ def _kind(value: t.Any, where: str, column: str) -> str:
     if isinstance(value, str):
         return "text"
     raise UserError(
-        f"{where}: column '{column}' holds {value!r}; expected a label: text, a whole number, true or false."
+        f"{where}: column '{column}' holds {excerpt(value)}; expected a label: text, a whole number, true or false."
     )
 
 
@@ -284,12 +294,12 @@ def _read_label(
     if not options.multi_label:
         if isinstance(value, (list, tuple)):
             raise UserError(
-                f"{where}: column '{column}' holds a list {value!r}; expected one label. Set multi_label=true."
+                f"{where}: column '{column}' holds a list {excerpt(value)}; expected one label. Set multi_label=true."
             )
         return check(value, where)
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError:
             value = None
     if not isinstance(value, (list, tuple)):

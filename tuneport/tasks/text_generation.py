@@ -6,7 +6,7 @@ import typing as t
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tuneport.encoding.base_model import BaseModel
-from tuneport.encoding.prompts import PLACEHOLDER, joined, vocabulary_size
+from tuneport.encoding.prompts import PLACEHOLDER, check_end, joined, vocabulary_size
 from tuneport.serving.text_generator import TextGenerator
 from tuneport.step import Params, param
 from tuneport.tasks._generation import CompletionTask
@@ -61,10 +61,15 @@ class TextGeneration(CompletionTask, LanguageModelingTask):
     def identity(self, row: Row) -> str:
         return t.cast(str, row["text"])
 
+    def reference(self, row: Row) -> str | None:
+        return row.get("ground_truth")
+
     def describe(self, data: TaskData, base: BaseModel, options: TextGenerationColumns) -> Meta:
+        found = self.decoding(base)
+        check_end(found["target_suffix"])
         return {
             "vocabulary": vocabulary_size(base),
-            "prompting": {**self.decoding(base), "template": PLACEHOLDER, "cut": "start"},
+            "prompting": {**found, "template": PLACEHOLDER, "cut": "start"},
         }
 
     def completion_encoder(self, tokenizer: Tokenizer, to_ids: ToIds, settings: Meta) -> Encoder:

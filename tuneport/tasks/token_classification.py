@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tuneport.encoding.base_model import BaseModel
-from tuneport.errors import UserError
-from tuneport.labels import IGNORED
+from tuneport.errors import UserError, excerpt
+from tuneport.json_yaml import parse_json
+from tuneport.labels import IGNORED, Spellings, may_be, normal, ordered_as
 from tuneport.metrics import tagging
 from tuneport.metrics.metric import choices, training_scores
 from tuneport.modeling.batches import collator
 from tuneport.modeling.heads import load_with_labels
+from tuneport.parameters import LabelParams
 from tuneport.serving.token_classifier import TokenClassifier
 from tuneport.step import Params, param
 from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswer, Split, Task, TaskData
@@ -31,7 +33,7 @@ CONTINUED = -101  # and downwards: the label 0, 1, … of a word's further sub-w
 WORD_SEPARATOR = "\x1f"
 
 
-class TokenClassificationColumns(Params):
+class TokenClassificationColumns(LabelParams):
     """Token classification columns."""
 
     token_key: str = param("Column that holds the list of words (in CSV and TSV: JSON in the cell).")
@@ -84,17 +86,23 @@ class TokenClassification(Task):
     def reader(self, options: TokenClassificationColumns) -> Callable[[Mapping[str, t.Any], str], Row]:
         first: dict[bool, tuple[str, str]] = {}  # by whether it is IOB: the first tag of that kind, and where it stands
 
+        seen: set[str] = set()
+
         def check_scheme(tags: list[str], where: str) -> None:
-            for tag in tags:
+            if seen.issuperset(tags):
+                return
+            for tag in map(normal, dict.fromkeys(tags)):
                 if tag == "O":
                     continue
                 first.setdefault(_is_iob(tag), (tag, where))
                 if len(first) == 2:
                     (iob, iob_where), (plain, plain_where) = first[True], first[False]
                     raise UserError(
-                        f"{where}: column '{options.tag_key}' mixes the IOB2 tag {iob!r} ({iob_where}) with {plain!r} "
-                        f"({plain_where}), which is none. Write every tag as O, B-TYPE or I-TYPE, or none of them so."
+                        f"{where}: column '{options.tag_key}' mixes the IOB2 tag {excerpt(iob)} ({iob_where}) with "
+                        f"{excerpt(plain)} ({plain_where}), which is none. Write every tag as O, B-TYPE or I-TYPE, or "
+                        "none of them so."
                     )
+            seen.update(tags)
 
         def read(raw: Mapping[str, t.Any], where: str) -> Row:
             tokens = _read_list(raw.get(options.token_key), where, options.token_key, "words")
@@ -119,6 +127,13 @@ class TokenClassification(Task):
     def labels(self, row: Row) -> list[str]:
         return sorted(set(row["tags"]))
 
+    def spelt(self, row: Row, spellings: Spellings) -> Row:
+        if not spellings.same.issuperset(row["tags"]):
+            row["tags"] = list(map(spellings, row["tags"]))
+        if "" in row["tags"]:
+            raise Drop("a tag without a visible character")
+        return row
+
     def describe(
         self,
         data: TaskData,
@@ -136,19 +151,18 @@ class TokenClassification(Task):
             iob = next(tag for tag in everywhere if _is_iob(tag))
             plain = next(tag for tag in everywhere if not _is_iob(tag))
             raise UserError(
-                f"column '{options.tag_key}': the {everywhere[iob]} rows hold the IOB2 tag {iob!r}, the "
-                f"{everywhere[plain]} rows {plain!r}, which is none. Write every tag as O, B-TYPE or I-TYPE, or none."
+                f"column '{options.tag_key}': the {everywhere[iob]} rows hold the IOB2 tag {excerpt(iob)}, the "
+                f"{everywhere[plain]} rows {excerpt(plain)}, which is none. Write every tag as O, B-TYPE or I-TYPE, or "
+                "none."
             )
         for split in ("validation", "test"):
             if unseen := [tag for tag in data.labels[split] if tag not in data.labels["train"]]:
                 raise UserError(
                     f"column '{options.tag_key}': the tag(s) {', '.join(map(repr, unseen))} are in the {split} rows "
                     f"but in no training row; training rows have: {', '.join(labels)}. "
-                    "Add training rows with that tag, or drop it."
+                    f"Add training rows with that tag, or drop it.{may_be(unseen, labels)}"
                 )
-        known = base.config.get("label2id") or {}
-        if set(known) == set(labels):  # the base model already has a head for these tags: keep its order
-            labels = sorted(known, key=lambda tag: int(known[tag]))
+        labels = ordered_as(labels, base.config.get("label2id") or {})  # a head for them may be there
         return {"labels": labels, "iob": any(map(_is_iob, labels))}
 
     def encoded_schema(self, meta: Meta, options: TokenClassificationColumns) -> pa.Schema:
@@ -271,7 +285,7 @@ def _read_list(value: t.Any, where: str, column: str, wanted: str) -> list[str]:
         raise Drop(f"null in column '{column}'")
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError:
             value = None
     if not isinstance(value, (list, tuple)):
@@ -283,5 +297,5 @@ def _read_list(value: t.Any, where: str, column: str, wanted: str) -> list[str]:
         if entry is None:
             raise Drop(f"null in the list in column '{column}'")
         if not isinstance(entry, (str, int, float)):
-            raise UserError(f"{where}: column '{column}' holds the entry {entry!r}; expected {wanted} as text.")
+            raise UserError(f"{where}: column '{column}' holds the entry {excerpt(entry)}; expected {wanted} as text.")
     return [str(entry) for entry in value]

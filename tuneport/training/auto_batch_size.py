@@ -15,6 +15,7 @@ from datasets import Dataset as ArrowDataset
 from transformers import Trainer
 
 from tuneport.errors import UserError
+from tuneport.training.loss import inputs_as_computed
 from tuneport.training.packing import Packs, token_counts
 
 log = logging.getLogger("tuneport.finetune")
@@ -121,9 +122,10 @@ def _pass(trainer: Trainer, rows: list[dict[str, t.Any]]) -> None:
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             inputs = trainer._prepare_inputs(trainer.data_collator(rows))
             _state = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
-            with trainer.compute_loss_context_manager():
-                loss = t.cast(torch.Tensor, trainer.compute_loss(model, inputs))
-            loss.backward()  # type: ignore[no-untyped-call]
+            with inputs_as_computed(model, mixed=trainer.args.bf16 or trainer.args.fp16):
+                with trainer.accelerator.autocast():
+                    loss = t.cast(torch.Tensor, trainer.compute_loss(model, inputs))
+                loss.backward()  # type: ignore[no-untyped-call]
     finally:
         model.zero_grad(set_to_none=True)
 

@@ -109,7 +109,7 @@ def _in_package(module: str, package: str, names: tuple[str, ...]) -> Conflict:
     )
 
 
-def _evaluations(options: TrainingParams) -> int | None:
+def evaluations(options: TrainingParams) -> int | None:
     """How many evaluations a training makes, or could at most, where the parameters alone say it."""
     if options.evaluation_steps_interval:
         epochs = options.num_train_epochs if options.max_steps == -1 else None
@@ -122,8 +122,8 @@ def _evaluations(options: TrainingParams) -> int | None:
 
 
 def _never_stops(options: TrainingParams, machine: Machine) -> bool:
-    evaluations = _evaluations(options)
-    return options.apply_early_stopping and evaluations is not None and evaluations <= options.early_stopping_patience
+    made = evaluations(options)
+    return options.apply_early_stopping and made is not None and made <= options.early_stopping_patience
 
 
 LORA = tuple(name for name in AdapterParams.ports() if name not in ("apply_lora", "quantization"))
@@ -185,7 +185,7 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(
         names=("lr_scheduler_type", *EVALUATIONS),
         conflicts=lambda o, _: (
-            o.lr_scheduler_type == "reduce_lr_on_plateau" and (_evaluations(o) or math.inf) <= EVALUATIONS_OF_A_PLATEAU
+            o.lr_scheduler_type == "reduce_lr_on_plateau" and (evaluations(o) or math.inf) <= EVALUATIONS_OF_A_PLATEAU
         ),
         why=f"the learning rate falls after {EVALUATIONS_OF_A_PLATEAU} evaluations at the earliest, so it never would",
         remedy="Evaluate more often (evaluation_strategy=steps with a lower eval_steps), train longer, or take another "
@@ -234,7 +234,7 @@ CONFLICTS: tuple[Conflict, ...] = (
         names=("quantization", "merge_lora_weights"),
         conflicts=lambda o, _: o.quantization != "none" and o.apply_lora and o.merge_lora_weights,
         why="merging into weights of 8 or 4 bits would round the adapters away",
-        remedy="Set merge_lora_weights=false: evaluation and export merge them into the base model's full weights",
+        remedy="Set merge_lora_weights=false: the base model's full weights, with them, are evaluated and exported",
         example={"quantization": "4bit", "apply_lora": True, "merge_lora_weights": True},
         mended={"merge_lora_weights": False},
     ),
@@ -246,6 +246,83 @@ CONFLICTS: tuple[Conflict, ...] = (
         example={"ignore_mismatched_sizes": True, "apply_lora": True},
         mended={"apply_lora": False},
     ),
+    # -- weights in 16 bits -----------------------------------------------------------------------------------------
+    Conflict(
+        names=("weights_dtype", "optim", "learning_rate"),
+        conflicts=lambda o, _: (
+            _trains_bfloat16(o)
+            and o.optim not in (*optimizers.ROUNDED_AT_RANDOM, *optimizers.SUMMED_UP)
+            and o.learning_rate < optimizers.LEAST_RATE_IN_BFLOAT16
+        ),
+        why=f"a weight in bfloat16 has 8 bits, so an update below 1/512 of it is rounded away: with a learning rate "
+        f"below {optimizers.LEAST_RATE_IN_BFLOAT16}, those of a weight of 0.1",
+        remedy="Take optim=stable_adamw, which sums up what is rounded away (Kahan summation), or adamw_torch_8bit, "
+        "which rounds at random (stochastic rounding); or leave weights_dtype=auto",
+        example={"weights_dtype": "bfloat16", "precision": "bf16", "learning_rate": 2e-5},
+        mended={"optim": "stable_adamw"},
+    ),
+    Conflict(
+        names=("weights_dtype", "optim", "number_of_gpu_to_use_finetuning", "num_nodes_finetune"),
+        conflicts=lambda o, _: (
+            _trains_bfloat16(o)
+            and o.optim in optimizers.ROUNDED_AT_RANDOM
+            and o.number_of_gpu_to_use_finetuning * o.num_nodes_finetune > 1
+        ),
+        why="this optimizer rounds at random, each process by its own numbers, so their weights would drift apart",
+        remedy="Take optim=stable_adamw, or one process",
+        example={
+            "weights_dtype": "bfloat16",
+            "precision": "bf16",
+            "optim": "adamw_torch_8bit",
+            "number_of_gpu_to_use_finetuning": 2,
+        },
+        mended={"optim": "stable_adamw"},
+    ),
+    Conflict(
+        names=("weights_dtype", "precision"),
+        conflicts=lambda o, m: o.weights_dtype == "bfloat16" and o.precision not in ("bf16", "16"),
+        why="what is held in bfloat16 is computed with in bfloat16",
+        remedy="Take precision=bf16, or weights_dtype=auto",
+        example={"weights_dtype": "bfloat16", "precision": "32", "optim": "stable_adamw"},
+        mended={"precision": "bf16"},
+    ),
+    Conflict(
+        names=("weights_dtype", "quantization"),
+        conflicts=lambda o, _: o.weights_dtype != "auto" and o.quantization != "none",
+        why="both say how frozen weights are held",
+        remedy="Choose one",
+        example={
+            "weights_dtype": "bfloat16",
+            "precision": "bf16",
+            "quantization": "4bit",
+            "apply_lora": True,
+            "merge_lora_weights": False,
+        },
+        mended={"weights_dtype": "auto"},
+    ),
+    Conflict(
+        names=("weights_dtype", "apply_deepspeed"),
+        conflicts=lambda o, _: o.weights_dtype != "auto" and o.apply_deepspeed,
+        why="ZeRO says itself how weights are held: with precision=bf16 in bfloat16, beside float32 ones that are "
+        "spread over the processes",
+        remedy="Leave weights_dtype=auto",
+        example={
+            "weights_dtype": "bfloat16",
+            "precision": "bf16",
+            "optim": "adamw_torch",
+            "learning_rate": 1e-3,
+            "apply_deepspeed": True,
+        },
+        mended={"weights_dtype": "auto"},
+    ),
+    Conflict(
+        names=("weights_dtype", "fsdp"),
+        conflicts=lambda o, _: o.weights_dtype == "bfloat16" and o.fsdp != "",
+        why="FSDP under mixed precision holds its parts in float32",
+        remedy="Leave weights_dtype=auto",
+        example={"weights_dtype": "bfloat16", "precision": "bf16", "optim": "stable_adamw", "fsdp": "full_shard"},
+        mended={"weights_dtype": "auto"},
+    ),
     # -- sharding ---------------------------------------------------------------------------------------------------
     Conflict(
         names=("apply_deepspeed", "fsdp"),
@@ -256,12 +333,28 @@ CONFLICTS: tuple[Conflict, ...] = (
         mended={"fsdp": ""},
     ),
     Conflict(
+        names=("checkpoint_contents", "apply_deepspeed", "fsdp"),
+        conflicts=lambda o, _: o.checkpoint_contents != "resumable" and (o.apply_deepspeed or o.fsdp != ""),
+        why="the files of a sharded checkpoint hold weights and optimizer states together",
+        remedy="Take checkpoint_contents=resumable, and keep fewer checkpoints with save_total_limit",
+        example={"checkpoint_contents": "weights", "fsdp": "full_shard"},
+        mended={"checkpoint_contents": "resumable"},
+    ),
+    Conflict(
         names=("deepspeed_stage", "auto_find_batch_size"),
         conflicts=lambda o, _: _zero3(o) and o.auto_find_batch_size,
         why="with ZeRO-3 no process holds a whole model to try a batch size with",
         remedy="Take deepspeed_stage=2, or leave out auto_find_batch_size and set per_device_train_batch_size",
         example={"apply_deepspeed": True, "deepspeed_stage": "3", "auto_find_batch_size": True},
         mended={"deepspeed_stage": "2"},
+    ),
+    Conflict(
+        names=("optim", "fsdp"),
+        conflicts=lambda o, _: o.optim == optimizers.MUON and o.fsdp != "",
+        why="Muon looks at whole matrices, and FSDP spreads each over the processes",
+        remedy="Take optim=adamw_torch, or leave out fsdp",
+        example={"optim": "muon", "fsdp": "full_shard"},
+        mended={"fsdp": ""},
     ),
     Conflict(
         names=("fsdp", "auto_find_batch_size"),
@@ -325,6 +418,15 @@ CONFLICTS: tuple[Conflict, ...] = (
         on=Machine(gpus=1, tf32=False, bf16=False),
     ),
     Conflict(
+        names=("weights_dtype",),
+        conflicts=lambda o, m: o.weights_dtype == "bfloat16" and not m.bf16,
+        why="this GPU has no bfloat16",
+        remedy="Leave it auto",
+        example={"weights_dtype": "bfloat16", "precision": "16", "optim": "stable_adamw"},
+        mended={"weights_dtype": "auto", "optim": "adamw_torch"},
+        on=Machine(gpus=1, tf32=False, bf16=False, packages=frozenset({"optimi"})),
+    ),
+    Conflict(
         names=("quantization",),
         conflicts=lambda o, m: o.quantization != "none" and not m.gpus,
         why=NO_GPU,
@@ -363,11 +465,11 @@ CONFLICTS: tuple[Conflict, ...] = (
     ),
     Conflict(
         names=("gradient_checkpointing",),
-        conflicts=lambda o, m: o.gradient_checkpointing and not m.recomputes,
+        conflicts=lambda o, m: o.gradient_checkpointing == "true" and not m.recomputes,
         why="a model of type '{model_type}' cannot recompute its activations",
         remedy="Leave it false and lower per_device_train_batch_size instead",
-        example={"gradient_checkpointing": True},
-        mended={"gradient_checkpointing": False},
+        example={"gradient_checkpointing": "true"},
+        mended={"gradient_checkpointing": "auto"},
         on=Machine(gpus=0, recomputes=False),
     ),
     Conflict(
@@ -412,6 +514,10 @@ def check(options: TrainingParams, machine: Machine | None = None) -> None:
     ]
     if found:
         raise UserError("\n".join(found))
+
+
+def _trains_bfloat16(options: t.Any) -> bool:
+    return options.weights_dtype == "bfloat16" and not options.apply_lora
 
 
 def _zero3(options: t.Any) -> bool:

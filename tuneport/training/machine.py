@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import typing as t
 
+import psutil
 import torch
 
+from tuneport.serving.placement import Machine as HostMemory
 from tuneport.training import optimizers
 from tuneport.training.conflicts import Machine
 
@@ -40,3 +42,13 @@ def _attentions(model: t.Any) -> frozenset[str]:
         return frozenset({model.config._attn_implementation})
     found = {"eager": True, "sdpa": model._supports_sdpa, "flash_attention_2": model._supports_flash_attn}
     return frozenset(name for name, supported in found.items() if supported)
+
+
+def available_memory(processes: int = 1) -> int:
+    """Bytes that one of so many processes of this machine can have, what it has already included: of a GPU, or of the
+    CPU's memory within the container's limit.
+    """
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        return int(free) + torch.cuda.memory_reserved()
+    return HostMemory().host() // processes + psutil.Process().memory_info().rss

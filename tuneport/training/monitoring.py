@@ -80,6 +80,7 @@ class MonitoredTrainer(Trainer):
 
     def _get_grad_norm(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
         norm = t.cast(t.Any, super())._get_grad_norm(*args, **kwargs)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP's is in parts
         # With fp16 a step whose gradient overflows is left out, and the loss scaled down: nothing to stop for.
         if norm is not None and not self.args.fp16:
             self.unchecked[-1].gradient_norm = torch.as_tensor(norm).detach()

@@ -1,4 +1,4 @@
-"""The optimizers that transformers offers: which there are, what each takes, which package it needs; no torch."""
+"""The optimizers that transformers offers, and Muon: what there is, what each takes and which package; no torch."""
 
 from typing import Literal
 
@@ -33,6 +33,7 @@ Optimizer = Literal[
     "schedule_free_radam",
     "schedule_free_sgd",
     "stable_adamw",
+    "muon",
 ]
 # By module: what to install, and the optimizers that are in it. All others are in torch and transformers.
 PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -49,6 +50,7 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "grokadamw": ("grokadamw", ("grokadamw",)),
     "schedulefree": ("schedulefree", ("schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd")),
     "optimi": ("torch-optimi", ("stable_adamw",)),
+    "torch.optim._muon": ("'torch>=2.9'", ("muon",)),
 }
 NOT_OFFERED = {
     **dict.fromkeys(
@@ -65,14 +67,22 @@ NOT_OFFERED = {
     "adamw_torch_npu_fused": "is for Ascend NPUs, on which nothing trains here",
     "adamw_anyprecision": "needs torchdistx, which has no release for today's torch",
 }
+MUON = "muon"  # transformers knows it not: `tuneport.training.muon`
 DEFAULTS = ("", "adamw_hf")  # run as FUSED, the same AdamW in one kernel
 FUSED = "adamw_torch_fused"
+# What keeps updates of weights in bfloat16 that are too small for its 8 bits: by rounding up or down at random, in
+# proportion, and by summing up what was rounded away (Kahan).
+ROUNDED_AT_RANDOM = ("adamw_torch_4bit", "adamw_torch_8bit")
+SUMMED_UP = ("stable_adamw",)
+# Below it, AdamW's updates, which are about as large, are less than half a step of a weight of 0.1 in bfloat16.
+LEAST_RATE_IN_BFLOAT16 = 2e-4
 WEIGHT_BY_WEIGHT = (*DEFAULTS, FUSED, "adamw_torch", "sgd", "adagrad", "rmsprop")  # of any shape, so of parts of them
+ADAMW = (*DEFAULTS, FUSED, "adamw_torch")  # with two states in the type of their weight
 
 
 def takes_betas(name: str) -> bool:
     """Whether adam_beta1 and adam_beta2 mean something to an optimizer."""
-    adam = ("adamw_", "ademamix", "lion_", "paged_", "stable_", "schedule_free_adamw", "schedule_free_radam")
+    adam = (MUON, "adamw_", "ademamix", "lion_", "paged_", "stable_", "schedule_free_adamw", "schedule_free_radam")
     return name == "" or name.startswith(adam)
 
 

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from tuneport.artifacts import File
-from tuneport.parameters import EvaluationBatchParams, LoadingParams, SeedParams
+from tuneport.parameters import EvaluationBatchParams, LoadingParams, OutputTypeParams, SeedParams
 from tuneport.step import Params, consumes, param
 from tuneport.training import optimizers
 
@@ -54,7 +54,8 @@ class OptimizerParams(Params):
     """Optimizer."""
 
     optim: optimizers.Optimizer = param(
-        "Optimizer, by transformers' name. adamw_hf, a former name of AdamW, and empty run as adamw_torch_fused.",
+        "Optimizer, by transformers' name, or muon: Muon for the matrices of linear layers, beside AdamW. adamw_hf, a "
+        "former name of AdamW, and empty run as adamw_torch_fused.",
         default="adamw_hf",
         refused=optimizers.NOT_OFFERED,
     )
@@ -112,9 +113,17 @@ class BatchParams(Params):
         "is 32 with matrix products in TensorFloat-32. fp16 and tf32 need an NVIDIA GPU.",
         default="32",
     )
-    gradient_checkpointing: bool = param(
-        "Compute activations a second time in the backward pass instead of keeping them: less memory, slower.",
-        default=False,
+    gradient_checkpointing: Literal["auto", "true", "false"] = param(
+        "Compute activations a second time in the backward pass instead of keeping them: less memory, slower. auto: "
+        "where a simulated step on the longest rows does not fit into memory without.",
+        default="auto",
+    )
+    weights_dtype: Literal["auto", "float32", "bfloat16"] = param(
+        "Number type that weights are held in while they are trained. auto: float32; frozen ones, beside LoRA's "
+        "adapters, keep the base model's own type where precision is 16, bf16 or fp16. bfloat16: weights and gradients "
+        "in half the memory, or with apply_lora the frozen weights alone; takes an optimizer that does not round small "
+        "updates away, such as stable_adamw.",
+        default="auto",
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = param(
         "How attention is computed: sdpa by torch's own kernels, eager by plain matrix products, flash_attention_2 by "
@@ -158,6 +167,13 @@ class CheckpointParams(Params):
     save_total_limit: int = param(
         "Most checkpoints to keep; older ones are deleted, never the best or the last. -1: all.", default=-1, ge=-1
     )
+    checkpoint_contents: Literal["resumable", "newest_resumable", "weights"] = param(
+        "What a checkpoint holds beside weights, config and tokenizer. resumable: optimizer, scheduler and random "
+        "number states, with which a training goes on as if it had never stopped. newest_resumable: only the newest "
+        "one does, older ones lose them. weights: none does, but for one that is written as a signal stops the "
+        "training.",
+        default="resumable",
+    )
 
 
 class ResumeParams(Params):
@@ -190,6 +206,12 @@ class LaunchParams(Params):
         resource="processes",
     )
     num_nodes_finetune: int = param("Machines that train together.", default=1, ge=1, resource="nodes")
+    ddp_timeout: int = param(
+        "Seconds that a process waits for the others in one collective operation, such as adding up gradients, before "
+        "the training fails. Nobody waits in one for a disk, a digest or a save: those may take as long as they do.",
+        default=1800,
+        ge=1,
+    )
 
 
 class ShardingParams(Params):
@@ -266,6 +288,7 @@ class TrainingParams(
     ResumeParams,
     EarlyStoppingParams,
     LoadingParams,
+    OutputTypeParams,
     SeedParams,
 ):
     """Training."""

@@ -54,7 +54,7 @@ class Preemption(TrainerCallback):
             self._stop(control, save=True)
 
     def _stop(self, control: TrainerControl, *, save: bool) -> None:
-        self.stopping = True
+        self.stopping = self.trainer.is_stopping = True
         self.trainer.owes_evaluation |= control.should_evaluate
         control.should_evaluate = False
         control.should_save = save
@@ -67,7 +67,7 @@ class Preemption(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any) -> None:
         if self.stopping:
-            self.trainer.writer.wait()
+            self.trainer.wait_until_written()
             raise Preempted(self.trainer.checkpoints.checkpoint(state.global_step).path)
 
     def _all_asked(self, arguments: TrainingArguments) -> bool:

@@ -6,6 +6,7 @@ import dataclasses as dc
 import logging
 import math
 import shutil
+import tempfile
 import typing as t
 from functools import partial
 from pathlib import Path
@@ -18,14 +19,17 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
+from tuneport.modeling import weight_types
+from tuneport.modeling.merged_adapters import is_adapter, write_merged, write_merged_weights
 from tuneport.tasks.task import Task
 from tuneport.tracking import Run
-from tuneport.training import conflicts, optimizers
+from tuneport.training import conflicts, muon, optimizers, recompute
 from tuneport.training.auto_batch_size import explained, fit_batch_size
 from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, TrainingProgress
-from tuneport.training.checkpoint import resume
+from tuneport.training.checkpoint import disk_space, plain_model, resume
 from tuneport.training.checkpoint.checkpoint_folder import Checkpoint, CheckpointFolder
-from tuneport.training.distributed import deepspeed, sharding
+from tuneport.training.distributed import deepspeed, sharding, waiting
+from tuneport.training.distributed.waiting import Peers
 from tuneport.training.machine import here
 from tuneport.training.model import label_smoothing, neftune, quantization
 from tuneport.training.model.tokenizer_files import TokenizerFiles
@@ -35,6 +39,7 @@ from tuneport.training.padding_free.choose import PaddingFree
 from tuneport.training.parameters import TrainingParams
 from tuneport.training.precision import precision_of
 from tuneport.training.preemption import preemptible
+from tuneport.training.simulate import Run as SimulatedRun
 from tuneport.training.trainer import BestModelTrainer, make_paths_relative, rows_per_step
 
 log = logging.getLogger("tuneport.finetune")
@@ -67,6 +72,7 @@ def train(
     *,
     metric_for_best_model: str,
     output: Path,
+    plain: Path | None = None,
     run: Run,
     inputs: t.Mapping[str, str] | None = None,
     world_size: int = 1,
@@ -74,15 +80,92 @@ def train(
 ) -> Result:
     """Fine-tune the model in ``base`` and fill ``output``: best model at the top, every checkpoint in ``checkpoints/``.
 
-    ``inputs``: the digests by which a checkpoint knows the rows it was trained on.
+    ``plain``: where adapters that stay by themselves in ``output`` are merged into a model besides. ``inputs``: the
+    digests by which a checkpoint knows the rows it was trained on.
     Raises `UserError` where the model does not fit the task or no evaluation gave a finite metric.
     """
     (transformers.enable_full_determinism if options.enable_full_determinism else transformers.set_seed)(options.seed)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     conflicts.check(options, here())
+    sharding.import_no_deepspeed()
+    peers = waiting.join(world_size, sharding.timeout(options), sharding.backend(options))
     arguments = training_arguments(options, output / "checkpoints", world_size)  # before the model: ZeRO-3 loads parts
-    loading = {"ignore_mismatched_sizes": options.ignore_mismatched_sizes, **quantization.loading(options)}
+    arguments.gradient_accumulation_steps = accumulated_batches(options, world_size)
+    trainer = assemble(
+        task,
+        base,
+        prepared,
+        options,
+        arguments,
+        metric_for_best_model=metric_for_best_model,
+        output=output,
+        inputs=inputs or {},
+        peers=peers,
+        callbacks=callbacks,
+    )
+    model, unpadded = t.cast(t.Any, trainer.model), t.cast(PaddingFree, trainer.padding_free)
+    checkpoint = _checkpoint(options, trainer.checkpoints, arguments, peers)
+    trainer.add_callback(TrainingProgress(run, trainer))
+    if _is_spread(options):  # no process has a whole model before training begins
+        trainer.add_callback(choose.SettleAtStart(trainer, unpadded))
+    else:
+        unpadded.settle(trainer, trainer.model)
+    simulated = SimulatedRun(
+        task_name=task.name,
+        base=base,
+        prepared=prepared.path,
+        options=options,
+        metric_for_best_model=metric_for_best_model,
+    )
+    recompute.where_needed(trainer, simulated)
+    if options.auto_find_batch_size:
+        fit_batch_size(trainer)
+        if options.apply_deepspeed:
+            config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
+            size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+            deepspeed.set_batches(config, size, accumulation, world_size)
+    if options.evaluation_steps_interval:
+        _evaluate_within_epochs(trainer, options.evaluation_steps_interval)
+    space = _disk_space(trainer, base, options)
+    log.info("%s; %s", _plan(prepared, model, arguments, options.packing), space.said())
+    if arguments.process_index == 0:
+        least = options.early_stopping_patience + 1 if options.apply_early_stopping else space.made
+        sure = dc.replace(space, made=min(space.made, least))
+        disk_space.check(output, sure, there=len(trainer.checkpoints.all()))
+    with preemptible(trainer), explained(arguments.per_device_train_batch_size):
+        trainer.train_from(checkpoint)
+    if trainer.state.best_model_checkpoint is None:
+        raise UserError(
+            f"metric_for_best_model={metric_for_best_model}: was not a finite number in any evaluation, so the "
+            "training diverged. Lower learning_rate, add warmup_steps, or use precision=32."
+        )
+    _finish(trainer, base, output, plain, options)
+    return _result(trainer)
+
+
+def assemble(
+    task: Task,
+    base: Path,
+    prepared: Prepared,
+    options: TrainingParams,
+    arguments: TrainingArguments,
+    *,
+    metric_for_best_model: str,
+    output: Path,
+    inputs: t.Mapping[str, str],
+    peers: Peers,
+    callbacks: t.Sequence[TrainerCallback] = (),
+) -> BestModelTrainer:
+    """The Trainer of a training: the model in ``base`` as it is trained, the rows, and where checkpoints stand.
+
+    Its model is not yet held against a padded one; see `train` for the rest of the arguments.
+    """
+    loading = {
+        "dtype": _weights_dtype(base, options, arguments),
+        "ignore_mismatched_sizes": options.ignore_mismatched_sizes,
+        **quantization.loading(options),
+    }
     plain = task.load_model(base, prepared.info.meta, **loading)
     machine = here(plain)
     conflicts.check(options, machine)
@@ -98,18 +181,20 @@ def train(
         needed=options.packing,
         pad_to=prepared.info.pad_to,
         devices=arguments.n_gpu,
-        sharded=bool(options.fsdp) or deepspeed.stage(options) == 3,
+        sharded=_is_spread(options),
         label_smoothing=options.label_smoothing_factor,
     )
+    if options.fsdp:
+        arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] = ",".join(sharding.units(plain))
     tokenizer = TokenizerFiles(base, prepared.info.max_seq_length, task.chat_template(prepared.info.meta))
     _judge_by(arguments, task, metric_for_best_model)
     checkpoints = CheckpointFolder(
         path=output / "checkpoints",
         parameters={n: getattr(options, n) for n, p in options.ports().items() if p.kind == "param"},
-        inputs=inputs or {},
+        inputs=inputs,
         limit=arguments.save_total_limit,
+        states_of_all=options.checkpoint_contents == "resumable",
     )
-    checkpoint = _checkpoint(options, checkpoints, arguments)
     trainer = BestModelTrainer(
         model=model,
         args=arguments,
@@ -117,44 +202,40 @@ def train(
         eval_dataset=_rows(prepared, "validation"),
         data_collator=unpadded.collator(task.collator(plain, prepared.info.meta, prepared.info.pad_to)),
         compute_metrics=task.compute_metrics(prepared.info.meta),
-        preprocess_logits_for_metrics=partial(_reduce, task, prepared.info.meta, unpadded),
+        reduce=partial(_reduce, task, prepared.info.meta, unpadded),
+        keeps_labels=task.scores_labels,
         processing_class=t.cast(t.Any, tokenizer),
         checkpoints=checkpoints,
+        peers=peers,
+        saves_states=options.checkpoint_contents != "weights",
         padding_free=unpadded,
+        optimizer_cls_and_kwargs=muon.optimizer(model, arguments) if options.optim == optimizers.MUON else None,
         callbacks=[EvaluateLastStep(), *_early_stopping(options), *callbacks],
     )
     if task.needs_answers(metric_for_best_model):
-        trainer.scores_of_answers = _scores_of_answers(task, base, prepared, arguments, sharded=trainer.is_sharded)
+        trainer.scores_of_answers = _scores_of_answers(task, base, prepared, arguments, sharded=_is_spread(options))
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(TrainingProgress(run, trainer))
-    if options.fsdp or deepspeed.stage(options) == 3:  # no process has a whole model before training begins
-        trainer.add_callback(choose.SettleAtStart(trainer, unpadded))
-    else:
-        unpadded.settle(trainer, trainer.model)
-    if options.auto_find_batch_size:
-        fit_batch_size(trainer)
-        if options.apply_deepspeed:
-            config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
-            size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
-            deepspeed.set_batches(config, size, accumulation, world_size)
-    if options.evaluation_steps_interval:
-        _evaluate_within_epochs(trainer, options.evaluation_steps_interval)
-    log.info("%s", _plan(prepared, model, arguments, options.packing))
-    with preemptible(trainer), explained(arguments.per_device_train_batch_size):
-        trainer.train_from(checkpoint)
-    if trainer.state.best_model_checkpoint is None:
-        raise UserError(
-            f"metric_for_best_model={metric_for_best_model}: was not a finite number in any evaluation, so the "
-            "training diverged. Lower learning_rate, add warmup_steps, or use precision=32."
+    return trainer
+
+
+def _weights_dtype(base: Path, options: TrainingParams, arguments: TrainingArguments) -> torch.dtype:
+    """The type that the base model is loaded in. FSDP and quantization take it in float32 and hold it as they do."""
+    frozen = options.apply_lora and not options.fsdp and options.quantization == "none"
+    half = precision_of(arguments) in ("bf16", "fp16")
+    dtype = weight_types.for_training(base, options.weights_dtype, frozen=frozen, computes_in_16_bits=half)
+    own = str(weight_types.of_files(base)).removeprefix("torch.")
+    if frozen and not half and options.weights_dtype == weight_types.AUTO and own != "float32":
+        log.info(
+            "precision=%s: frozen weights are held in float32, twice the base model's %s, which precision=bf16 keeps",
+            options.precision,
+            own,
         )
-    if arguments.process_index == 0:
-        if trainer.is_sharded:
-            model = _unsharded_best(trainer, task, base, prepared, options)
-        _save_best(trainer, model, output, options)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-    return _result(trainer)
+    return dtype
+
+
+def _is_spread(options: TrainingParams) -> bool:
+    """Whether each process holds a part of the weights."""
+    return bool(options.fsdp) or deepspeed.stage(options) == 3
 
 
 def _regularise(model: t.Any, options: TrainingParams) -> None:
@@ -188,33 +269,40 @@ def _training_rows(prepared: Prepared, options: TrainingParams, model: t.Any) ->
 
 def _reduce(task: Task, meta: t.Any, unpadded: PaddingFree, logits: t.Any, labels: t.Any) -> t.Any:
     """What metrics are computed from, of a batch."""
-    return logits if unpadded.gives_losses else task.reduce(logits, labels, meta)
+    return task.reduce_losses(logits) if unpadded.gives_losses else task.reduce(logits, labels, meta)
 
 
-def _unsharded_best(
-    trainer: BestModelTrainer, task: Task, base: Path, prepared: Prepared, options: TrainingParams
-) -> t.Any:
-    """The best model, loaded whole from its checkpoint: what was trained is spread over the processes."""
-    best = Path(str(trainer.state.best_model_checkpoint))
-    with sharding.set_aside(trainer.args):
-        if not options.apply_lora:
-            return task.load_model(best, prepared.info.meta, new_head=False)
-        plain, output = task.load_model(base, prepared.info.meta), trainer.checkpoints.path.parent
-        model = _adapted(plain, base, output, options, trainer.args)
-        model.load_adapter(str(best), model.active_adapter, is_trainable=True)
-        return model
+def _finish(trainer: BestModelTrainer, base: Path, output: Path, plain: Path | None, options: TrainingParams) -> None:
+    """Let rank 0 save the best model, and the others wait for it; no collective operation is left."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if trainer.args.process_index == 0:
+        _save_best(trainer, base, output, options)
+        if plain is not None and is_adapter(output):
+            with sharding.set_aside(trainer.args):
+                write_merged(output, base, plain, options.output_dtype)
+    trainer.peers.meet("the best model is saved")
+    trainer.peers.leave()
 
 
-def _save_best(trainer: BestModelTrainer, model: t.Any, output: Path, options: TrainingParams) -> None:
-    trainer.model = model.merge_and_unload() if options.apply_lora and options.merge_lora_weights else model
-    if trainer.is_sharded:
-        with sharding.set_aside(trainer.args):
-            trainer._save(str(output))
+def _save_best(trainer: BestModelTrainer, base: Path, output: Path, options: TrainingParams) -> None:
+    """Write the best model from its checkpoint's files, weight by weight, in the type that was asked for."""
+    best = trainer.checkpoints.checkpoint(int(trainer.state.best_global_step or 0)).path
+    if _merges(options):
+        with tempfile.TemporaryDirectory(prefix=".adapter-", dir=output) as adapter, sharding.set_aside(trainer.args):
+            plain_model.write(best, Path(adapter))
+            write_merged_weights(Path(adapter), base, output, options.output_dtype)
+        t.cast(t.Any, trainer.processing_class).save_pretrained(str(output))
     else:
-        trainer.save_model(str(output))
+        dtype = None if options.apply_lora else weight_types.for_output(options.output_dtype, base)
+        plain_model.write(best, output, dtype)
     trainer.state.save_to_json(str(output / "trainer_state.json"))
     make_paths_relative(output / "trainer_state.json")
     shutil.rmtree(output / "checkpoints" / "runs", ignore_errors=True)
+
+
+def _merges(options: TrainingParams) -> bool:
+    return options.apply_lora and options.merge_lora_weights
 
 
 def _adapted(model: t.Any, base: Path, output: Path, options: TrainingParams, arguments: TrainingArguments) -> t.Any:
@@ -226,19 +314,18 @@ def _adapted(model: t.Any, base: Path, output: Path, options: TrainingParams, ar
 
 
 def _checkpoint(
-    options: TrainingParams, checkpoints: CheckpointFolder, arguments: TrainingArguments
+    options: TrainingParams, checkpoints: CheckpointFolder, arguments: TrainingArguments, peers: Peers
 ) -> Checkpoint | None:
     """The checkpoint to go on from; the first process looks for it, all use it."""
-    found: list[int | None] = [None]
+    step: int | None = None
     if arguments.process_index == 0:
         rows = rows_per_step(arguments)
         sharded = options.apply_deepspeed or options.fsdp
         processes = arguments.world_size if sharded else None
         checkpoint = resume.prepare(options.resume_from_checkpoint, checkpoints, options.ports(), rows, processes)
-        found = [checkpoint.step if checkpoint else None]
-    if arguments.world_size > 1:
-        torch.distributed.broadcast_object_list(found)
-    return None if found[0] is None else checkpoints.checkpoint(found[0])
+        step = checkpoint.step if checkpoint else None
+    step = peers.share("the checkpoint to resume from", step)
+    return None if step is None else checkpoints.checkpoint(step)
 
 
 def _scores_of_answers(
@@ -247,22 +334,57 @@ def _scores_of_answers(
     """Return a function model -> metrics of its answers to the validation rows, by the predictor's defaults."""
     rows, meta = prepared.rows("validation"), prepared.info.meta
     settings = task.settings(meta, None)
+    if sharded and arguments.world_size > 1:
+        log.warning(
+            "%s: each evaluation answers all %d validation rows in every process, and gathers all weights for each "
+            "token; fewer validation rows%s make it shorter",
+            arguments.metric_for_best_model,
+            len(rows),
+            ", or metric_for_best_model=loss," if not task.needs_answers("loss") else "",
+        )
 
     def scores(model: t.Any) -> dict[str, float]:
         training = model.training
         model = model.get_base_model() if hasattr(model, "get_base_model") else model  # with its adapters
         predictor = task.predictor(str(base), settings, model=model, batch_size=arguments.per_device_eval_batch_size)
-        if arguments.world_size == 1 or sharded:  # a sharded model takes all processes for every row
-            answers = predictor(rows)
-        else:
+        own = rows if arguments.world_size == 1 or sharded else rows[arguments.process_index :: arguments.world_size]
+        with _in_16_bits(model, arguments):
+            answers = predictor(own)
+        if own is not rows:  # a sharded model takes all processes for every row
             parts: list[t.Any] = [None] * arguments.world_size
-            own = predictor(rows[arguments.process_index :: arguments.world_size])
-            torch.distributed.all_gather_object(parts, own)
+            torch.distributed.all_gather_object(parts, answers)
             answers = [parts[i % len(parts)][i // len(parts)] for i in range(len(rows))]
         model.train(training)
         return task.score(rows, answers, meta)
 
     return scores
+
+
+def _in_16_bits(model: t.Any, arguments: TrainingArguments) -> t.ContextManager[t.Any]:
+    """Where some of a model's weights are in 16 bits and some are not: entered, it computes in 16 bits, as trained."""
+    types = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
+    half = torch.bfloat16 if arguments.bf16 else torch.float16
+    return torch.autocast(arguments.device.type, dtype=half, enabled=len(types) > 1 and half in types)
+
+
+def accumulated_batches(options: TrainingParams, world_size: int) -> int:
+    """Batches that each process adds up for a step: more of them where machines are missing, for as many rows a step.
+
+    An elastic training goes on like that. Raises `UserError` where the rows cannot be shared out equally.
+    """
+    planned = options.number_of_gpu_to_use_finetuning * options.num_nodes_finetune
+    batches = options.gradient_accumulation_steps * planned
+    if world_size >= planned:
+        return options.gradient_accumulation_steps
+    if batches % world_size:
+        raise UserError(
+            f"{world_size} processes are left of {planned}: the {batches} batches of a step cannot be shared out "
+            f"equally. Expected gradient_accumulation_steps by which they can, as in {world_size}."
+        )
+    log.warning(
+        "%d of %d processes are there: each adds up %d batches a step", world_size, planned, batches // world_size
+    )
+    return batches // world_size
 
 
 def training_arguments(options: TrainingParams, folder: Path, world_size: int = 1) -> TrainingArguments:
@@ -283,7 +405,8 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         learning_rate=options.learning_rate,
         lr_scheduler_type=options.lr_scheduler_type or "linear",
         warmup_steps=options.warmup_steps or options.warmup_ratio,  # below 1 it is a share of all steps
-        optim=optimizers.FUSED if options.optim in optimizers.DEFAULTS else options.optim,
+        optim=optimizers.FUSED if options.optim in (*optimizers.DEFAULTS, optimizers.MUON) else options.optim,
+        optim_args="bf16_stochastic_round=true" if options.optim in optimizers.ROUNDED_AT_RANDOM else None,
         weight_decay=options.weight_decay,
         adam_beta1=options.adam_beta1,
         adam_beta2=options.adam_beta2,
@@ -297,12 +420,13 @@ def training_arguments(options: TrainingParams, folder: Path, world_size: int = 
         bf16=bf16,
         fp16=fp16,
         tf32=True if options.precision == "tf32" else None,
-        activation_checkpointing=options.gradient_checkpointing,
+        activation_checkpointing=options.gradient_checkpointing == "true",  # auto: see `recompute`
         activation_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=options.dataloader_num_workers,
         use_cpu=not torch.accelerator.is_available(),
         ddp_backend="gloo" if world_size > 1 and not torch.accelerator.is_available() else None,
         ddp_find_unused_parameters=False,
+        ddp_timeout=options.ddp_timeout,
         deepspeed=config,
         fsdp=t.cast(t.Any, bool(options.fsdp)),
         fsdp_config=sharding.fsdp(options) if options.fsdp else None,
@@ -339,14 +463,37 @@ def _early_stopping(options: TrainingParams) -> list[TrainerCallback]:
 
 
 def _plan(prepared: Prepared, model: torch.nn.Module, arguments: TrainingArguments, packing: bool) -> str:
-    rows, weights = prepared.info.splits, sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]  # ZeRO-3: of the whole
+    rows, weights, trained = prepared.info.splits, sum(n for n, _ in sizes), sum(n for n, grad in sizes if grad)
     share = f" ({trained / 1e6:.3g} M trained, {trained / weights:.2%})" if trained < weights else ""
     return (
         f"{rows['train']} training rows, {rows['validation']} validation rows, {weights / 1e6:.1f} M weights{share}, "
         f"batches of {rows_per_step(arguments)}{' packs' if packing else ''}, on {_devices(arguments)}, "
         f"precision {precision_of(arguments)}"
     )
+
+
+def _disk_space(trainer: BestModelTrainer, base: Path, options: TrainingParams) -> disk_space.DiskSpace:
+    """What checkpoints and model take, if the training goes on to its last step."""
+    trained = [w for w in t.cast(t.Any, trainer.model).parameters() if w.requires_grad]
+    numbers = [getattr(weight, "ds_numel", weight.numel()) for weight in trained]  # ZeRO-3: of the whole
+    sizes = sum(number * weight.element_size() for number, weight in zip(numbers, trained, strict=True))
+    alone = options.apply_lora and not options.merge_lora_weights
+    return disk_space.of_training(
+        options,
+        trained=sum(numbers),
+        width=sizes // max(sum(numbers), 1),
+        model=0 if alone else sum(file.stat().st_size for file in base.glob("*.safetensors")),
+        made=_evaluations(trainer),
+    )
+
+
+def _evaluations(trainer: BestModelTrainer) -> int:
+    """How many evaluations there are, each with a checkpoint, if none stops the training early."""
+    arguments = trainer.args
+    epoch = max(len(t.cast(t.Any, trainer.train_dataset)) // rows_per_step(arguments), 1)
+    steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * epoch)
+    return math.ceil(steps / (epoch if arguments.eval_strategy == "epoch" else arguments.eval_steps or epoch))
 
 
 def _devices(arguments: TrainingArguments) -> str:

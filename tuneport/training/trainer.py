@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses as dc
 import json
 import logging
+import math
 import random
 import time
 import typing as t
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -18,34 +20,49 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from tuneport.artifacts import write_atomically
+from tuneport.digests import HashedFile, known
+from tuneport.errors import UserError
+from tuneport.json_yaml import read_json, to_json
 from tuneport.stage import Preempted
 from tuneport.training.checkpoint.async_writer import HostCopy, Writer
 from tuneport.training.checkpoint.checkpoint_folder import RUN_STATE, TRAINER_STATE, Checkpoint, CheckpointFolder
+from tuneport.training.distributed.deferred_writes import deferred
+from tuneport.training.distributed.waiting import Peers
 from tuneport.training.loss import LossByItem
 from tuneport.training.monitoring import MonitoredTrainer
 from tuneport.training.packing import Packs, token_counts
+from tuneport.training.predictions import LeanEvaluation
 from tuneport.training.sampler import Draw, EpochSampler, balanced, packed, shuffled, similar
 
 log = logging.getLogger("tuneport.finetune")
+
+PART = "its part of a checkpoint"
 
 
 class EvaluationStopped(BaseException):
     """An evaluation is given up, as the process is to end: it is owed and made first thing after the resume."""
 
 
-class BestModelTrainer(MonitoredTrainer, LossByItem):
+class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
     """A Trainer whose checkpoints are whole or absent, need no unpickling of code, and name no absolute path.
 
-    ``checkpoints`` says where they stand. Evaluation adds ``scores_of_answers``, metrics of what a model answers, and
-    takes the loss of tasks that count it by the token from their own metrics: transformers' is a mean of batches'
-    means.
+    ``checkpoints`` says where they stand; ``saves_states``, whether they have what only a resume needs: the last one of
+    a training that a signal stops (``is_stopping``) always has. No process waits in a collective for what another
+    writes or reads, which may take longer than any timeout: it waits by ``peers``. Evaluation adds
+    ``scores_of_answers``, metrics of what a model answers, and takes the loss of tasks that count it by the token from
+    their own metrics: transformers' is a mean of batches' means.
     """
 
     scores_of_answers: t.Callable[[t.Any], dict[str, float]] | None = None
 
-    def __init__(self, *, checkpoints: CheckpointFolder, **kwargs: t.Any) -> None:
+    def __init__(
+        self, *, checkpoints: CheckpointFolder, peers: Peers, saves_states: bool = True, **kwargs: t.Any
+    ) -> None:
         super().__init__(**kwargs)
+        self.saves_states = saves_states
+        self.is_stopping = False
         self.checkpoints = checkpoints
+        self.peers = peers
         self.args.save_total_limit = None  # `checkpoints` deletes; transformers would delete the last one as well
         self.writer = Writer()
         self.host_copy = HostCopy()
@@ -65,9 +82,17 @@ class BestModelTrainer(MonitoredTrainer, LossByItem):
         self.resumed_from = checkpoint
         try:
             self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
-            self.writer.wait()
+            self.wait_until_written()
+        except BaseException:
+            self.peers.hurry()
+            raise
         finally:
             self.writer.join()  # after an error: what is being saved is saved
+
+    def wait_until_written(self) -> None:
+        """Wait until every process's part of the last checkpoint is written, and the whole sealed."""
+        self.writer.wait()
+        self.peers.meet("the last checkpoint is written")
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -115,27 +140,36 @@ class BestModelTrainer(MonitoredTrainer, LossByItem):
         try:
             metrics = super()._evaluate(*args, **kwargs)
         except EvaluationStopped:
-            self.owes_evaluation = True
+            self.owes_evaluation = self.is_stopping = True
             self._save_checkpoint(self.model, None)
-            self.writer.wait()
+            self.wait_until_written()
             raise Preempted(self.checkpoints.checkpoint(self.state.global_step).path) from None
         self.rng_before_evaluation = None
         return metrics
 
     def evaluation_loop(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        """Add the scores of answers.
+
+        Raises `UserError` where the metric that chooses the best checkpoint is undefined on the validation rows from
+        the first evaluation on.
+        """
         output = super().evaluation_loop(*args, **kwargs)
         metrics = t.cast(dict[str, float], output.metrics)
         if self.scores_of_answers is not None:
             metrics.update({f"eval_{k}": v for k, v in self.scores_of_answers(self.model).items()})
         if "eval_token_loss" in metrics:
             metrics["eval_loss"] = metrics.pop("eval_token_loss")
+        name = self.args.metric_for_best_model
+        if f"eval_{name}" not in metrics and self.state.best_metric is None:
+            raise UserError(
+                f"metric_for_best_model={name}: cannot be computed on the validation rows, as they hold nothing that "
+                "it counts. Give validation rows that do, or set metric_for_best_model=loss."
+            )
+        metrics.setdefault(f"eval_{name}", math.nan)  # which is no better than any
         return output
 
     def _load_best_model(self) -> None:
-        self.writer.wait()
-        self._barrier()
-        if not self.is_sharded:  # else whoever saves the model loads it from its checkpoint
-            super()._load_best_model()
+        self.wait_until_written()  # it is saved from its checkpoint's files
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
@@ -144,33 +178,47 @@ class BestModelTrainer(MonitoredTrainer, LossByItem):
         (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)  # a pickle
 
     def _save_checkpoint(self, model: t.Any, trial: t.Any) -> None:
-        """Copy all states and let a thread write them; returns as soon as the weights may change again."""
-        self.writer.wait()
+        """Copy all states and let a thread write them; returns as soon as the weights may change again.
+
+        Each process writes, reads for their digests and reports its own files; rank 0 seals the checkpoint.
+        """
+        self.wait_until_written()
         self.store_flos()
         step, best = self.state.global_step, self.state.best_global_step
         if best:
             self.state.best_model_checkpoint = str(self.checkpoints.checkpoint(best).path)
-        ranks = self._of_all_ranks()
-        texts = self._texts([loss for _, loss in ranks])
         if self.args.should_save:
             self.checkpoints.begin(step)
         try:
-            if self.is_sharded:
-                self._save_shards(self.checkpoints.partial(step))
-            if not self.args.should_save:
-                return
-            states = {} if self.is_sharded else self.host_copy.copy(self._states())
+            losses = self.peers.gather("the loss since the last log line", float(self._tr_loss))
+            resumable = self.saves_states or self.is_stopping
+            texts = self._texts(losses)
+            if not resumable:
+                del texts[RUN_STATE]
+            rng = (self.rng_before_evaluation or rng_state()) if resumable else None
+            own = self._save_shards(self.checkpoints.partial(step)) if self.is_sharded else []
+            states = {}
+            if self.args.should_save and not self.is_sharded:
+                states = self.host_copy.copy(self._states() if resumable else {"": self._weights()})
         except BaseException:
-            self.checkpoints.abandon(step)
+            if self.args.should_save:
+                self.checkpoints.abandon(step)
             raise
-        self.writer.start(partial(self._write, step, best, states, texts, [rng for rng, _ in ranks]))
+        if self.args.should_save:
+            self.writer.start(partial(self._write, step, best, states, texts, rng))
+        else:
+            self.writer.start(partial(self._write_part, step, rng, own))
 
-    def _save_shards(self, folder: Path) -> None:
-        """DeepSpeed and FSDP: every rank writes its own part, while training waits."""
-        self._barrier()
-        self.save_model(str(folder), _internal_call=True)
-        self._save_optimizer_and_scheduler(str(folder))
-        self._barrier()
+    def _save_shards(self, folder: Path) -> list[str]:
+        """DeepSpeed and FSDP: every process writes its own part, while training waits; returns its files' names."""
+        with deferred(self.deepspeed):  # a model that is not gathered is in the shards that are written below
+            self.save_model(str(folder), _internal_call=True)
+        self.peers.meet("rank 0 has written the weights")
+        with deferred(self.deepspeed) as writes:
+            self._save_optimizer_and_scheduler(str(folder))
+        files = writes.write() or sorted(folder.glob(f"*/__{self.args.process_index}_*.distcp"))
+        self.peers.meet("the shards are written")
+        return [file.relative_to(folder).as_posix() for file in files]
 
     def _states(self) -> dict[str, t.Any]:
         """By file name, what is written: the weights, optimizer, schedule and loss scaling."""
@@ -207,38 +255,51 @@ class BestModelTrainer(MonitoredTrainer, LossByItem):
             "losses": losses,
         }
         state = dc.asdict(self.state)
-        return {TRAINER_STATE: json.dumps(_relative(state), indent=2, sort_keys=True), RUN_STATE: json.dumps(run_state)}
-
-    def _of_all_ranks(self) -> list[tuple[dict[str, t.Any], float]]:
-        """For each rank its random generators' states and the loss since the last log line."""
-        own = (self.rng_before_evaluation or rng_state(), float(self._tr_loss))
-        if self.args.world_size == 1:
-            return [own]
-        gathered: list[t.Any] = [None] * self.args.world_size
-        distributed.all_gather_object(gathered, own)
-        return gathered
+        return {TRAINER_STATE: to_json(_relative(state), indent=2, sort_keys=True), RUN_STATE: to_json(run_state)}
 
     def _write(self, step: int, best: int | None, states: dict[str, t.Any], texts: dict[str, str], rng: t.Any) -> None:
-        """In the writer's thread: every file of a checkpoint, then the checkpoint into its place."""
+        """In rank 0's writer thread: every file that is its own, then the whole checkpoint into its place."""
         try:
             folder = self.checkpoints.partial(step)
-            for name, state in states.items():
-                if name:
-                    torch.save(state, folder / name)
-                else:
-                    self._save(str(folder), state_dict=state)
-            for rank, state in enumerate(rng):
-                torch.save(state, folder / ("rng_state.pth" if len(rng) == 1 else f"rng_state_{rank}.pth"))
+            with ThreadPoolExecutor(1, thread_name_prefix="sha256") as reader:
+                for name, state in states.items():
+                    if name:
+                        with HashedFile(folder / name) as f:
+                            torch.save(state, t.cast("t.IO[bytes]", f))
+                    else:
+                        self._save(str(folder), state_dict=state)
+                        for file in folder.glob("*.safetensors"):  # while the others are written
+                            reader.submit(known.read_own, file)
+            if rng is not None:
+                torch.save(rng, folder / self._rng_name())
             for name, text in texts.items():
                 (folder / name).write_text(text, encoding="utf-8")
-            self.checkpoints.publish(step, best)
+            parts: dict[str, t.Any] = {}
+            for rank in range(1, self.args.world_size):
+                said = self.peers.hear(rank, PART)
+                if "error" in said:
+                    raise OSError(said["errno"], f"rank {rank} could not write its part: {said['error']}")
+                parts |= said["files"]
+            self.checkpoints.publish(step, best, parts)
         except BaseException:
             self.checkpoints.abandon(step)
             raise
 
-    def _barrier(self) -> None:
-        if self.args.world_size > 1:
-            distributed.barrier()
+    def _write_part(self, step: int, rng: t.Any, own: list[str]) -> None:
+        """In another rank's writer thread: what is its own, and the digests of all that it wrote to rank 0."""
+        try:
+            if rng is not None:
+                torch.save(rng, self.checkpoints.partial(step) / self._rng_name())
+                own = [self._rng_name(), *own]
+            files = self.checkpoints.part(step, own)
+        except BaseException as e:
+            self.peers.say(PART, {"error": str(e), "errno": getattr(e, "errno", None)})
+            raise
+        self.peers.say(PART, {"files": files})
+
+    def _rng_name(self) -> str:
+        """The file of this process's random generators, as transformers calls it."""
+        return "rng_state.pth" if self.args.world_size == 1 else f"rng_state_{self.args.process_index}.pth"
 
 
 class _GoOn(TrainerCallback):
@@ -270,8 +331,7 @@ class _GoOn(TrainerCallback):
             trainer._maybe_log_save_evaluate(
                 trainer._tr_loss, None, trainer.model_wrapped, None, state.epoch, None, time.time()
             )
-            trainer.writer.wait()  # the generators' states are read from this checkpoint again
-            trainer._barrier()
+            trainer.wait_until_written()  # the generators' states are read from this checkpoint again
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: t.Any
@@ -326,7 +386,7 @@ def rng_state() -> dict[str, t.Any]:
 
 def make_paths_relative(state_file: Path) -> None:
     """Let ``best_model_checkpoint`` be relative to the output folder, which moves when the step ends."""
-    write_atomically(state_file, json.dumps(_relative(json.loads(state_file.read_text("utf-8"))), indent=2))
+    write_atomically(state_file, to_json(_relative(read_json(state_file)), indent=2))
 
 
 def _relative(state: dict[str, t.Any]) -> dict[str, t.Any]:

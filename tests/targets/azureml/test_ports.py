@@ -97,7 +97,8 @@ def test_the_command_of_every_stage_hands_on_every_port_and_leaves_out_optional_
             if port.kind == "output":
                 words.append(f"--{port.name} '${{{{outputs.{port.name}}}}}'")
             elif port.kind != "resource" and is_constant(node, port):
-                words.append(f"--{port.name} {node.values[port.name]}")
+                if node.values[port.name] is not None:
+                    words.append(f"--{port.name} {node.values[port.name]}")
             elif port.kind != "resource":
                 flag = f"--{port.name} '${{{{inputs.{port.name}}}}}'"
                 words.append(flag if port.required else f"$[[{flag}]]")

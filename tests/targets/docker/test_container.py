@@ -173,7 +173,7 @@ def test_a_signal_stops_the_container_and_the_same_command_goes_on(toy: Toy, num
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert f"{word} in count. To go on, repeat the same command" in stderr
     assert (toy.folder / "notes.txt").exists() is (number == signal.SIGINT)
     assert states(toy.run()) == {"shout": "cached", "count": "done"}
@@ -202,6 +202,9 @@ def test_what_a_killed_run_left_running_keeps_others_out_and_is_cleared_away_lat
 # -- the pipeline ------------------------------------------------------------------------------------------------------
 
 
+SNAPSHOT = "models--o--n/snapshots/1"
+
+
 @pytest.fixture(scope="module")
 def desk(
     docker: Engine,
@@ -213,16 +216,17 @@ def desk(
     """A folder with rows and a model whose files are links, as a hub's cache has them."""
     folder = tmp_path_factory.mktemp("pipeline")
     write_jsonl(folder / "rows.jsonl", questions)
-    (folder / "model").mkdir()
-    shutil.copytree(tiny_model, folder / "blobs")
-    for path in (folder / "blobs").iterdir():
-        (folder / "model" / path.name).symlink_to(f"../blobs/{path.name}")
+    snapshot, blobs = folder / SNAPSHOT, folder / "models--o--n" / "blobs"
+    snapshot.mkdir(parents=True)
+    shutil.copytree(tiny_model, blobs)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
     return folder
 
 
 def command(target: str, *more: str) -> list[str]:
     values = {
-        "sentence1_key": "text", "label_key": "label", "train_file_path": "rows.jsonl", "pytorch_model_path": "model",
+        "sentence1_key": "text", "label_key": "label", "train_file_path": "rows.jsonl", "pytorch_model_path": SNAPSHOT,
         "num_train_epochs": "8", "learning_rate": "3e-3", "per_device_train_batch_size": "8",
         "per_device_eval_batch_size": "16",
     }  # fmt: skip
@@ -276,7 +280,7 @@ def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on_from_it(desk: P
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75, stderr
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert "the state is saved in" in stderr
     (saved,) = re.findall(r"the state is saved in (\S+)\.", stderr)
     assert Path(saved, "manifest.json").is_file()

@@ -90,14 +90,21 @@ def test_a_file_a_folder_and_a_glob_are_shown_where_they_stand(tmp_path: Path) -
 
 
 def test_what_links_lead_to_is_shown_where_they_point(tmp_path: Path) -> None:
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1"
-    blobs.mkdir()
+    blobs, snapshot = tmp_path / "models--o--n" / "blobs", tmp_path / "models--o--n" / "snapshots" / "1"
+    blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     (blobs / "abc").write_text("x")
     (snapshot / "model.safetensors").symlink_to("../../blobs/abc")
     (snapshot / "inside").symlink_to("model.safetensors")
     found = mounts(CustomModel(snapshot))
     assert found == {str(snapshot): str(snapshot), str(blobs / "abc"): str(blobs / "abc")}
+
+
+def test_what_a_models_links_lead_to_elsewhere_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "chat_template_x.jinja").symlink_to("/etc/passwd")
+    with pytest.raises(UserError, match=r"chat_template_x\.jinja: is a link to '/etc/passwd', outside of"):
+        mounts(CustomModel(tmp_path / "model"))
 
 
 def test_the_files_that_a_table_names_elsewhere_are_shown(tmp_path: Path) -> None:

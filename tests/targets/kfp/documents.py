@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import kfp
 import yaml
 
 import pipelines
@@ -126,6 +127,7 @@ def parsed(text: str) -> list[dict[str, Any]]:
 def kept(file: str, **values: object) -> dict[str, Any]:
     """Both halves of a document without most plain parameters."""
     spec, cluster = parsed(compiled(file, **values))
+    assert spec.pop("sdkVersion") == f"kfp-{kfp.__version__}"
     sections = [spec["root"]["inputDefinitions"]]
     sections += [component["inputDefinitions"] for component in spec["components"].values()]
     sections += [task["inputs"] for task in spec["root"]["dag"]["tasks"].values()]

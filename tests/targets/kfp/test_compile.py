@@ -1,6 +1,7 @@
 """What the document says, beyond the golden files, and what is refused before there is one."""
 
 import copy
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 import pipelines
+from tests.targets.kfp import documents
 from tuneport.errors import UserError
 from tuneport.runner.request import Request
 from tuneport.targets import load
@@ -36,10 +38,15 @@ def compiled(platform: dict[str, Any] | None = None, **values: object) -> dict[s
     return {**spec, "kubernetes": cluster["platforms"]["kubernetes"]["deploymentSpec"]["executors"]}
 
 
-def test_stages_of_one_result_are_cached_and_training_is_not() -> None:
-    tasks = compiled(registered_model_name="m")["root"]["dag"]["tasks"]
-    cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
-    assert cached == {"importer", "importer-2", "model-import", "preprocess", "model-export", "model-evaluation"}
+def test_stages_of_one_result_are_cached_and_training_and_what_reads_an_address_are_not() -> None:
+    def cached(**values: object) -> set[str]:
+        volume = {"volumes": [{"claim": "data", "path": "/mnt"}]}
+        tasks = compiled(volume, registered_model_name="m", **values)["root"]["dag"]["tasks"]
+        return {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
+
+    assert cached() == {"importer", "importer-2", "model-import", "model-export", "model-evaluation"}
+    on_volume = {"importer", "model-import", "preprocess", "model-export", "model-evaluation"}
+    assert cached(train_file_path="/mnt/train.jsonl") == on_volume
 
 
 @pytest.mark.parametrize(("revision", "cached"), [(None, False), ("main", False), (40 * "a", True)])
@@ -122,12 +129,28 @@ def test_a_stage_gets_as_many_accelerators_as_processes() -> None:
 
 def test_shared_memory_is_a_volume_in_memory_of_the_size_asked_for() -> None:
     found = compiled({"stages": {"model_export": {"shm_size": "1Gi"}}}, shm_size_finetune="512m")["kubernetes"]
-    shm = {name: e["emptyDirMounts"][0] for name, e in found.items() if "emptyDirMounts" in e}
+    mounts = {name: {m["volumeName"]: m for m in e.get("emptyDirMounts", ())} for name, e in found.items()}
+    shm = {name: of_stage["shm"] for name, of_stage in mounts.items() if "shm" in of_stage}
     assert {name: mount["sizeLimit"] for name, mount in shm.items()} == {
         "exec-finetune": "512Mi",
         "exec-model-export": "1Gi",
     }
     assert all(m["medium"] == "Memory" and m["mountPath"] == "/dev/shm" for m in shm.values())
+
+
+def tmp(**settings: Any) -> dict[str, str | None]:
+    found = compiled(settings)["kubernetes"]
+    mounts = {name: [m for m in e.get("emptyDirMounts", ()) if m["mountPath"] == "/tmp"] for name, e in found.items()}
+    return {name.removeprefix("exec-"): of[0]["sizeLimit"] if of else None for name, of in mounts.items()}
+
+
+def test_what_a_stage_keeps_in_tmp_is_bounded_but_for_one_that_fetches_a_model() -> None:
+    sizes = tmp()
+    assert sizes.pop("model-import") is None
+    assert set(sizes.values()) == {"16Gi"} and len(sizes) >= 4
+    sizes = tmp(stages={"model_import": {"tmp_size": "200Gi"}, "finetune": {"tmp_size": "1Gi"}})
+    assert (sizes["model-import"], sizes["finetune"], sizes["preprocess"]) == ("200Gi", "1Gi", "16Gi")
+    assert not any(tmp(volumes=[{"claim": "scratch", "path": "/tmp"}]).values()), "a volume of the user's own"
 
 
 def test_compiling_twice_gives_the_same() -> None:
@@ -175,7 +198,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, object], str]] = [
     ({}, {"train_file_path": "/home/me/train.csv"}, "train_file_path=/home/me/train.csv: is a path that no stage"),
     ({"volumes": [{"claim": "d", "path": "/mnt"}]}, {"train_file_path": "/mnt/../x"}, "is a path that no stage"),
     ({}, {"train_file_path": "minoi://data/train.csv"}, "Did you mean 'minio'?"),
-    ({}, {"train_file_path": "s3://data/*.csv"}, "Kubeflow imports no pattern"),
+    ({}, {"pytorch_model_path": "s3://models/*"}, "Kubeflow imports no pattern"),
     ({}, {"train_file_path": "s3://data"}, "expected s3://bucket/key"),
     ({}, {"train_file_path": "oci://registry.example/data"}, "takes models from an image registry, but no data"),
     ({}, {"pytorch_model_path": "https://models.example/base"}, "no folder can be fetched by https"),
@@ -222,3 +245,28 @@ def test_compiling_imports_no_torch_and_writes_one_file(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout == "wrote p.yaml\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.yaml", "run.yaml"]
+
+
+def test_labels_of_all_stages_reach_the_pod_that_launches_a_job() -> None:
+    _, platform = documents.parsed(documents.compiled("text_classification.pytorchjob"))
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert executors["exec-finetune"]["podMetadata"]["labels"] == {"team": "language"}
+
+
+def test_what_becomes_of_a_job_whose_launcher_is_evicted_and_its_runtime_reach_the_launcher() -> None:
+    shared = {"shared_volume": {"claim": "training", "path": "/mnt/training"}, "kubeflow_job": "trainjob"}
+    own = {"when_evicted": "suspend", "runtime": "tuneport", "runtime_kind": "TrainingRuntime"}
+    pipeline = pipelines.load("text_classification")
+
+    def compiled(several: dict[str, object]) -> str:
+        platform = {"kfp": {"images": IMAGES, **shared, "multi_node": several}}
+        request = Request(output_dir=Path("/runs"), folder=Path("/home"), environment={}, platform=platform)
+        text: str = load("kfp").compile(pipeline, pipeline.resolve({**VALUES, "num_nodes_finetune": 2}), request).text
+        return text
+
+    spec = next(yaml.safe_load_all(compiled(own)))
+    words = spec["deploymentSpec"]["executors"]["exec-finetune"]["container"]["args"]
+    known = json.loads(words[words.index("--kfp_job") + 1])
+    assert known["when_evicted"] == "suspend" and known["job"]["runtime_kind"] == "TrainingRuntime"
+    with pytest.raises(UserError, match="when_evicted=suspend: not with queue"):
+        compiled({**own, "queue": "gpus"})

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from tuneport.errors import UserError
 from tuneport.step import View
-from tuneport.targets.kfp.executor import local_path
+from tuneport.targets.kfp.executor import fetch, local_path
 from tuneport.targets.kfp.views import confusion, markdown, numbers, render
 
 ROOT = Path(__file__).parents[3]
@@ -167,3 +168,10 @@ def test_json_becomes_readable_markdown() -> None:
     assert "| rows | 3 |" in lines and "| a\\|b |  |" in lines
     assert "# splits" in lines and "## train" in lines and "| share | 0.123457 |" in lines
     assert "1, 2" in lines
+
+
+@pytest.mark.parametrize("uri", ["file:///etc/passwd", "ftp://host/data.csv", "FILE://localhost/etc/passwd"])
+def test_a_location_is_a_web_address_and_no_file_of_the_container(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train_file_path=.*not valid; expected an https address"):
+        fetch("train_file_path", uri, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,7 @@
-"""Sending and following runs: kfp's real client against a fake of the Kubeflow Pipelines API, a small HTTP server."""
+"""Sending and following runs: kfp's real client against a fake of the Kubeflow Pipelines API, a small HTTP server.
+
+What a request and an answer are is read from kfp-server-api's own models.
+"""
 
 import json
 import re
@@ -12,9 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-import pipelines
-import steps
-from tuneport.cli.main import main
+from pipelines.__main__ import command as tuneport_command
+from tests.targets.kfp.fake_pipelines import NotOfTheApi, check, operation
 from tuneport.targets.kfp import send
 
 DIGEST = "@sha256:" + 64 * "0"
@@ -37,6 +39,7 @@ class FakePipelines:
         self.experiments: list[dict[str, Any]] = []
         self.states: list[Any] = [{"state": "SUCCEEDED"}]  # of the run, one an answer; a number is an error
         self.refuse: int | None = None
+        self.strange: list[str] = []  # what is no request or answer of this API
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -45,6 +48,20 @@ class FakePipelines:
         return f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        """What is asked for and what is answered are held against the API's own models."""
+        try:
+            of_body, of_answer = operation(method, path)
+            if body is not None:
+                check(body, str(of_body))
+            status, answer = self.played(method, path, body)
+            if status == 200:
+                check(answer, of_answer, "answer")
+        except NotOfTheApi as e:
+            self.strange.append(str(e))
+            return 400, {"error": str(e)}
+        return status, answer
+
+    def played(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         if self.refuse and not path.endswith("healthz"):
             return self.refuse, {"error": "no right to do so"}
         if path.endswith("/healthz"):
@@ -88,6 +105,18 @@ def api() -> Iterator[FakePipelines]:
     yield fake
     fake.server.shutdown()
     fake.server.server_close()
+    assert fake.strange == []
+
+
+def test_the_fake_knows_what_the_api_is() -> None:
+    assert operation("POST", "/apis/v2beta1/runs") == ("V2beta1Run", "V2beta1Run")
+    for wrong in ("/apis/v1beta1/runs", "/apis/v2beta1/run"):
+        with pytest.raises(NotOfTheApi):
+            operation("POST", wrong)
+    check({"display_name": "x", "state": "RUNNING", "runtime_config": {"parameters": {"a": 1}}}, "V2beta1Run")
+    for body in ({"name": "x"}, {"display_name": 1}, {"state": "RAN"}, {"runtime_config": {"parameter": {}}}):
+        with pytest.raises(NotOfTheApi):
+            check(body, "V2beta1Run")
 
 
 Command = Callable[..., SimpleNamespace]
@@ -108,7 +137,7 @@ def tuneport(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         arguments = [command, "text_classification", "--config", "run.yaml", "--target", "kfp", *flags]
-        code = main(arguments, names=pipelines.names, load=pipelines.load, stages=steps.names, load_stage=steps.load)
+        code = tuneport_command(arguments)
         said = capsys.readouterr()
         for name in environment:
             monkeypatch.delenv(name)
@@ -190,7 +219,8 @@ def test_an_address_where_nobody_answers_is_said_at_once(tuneport: Command, endp
     assert f"{endpoint}" in done.stderr
 
 
-def test_without_any_address_the_way_to_one_is_said(tuneport: Command) -> None:
+def test_without_any_address_the_way_to_one_is_said(tuneport: Command, caplog: pytest.LogCaptureFixture) -> None:
     done = tuneport(None)
     assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "Traceback" not in caplog.text and len(done.stderr.splitlines()) < 10
     assert "platform.kfp.endpoint" in done.stderr

@@ -1,6 +1,7 @@
 """Repeat."""
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,8 @@ class Count(Step):
     counted: Report = produces("The repeated text.")
 
     def run(self):
+        if self.deaf:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         text = (self.shouted.path / "text.txt").read_text("utf-8")
         if self.fail == "user":
             raise UserError("fail='user': not valid; expected peace.\nTry again.")

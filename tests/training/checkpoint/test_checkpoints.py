@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import steps
-from tuneport.artifacts import link_or_copy
 from tuneport.errors import UserError
+from tuneport.links import link_or_copy
 from tuneport.stage import execute
 from tuneport.training.checkpoint.async_writer import HostCopy, Writer
 from tuneport.training.checkpoint.checkpoint_folder import Checkpoint, CheckpointFolder
@@ -137,10 +137,10 @@ def test_a_failed_save_surfaces_and_leaves_what_was_saved(
 ) -> None:
     publish = CheckpointFolder.publish
 
-    def full(self: CheckpointFolder, step: int, best: int | None) -> None:
+    def full(self: CheckpointFolder, step: int, best: int | None, parts: Any) -> None:
         if step > 24:
             raise OSError(errno.ENOSPC, "No space left on device")
-        publish(self, step, best)
+        publish(self, step, best, parts)
 
     monkeypatch.setattr(CheckpointFolder, "publish", full)
     with pytest.raises(UserError, match="the disk is full"):

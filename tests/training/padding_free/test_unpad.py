@@ -17,6 +17,7 @@ from tuneport.modeling.likelihood import shifted, token_losses
 from tuneport.tasks.question_answering import leave_out_padding
 from tuneport.training.padding_free import choose, varlen_attention
 from tuneport.training.padding_free.choose import obstacle, self_test
+from tuneport.training.padding_free.unpad import rows_of
 
 SIZES = {
     "vocab_size": 60,
@@ -105,6 +106,14 @@ def batch_for(model: Any, head: str) -> dict[str, torch.Tensor]:
     return batch | {"labels": labels.where(labelled, torch.tensor(-100))}
 
 
+def with_lengths(batch: dict[str, Any]) -> dict[str, Any]:
+    labels = batch.get("labels")
+    return {
+        **batch,
+        "lengths": rows_of(LENGTHS, max(LENGTHS), labels if labels is not None and labels.dim() > 1 else None),
+    }
+
+
 def prepared(model: Any) -> Any:
     return choose.choose(model, ("sdpa", "as asked for"), wanted=True, pad_to=None, devices=1)
 
@@ -127,7 +136,7 @@ def test_outputs_loss_and_gradients_are_those_with_padding(family: str, head: st
     wanted, gradients = computed(model, batch)
     choice = prepared(model)
     assert choice.enabled and choice.gives_losses == (head == "CausalLM")
-    packed = {**batch, "lengths": LENGTHS}
+    packed = with_lengths(batch)
     found, packed_gradients = computed(model, packed)
     assert float(found["loss"].detach()) == pytest.approx(float(wanted["loss"].detach()), abs=1e-5)
     assert packed_gradients.keys() == gradients.keys()
@@ -162,7 +171,7 @@ def test_the_loss_of_spans_is_the_mean_of_the_rows_own_whatever_the_padding(impo
 @pytest.mark.parametrize(("family", "head"), [("Bert", "TokenClassification"), ("Llama", "CausalLM")])
 def test_recomputed_activations_are_those_of_the_same_rows(family: str, head: str) -> None:
     model = made(family, head).train()
-    choice, batch = prepared(model), {**batch_for(model, head), "lengths": LENGTHS}
+    choice, batch = prepared(model), with_lengths(batch_for(model, head))
     assert choice.enabled
     _, wanted = computed(model, batch)
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -176,7 +185,7 @@ def test_the_trunk_sees_no_padding() -> None:
     seen: list[torch.Size] = []
     model.base_model.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
     batch = batch_for(model, "SequenceClassification")
-    model(**batch, lengths=LENGTHS)
+    model(**with_lengths(batch))
     model(**batch)
     assert seen == [(1, sum(LENGTHS), 32), (len(LENGTHS), max(LENGTHS), 32)]
 
@@ -196,7 +205,7 @@ def test_dropout_is_drawn_for_tokens_alone_and_its_mean_is_that_with_padding(pro
         choice.method.enabled = enabled
         torch.manual_seed(0)
         with torch.no_grad():
-            draws.append(torch.stack([model(**batch, lengths=LENGTHS)["loss"] for _ in range(300)]))
+            draws.append(torch.stack([model(**with_lengths(batch))["loss"] for _ in range(300)]))
     padded, packed = draws
     error = (padded.var() / 300 + packed.var() / 300).sqrt()
     assert (padded.mean() - packed.mean()).abs() <= 4 * error + 1e-5
@@ -244,7 +253,7 @@ def test_a_leak_between_rows_is_caught_and_batches_are_padded(
     assert not choice.enabled and model.config._attn_implementation == "sdpa"
     message = "attention: sdpa (as asked for); padded batches: without padding, one row moves another row's outputs"
     assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", message)]
-    one, other = computed(model, {**batch, "lengths": LENGTHS}), computed(model, batch)
+    one, other = computed(model, with_lengths(batch)), computed(model, batch)
     assert torch.equal(one[0]["loss"], other[0]["loss"])
 
 
@@ -266,7 +275,7 @@ def test_a_head_that_does_more_than_is_known_is_left_to_the_model(caplog: pytest
     choice.settle(trainer_of(model), model)
     assert choice.enabled and not choice.gives_losses
     assert caplog.messages == ["attention: sdpa (as asked for); no padding: each row by itself"]
-    packed = model(**batch, lengths=LENGTHS)
+    packed = model(**with_lengths(batch))
     choice.method.enabled = False
     assert torch.allclose(packed["loss"], model(**batch)["loss"], atol=1e-5)
 
@@ -311,7 +320,8 @@ def test_adapters_learn_the_same_without_padding() -> None:
         adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False))
         choice = choose.choose(adapted, ("sdpa", ""), wanted=wanted, pad_to=None, devices=1)
         assert choice.enabled == wanted
-        output, gradients = computed(adapted, batch_for(model, "CausalLM") | ({"lengths": LENGTHS} if wanted else {}))
+        batch = batch_for(model, "CausalLM")
+        output, gradients = computed(adapted, with_lengths(batch) if wanted else batch)
         found.append({**gradients, "loss": output["loss"].detach()})
     assert found[0].keys() == found[1].keys() and len(found[0]) == 1 + 2 * 2 * 2
     assert all(torch.allclose(one, found[1][name], atol=1e-5) for name, one in found[0].items())
@@ -324,5 +334,5 @@ def test_an_adapter_in_the_head_is_not_passed_over() -> None:
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "lm_head"], init_lora_weights=False))
     choice = choose.choose(adapted, ("sdpa", ""), wanted=True, pad_to=None, devices=1)
     assert choice.enabled and not choice.gives_losses
-    _, gradients = computed(adapted, batch_for(model, "CausalLM") | {"lengths": LENGTHS})
+    _, gradients = computed(adapted, with_lengths(batch_for(model, "CausalLM")))
     assert any("lm_head.lora_A" in name for name in gradients)

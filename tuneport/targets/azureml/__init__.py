@@ -13,6 +13,7 @@ from tuneport.errors import UserError
 from tuneport.graph import Pipeline
 from tuneport.runner.bind import instantiate
 from tuneport.runner.request import Request
+from tuneport.targets import refuse_secrets
 from tuneport.targets import settings as read_settings
 from tuneport.targets.azureml.checks import check
 from tuneport.targets.azureml.documents import CONTEXT, DOCKERFILES, Document, Folded, Spec, files
@@ -20,6 +21,10 @@ from tuneport.targets.azureml.settings import AzureMLSettings
 from tuneport.targets.target import Target
 
 HEADER = "# Written by tuneport; send it with: az ml job create -f job.yaml\n"
+REMEDY = (
+    "Name a datastore (azureml://datastores/…) or a data asset, whose credential the workspace keeps; let stages read "
+    "other secrets as platform.azureml.identity, out of a Key Vault."
+)
 # What the images are built of, beside their Dockerfiles.
 SOURCES = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "images", "tuneport", "steps", "pipelines")
 
@@ -35,6 +40,7 @@ class AzureML(Target):
 
     def compile(self, pipeline: Pipeline, values: Mapping[str, t.Any], request: Request) -> Document:
         settings: AzureMLSettings = read_settings(self, request)
+        refuse_secrets(self, values, request, REMEDY)
         steps = instantiate(pipeline, values, request.output_dir)
         check(pipeline, values, steps, settings)
         built = [step for step in steps.values() if step.registers is None and settings.image(step.image) is None]

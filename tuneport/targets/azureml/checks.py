@@ -11,7 +11,7 @@ from tuneport.artifacts import Artifact
 from tuneport.errors import UserError, did_you_mean
 from tuneport.graph import Node, Pipeline
 from tuneport.step import Port, Resource, Step, show
-from tuneport.targets.azureml.documents import artifact_type, inputs_of, is_uri, registered, stages
+from tuneport.targets.azureml.documents import artifact_type, inputs_of, is_read_by_stage, is_uri, registered, stages
 from tuneport.targets.azureml.settings import AzureMLSettings
 
 ASSET = re.compile(r"azureml:[A-Za-z0-9][\w.-]{0,254}(:[\w.-]+|@[\w.-]+)")
@@ -90,7 +90,10 @@ def _registration(pipeline: Pipeline, nodes: tuple[Node, ...], values: Mapping[s
 def _value(port: Port, value: t.Any) -> Iterator[str]:
     if value is None:
         return
-    if isinstance(value, Artifact):
+    if is_read_by_stage(port, value):
+        if "'" in value.location or "${{" in value.location:
+            yield f"{port.name}={value.location!r}: no quote and no ${{{{ can stand in an address on Azure ML."
+    elif isinstance(value, Artifact):
         yield from _uri(port, value.location) if is_uri(value) else _path(port, value.path)
     elif value == "" and port.default != "":
         yield f"{port.name}='': Azure ML has no empty values; leave it out, or give what you mean by it."

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tuneport.errors import UserError
+from tuneport.secrets import masked
 from tuneport.targets.azureml.documents import Document
 from tuneport.targets.azureml.settings import AzureMLSettings
 
@@ -114,4 +115,4 @@ def _first(error: Exception) -> str:
 
 
 def _print(text: str) -> None:
-    print(text, flush=True)  # noqa: T201
+    print(masked(text), flush=True)  # noqa: T201

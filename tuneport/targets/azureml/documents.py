@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses as dc
-import re
 import shlex
 import typing as t
 from collections.abc import Mapping
 from pathlib import Path
 
 import tuneport
+from tuneport.address import EXTRAS
 from tuneport.artifacts import Artifact, CustomMLflowModel, CustomModel, File, MLflowModel, MLTable
 from tuneport.graph import Node, Pipeline, Ref
 from tuneport.runner import saved_inputs
 from tuneport.step import REQUIRED, Port, Resource, Step, show
 from tuneport.targets.azureml.settings import AzureMLSettings, StageSettings
 
+MOUNTED = {"http", "https", "abfss"}  # of the schemes that stages read themselves, those that Azure ML reads, too
 SCHEMAS = "https://azuremlschemas.azureedge.net/latest"
 PARAMETERS: dict[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
 ARTIFACTS: dict[type, str] = {
@@ -53,7 +54,7 @@ class Document:
 
 def is_uri(artifact: Artifact) -> bool:
     """Whether an input lies elsewhere: a URI, or an asset as in ``azureml:name:1``."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", artifact.location) is not None
+    return not artifact.address.is_local
 
 
 def artifact_type(port: Port) -> str:
@@ -76,7 +77,7 @@ def files(
     }
     return {
         "job.yaml": _job(pipeline, nodes, values, settings),
-        "pipeline.yaml": _pipeline(pipeline, nodes, settings),
+        "pipeline.yaml": _pipeline(pipeline, nodes, values, settings),
         **components,
     }
 
@@ -96,7 +97,11 @@ def _component(pipeline: Pipeline, node: Node, values: Step, settings: AzureMLSe
         "display_name": node.name,
         "description": step.description(),
         "is_deterministic": values.repeatable(),
-        "inputs": {p.name: _input(p) for p in ports if p.kind != "output" and not _is_constant(node, p)},
+        "inputs": {
+            p.name: _input(p, getattr(values, p.name))
+            for p in ports
+            if p.kind != "output" and not _is_constant(node, p)
+        },
         "outputs": {p.name: _output(p, settings) for p in ports if p.kind == "output"},
         "environment": _environment(step, settings),
         **{key: given[key] for key in ("resources", "distribution") if key in given},
@@ -116,6 +121,8 @@ def _command(node: Node, ports: list[Port]) -> str:
         if port.kind == "output":
             words.append(f"--{port.name} '${{{{outputs.{port.name}}}}}'")
         elif _is_constant(node, port):
+            if node.values[port.name] is None:
+                continue
             words.append(f"--{port.name} {shlex.quote(_text(node.values[port.name]))}")
         else:
             flag = f"--{port.name} '${{{{inputs.{port.name}}}}}'"
@@ -134,8 +141,17 @@ def _environment(step: type[Step], settings: AzureMLSettings) -> t.Any:
     return image if image.startswith("azureml:") else {"image": image}
 
 
-def _input(port: Port) -> Spec:
+def is_read_by_stage(port: Port, value: t.Any) -> bool:
+    """Whether an input is data at an address that Azure ML does not know: its stage gets it as text and reads it."""
+    if port.type not in (File, MLTable) or not isinstance(value, Artifact) or not is_uri(value):
+        return False
+    return value.address.scheme in set(EXTRAS) - MOUNTED
+
+
+def _input(port: Port, value: t.Any = None) -> Spec:
     optional = {} if port.required else {"optional": True}
+    if is_read_by_stage(port, value):
+        return {"type": "string", **optional, "description": port.help}
     if port.is_artifact:
         return {"type": artifact_type(port), **optional, "description": port.help}
     spec: Spec = {"type": PARAMETERS[port.type], **optional, **_bounds(port)}
@@ -170,7 +186,9 @@ def _output(port: Port, settings: AzureMLSettings) -> Spec:
 # -- the pipeline ------------------------------------------------------------------------------------------------------
 
 
-def _pipeline(pipeline: Pipeline, nodes: tuple[Node, ...], settings: AzureMLSettings) -> Spec:
+def _pipeline(
+    pipeline: Pipeline, nodes: tuple[Node, ...], values: Mapping[str, t.Any], settings: AzureMLSettings
+) -> Spec:
     read = inputs_of(nodes)
     return {
         "$schema": f"{SCHEMAS}/pipelineComponent.schema.json",
@@ -179,7 +197,7 @@ def _pipeline(pipeline: Pipeline, nodes: tuple[Node, ...], settings: AzureMLSett
         "version": tuneport.__version__,
         "display_name": pipeline.name,
         "description": pipeline.doc,
-        "inputs": {name: _input(port) for name, port in pipeline.params.items() if name in read},
+        "inputs": {name: _input(port, values[name]) for name, port in pipeline.params.items() if name in read},
         "outputs": {name: _output(_port(nodes, ref), settings) for name, ref in pipeline.outputs.items()},
         "jobs": {node.name: _node(pipeline, node, settings) for node in nodes},
     }
@@ -296,6 +314,8 @@ def _job(pipeline: Pipeline, nodes: tuple[Node, ...], values: Mapping[str, t.Any
 
 
 def _given(port: Port, value: t.Any) -> t.Any:
+    if is_read_by_stage(port, value):
+        return value.location
     if isinstance(value, Artifact):
         return {"type": artifact_type(port), "path": value.location if is_uri(value) else value.path}
     return value.replace("'", "'\\''") if isinstance(value, str) else value  # it stands in '…' of a stage's command

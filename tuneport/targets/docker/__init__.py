@@ -8,7 +8,7 @@ import typing as t
 from collections.abc import Mapping
 
 from tuneport import targets
-from tuneport.errors import UserError
+from tuneport.errors import UserError, excerpt
 from tuneport.graph import Pipeline
 from tuneport.runner.request import Request
 from tuneport.runner.run import Plan, compile_plan, run_plan
@@ -46,7 +46,9 @@ class Docker(Target):
         plan = compile_plan(pipeline, values, request, python=("python", "-P"))
         for stage in plan.stages:
             if (size := shm_size(stage.step)) and not SIZE.fullmatch(size[1]):
-                raise UserError(f"{size[0]}={size[1]!r}: not valid; expected a size as Docker writes it, such as 5g.")
+                raise UserError(
+                    f"{size[0]}={excerpt(size[1])}: not valid; expected a size as Docker writes it, such as 5g."
+                )
         if LOOPBACK.match(plan.tracking_uri) and chosen.network != "host":
             raise UserError(
                 f"MLFLOW_TRACKING_URI={plan.tracking_uri}: in a container that is the container itself. Name this "

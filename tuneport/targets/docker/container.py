@@ -18,7 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tuneport.artifacts import Artifact
+from tuneport.address import EXTRAS
+from tuneport.artifacts import Artifact, CustomMLflowModel, CustomModel
+from tuneport.confined import check_links
 from tuneport.errors import UserError
 from tuneport.runner.process import kill_group
 from tuneport.runner.run import Executor, Plan, Stage, variables
@@ -33,6 +35,12 @@ PASSED_ON_WITH_NETWORK = (
     "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
 )  # fmt: skip
+# What stages that read data from a store are given of the user's credentials for it, by the extra that reads it.
+VARIABLES_OF_STORES = {"s3": ("AWS_",), "gcs": ("GOOGLE_",), "azure": ("AZURE_",)}
+FILES_OF_STORES = {
+    "s3": {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"},
+    "gcs": {"GOOGLE_APPLICATION_CREDENTIALS": "~/.config/gcloud/application_default_credentials.json"},
+}
 
 
 class Engine:
@@ -157,7 +165,7 @@ class Containers(Executor):
 def run_flags(plan: Plan, stage: Stage, settings: Settings, *, gpus: bool) -> list[str]:
     """The options of `docker run` for a stage: what it sees, as whom it runs, what it may use."""
     store = local_store(plan.tracking_uri, plan.folder)
-    networked = stage.step.network or store is None
+    networked = stage.step.needs_network() or store is None
     flags = [
         "--init", "--user", f"{os.getuid()}:{os.getgid()}",
         *(flag for group in os.getgroups() for flag in ("--group-add", str(group))),
@@ -166,13 +174,15 @@ def run_flags(plan: Plan, stage: Stage, settings: Settings, *, gpus: bool) -> li
     ]  # fmt: skip
     mounts = merged(_mounts(plan, stage, store))
     if not any(mount.target == SCRATCH for mount in mounts):
-        flags += ["--tmpfs", str(SCRATCH)]
+        flags += ["--tmpfs", f"{SCRATCH}:size={settings.tmp_size}"]
     for mount in mounts:
         flags += ["--mount", mount.flag()]
     for name in _variables(plan, stage, settings, networked):
         flags += ["--env", name]
-    if stage.step.network:
+    if stage.step.needs_network():
         flags += ["--env", f"HF_HUB_CACHE={hub_cache(plan.environment)}"]
+    for name, file in _credential_files(plan, stage):
+        flags += ["--env", f"{name}={file}"]
     if store:
         flags += ["--workdir", str(plan.folder)]  # a relative tracking URI counts from there
     return flags + _limits(stage.step, settings, gpus)
@@ -183,8 +193,24 @@ def _variables(plan: Plan, stage: Stage, settings: Settings, networked: bool) ->
     names = {n for n in plan.environment if n.startswith(PASSED_ON)} | set(stage.environment) - {"PYTHONPATH"}
     if networked:
         names |= {n for n in PASSED_ON_WITH_NETWORK if n in plan.environment}
+    prefixes = tuple(p for extra in _stores(stage) for p in VARIABLES_OF_STORES.get(extra, ()))
+    names |= {n for n in plan.environment if prefixes and n.startswith(prefixes)}
     names |= {n for n in USER_FOLDERS if n in plan.environment}
     return sorted(names | set(settings.environment))
+
+
+def _stores(stage: Stage) -> set[str]:
+    """The extras of ours by which a stage reads data that lies elsewhere."""
+    return {EXTRAS[a.address.scheme] for a in stage.inputs.values() if a.address.scheme in EXTRAS}
+
+
+def _credential_files(plan: Plan, stage: Stage) -> Iterator[tuple[str, Path]]:
+    """The files in which a store's own library finds credentials, each with the variable that names it."""
+    for extra in _stores(stage):
+        for name, default in FILES_OF_STORES.get(extra, {}).items():
+            file = Path(plan.environment.get(name) or default).expanduser().absolute()
+            if file.is_file():
+                yield name, file
 
 
 def _limits(step: Step, settings: Settings, gpus: bool) -> list[str]:
@@ -233,24 +259,33 @@ def _mounts(plan: Plan, stage: Stage, store: Path | None) -> Iterator[Mount]:
         yield Mount(source=store, target=store, writable=True)
     yield Mount(source=plan.output_dir, target=plan.output_dir)  # earlier stages' outputs
     yield Mount(source=stage.folder, target=stage.folder, writable=True)
+    if plan.digests and plan.digests.exists():
+        yield Mount(source=plan.digests, target=plan.digests, writable=True)
     for artifact in stage.inputs.values():
         if artifact.user_supplied or not artifact.path.is_relative_to(plan.output_dir):
             yield from read_only(artifact)
+    for _, file in _credential_files(plan, stage):
+        yield Mount(source=file, target=file)
     for folder in (plan.folder / plan.environment[name] for name in USER_FOLDERS if plan.environment.get(name)):
         yield Mount(source=folder, target=folder)
-    if stage.step.network:
+    if stage.step.needs_network():
         cache = hub_cache(plan.environment)
         cache.mkdir(parents=True, exist_ok=True)
         yield Mount(source=cache, target=cache, writable=True)
 
 
 def read_only(artifact: Artifact) -> Iterator[Mount]:
-    """What a user's input consists of: a file, a folder or the folder of a glob, and what links and tables lead to."""
+    """What a user's input consists of: a file, a folder or the folder of a glob, and what links and tables lead to.
+
+    Raises `UserError` for a link that leads out of a model's folder, but from a hub's cache to its blobs.
+    """
     root = artifact.path
-    if not root.is_absolute():  # a URI
+    if not artifact.address.is_local or not root.is_absolute():
         return
     while not root.exists() and root != root.parent:
         root = root.parent  # a glob's last folder without wildcards
+    if isinstance(artifact, (CustomModel, CustomMLflowModel)):
+        check_links(root)  # of data, preprocess says which links it follows
     yield Mount(source=root, target=root)
     links = [path for path in root.rglob("*") if path.is_symlink()] if root.is_dir() and root == artifact.path else []
     for path in {*artifact.members(), *links}:

@@ -35,6 +35,9 @@ class Settings(BaseModel):
     memory: str | None = Field(
         None, pattern=r"^\d+[bkmg]$", description="Most memory of a stage, /dev/shm included, as in 16g. Unset: all."
     )
+    tmp_size: str = Field(
+        "8g", pattern=r"^\d+[bkmg]$", description="Most that a stage may keep in /tmp, which is in memory."
+    )
     network: str = Field(
         "bridge", min_length=1, description="Docker network of the stages that need one, such as bridge or host."
     )

@@ -23,6 +23,12 @@ if t.TYPE_CHECKING:
     from tuneport.targets.kfp.settings import Settings
 
 
+REMEDY = (
+    "Put it into a Secret that platform.kfp.secrets names (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for "
+    "MLflow), and data into an object store or on a volume."
+)
+
+
 @dc.dataclass(frozen=True, kw_only=True)
 class Document:
     """A compiled pipeline: its YAML, and what is needed to send it."""
@@ -46,6 +52,7 @@ class Kfp(Target):
 
     def compile(self, pipeline: Pipeline, values: Mapping[str, t.Any], request: Request) -> Document:
         found = targets.settings(self, request)
+        targets.refuse_secrets(self, values, request, REMEDY)
         steps = bind.instantiate(pipeline, values, request.output_dir)
         bind.check(steps, files=False)
         with _no_garbage_collection():
@@ -80,10 +87,13 @@ class Kfp(Target):
     ) -> int:
         from tuneport.targets.kfp import executor
 
-        known = {flag.removeprefix("--"): flag for flag in (executor.FLAG, executor.JOB_FLAG, executor.RUN_FLAG)}
+        flags_of_ours = (executor.FLAG, executor.JOB_FLAG, executor.RUN_FLAG, executor.VALUES_FLAG)
+        known = {flag.removeprefix("--"): flag for flag in flags_of_ours}
         if unknown := {name: value for name, value in flags.items() if name not in known}:
             return super().run_stage(step, unknown, given, work)
         values = {known[name]: value for name, value in flags.items()}
+        if (text := values.get(executor.VALUES_FLAG)) is not None:
+            return work({**executor.values(text), **given})
         if (job := values.get(executor.JOB_FLAG)) is not None:
             from tuneport.targets.kfp import multi_node
 

@@ -27,6 +27,7 @@ CLASSES = {  # kfp's class for an artifact of ours
     "MLflowModel": "Model",
     "CustomModel": "Model",
     "CustomMLflowModel": "Model",
+    "Tokenizer": "Artifact",
     "Dataset": "Dataset",
     "File": "Dataset",
     "MLTable": "Dataset",
@@ -226,13 +227,17 @@ def _configure(task: PipelineTask, plan: Plan, node: Node) -> None:
     if plan.is_job(node):
         from kfp import kubernetes
 
-        launcher, shared = plan.settings.multi_node.launcher, t.cast(Volume, plan.settings.shared_volume)
+        own, shared = plan.settings.multi_node.launcher, t.cast(Volume, plan.settings.shared_volume)
+        both = {name: {**getattr(found, name), **getattr(own, name)} for name in ("labels", "annotations")}
+        launcher = own.model_copy(update=both)
         _set_resources(task, launcher, 1)
         _set_pod(task, launcher, plan.settings)
+        _bound_tmp(task, plan, launcher.tmp_size or job.TMP_SIZE)
         kubernetes.mount_pvc(task, pvc_name=shared.claim, mount_path=shared.path, sub_path=shared.sub_path)
         return
     _set_resources(task, found, plan.asked(node, "processes"))
     _set_pod(task, found, plan.settings)
+    _bound_tmp(task, plan, found.tmp_size or (None if node.step.network else job.TMP_SIZE))
     if shm := found.shm_size or _shm_size(plan, node):
         from kfp import kubernetes
 
@@ -281,9 +286,19 @@ def _set_pod(task: PipelineTask, found: Resources, settings: Settings) -> None:
         kubernetes.set_timeout(task, seconds(found.timeout))
 
 
+def _bound_tmp(task: PipelineTask, plan: Plan, size: str | None) -> None:
+    """Bound what a container keeps in /tmp, unless a volume is mounted there."""
+    from kfp import kubernetes
+
+    mounted = {volume.path for volume in plan.settings.volumes} | {secret.path for secret in plan.settings.secrets}
+    if size and job.SCRATCH not in mounted:
+        kubernetes.empty_dir_mount(task, volume_name="tmp", mount_path=job.SCRATCH, size_limit=size)
+
+
 def _environment(plan: Plan, node: Node) -> dict[str, str]:
     found = {"PYTHONUNBUFFERED": "1"}
-    if not node.step.network:
+    read = [plan.sources[v.port].location for v in plan.wired(node).values() if v.port in plan.sources]
+    if not node.step.network and not any(location.startswith("hf:") for location in read):
         found["HF_HUB_OFFLINE"] = "1"
     if uri := plan.settings.tracking_uri:
         found |= {"MLFLOW_TRACKING_URI": uri, "MLFLOW_EXPERIMENT_NAME": plan.settings.experiment or plan.pipeline.name}
@@ -301,6 +316,11 @@ def _job_problems(plan: Plan, node: Node) -> list[str]:
         )
     if (fewest := settings.multi_node.elastic_min_nodes) and fewest > nodes:
         problems.append(f"platform.kfp.multi_node.elastic_min_nodes={fewest}: expected up to {name} ({nodes}).")
+    if settings.multi_node.when_evicted == "suspend" and settings.multi_node.queue:
+        problems.append(
+            "platform.kfp.multi_node.when_evicted=suspend: not with queue, as Kueue itself suspends and resumes its "
+            "jobs. Leave out one of them."
+        )
     if not problems:
         try:  # what this kind of job has no field for
             multi_node.manifest(_job(plan, node), "compile", ("python3",))
@@ -355,11 +375,13 @@ def _job(plan: Plan, node: Node) -> dict[str, t.Any]:
         priority_class=several.priority_class,
         deadline_seconds=seconds(found.timeout) if found.timeout else None,
         runtime=several.runtime,
+        runtime_kind=several.runtime_kind,
     )
     return {
         "kind": settings.kubeflow_job,
         "shared": shared.path,
         "pending_seconds": seconds(several.pending_timeout),
+        **({"when_evicted": several.when_evicted} if several.when_evicted != "delete" else {}),
         "job": described.described(),
     }
 

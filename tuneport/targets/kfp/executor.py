@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import typing as t
@@ -13,13 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tuneport.artifacts import MANIFEST, write_atomically
+from tuneport.address import EXTRAS, Address
+from tuneport.artifacts import MANIFEST, File, MLTable, write_atomically
 from tuneport.errors import UserError
-from tuneport.step import Step
+from tuneport.json_yaml import parse_json, to_json
+from tuneport.step import Port, Step
 from tuneport.targets.kfp.views import render
 
 # The flags of a stage in a container of KFP: its executor input, and for a stage on several machines job and run.
 FLAG, JOB_FLAG, RUN_FLAG = "--kfp_executor_input", "--kfp_job", "--kfp_run_id"
+VALUES_FLAG = "--kfp_values"  # of a stage on one of several machines: its values as JSON
 LOCATION = "_location"  # ends the name of a parameter that stands for an input artifact, as a path or https URI
 MOUNTS = {"gs://": "/gcs/", "s3://": "/s3/", "minio://": "/minio/", "oci://": "/oci/"}  # where KFP puts what it fetches
 TIMEOUT = 60  # seconds without a byte from a web server
@@ -51,9 +53,23 @@ def run(
     return 0
 
 
+def values(text: str) -> JSON:
+    """The values of a stage on one of several machines, as the launcher of its job wrote them.
+
+    Raises `UserError` where they are none.
+    """
+    try:
+        found = parse_json(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{VALUES_FLAG}: not valid; expected a JSON object with the values of the stage, by name.")
+    return found
+
+
 def _parse(text: str) -> JSON:
     try:
-        task = json.loads(text)
+        task = parse_json(text)
         _ = task["outputs"]["outputFile"]
     except (ValueError, KeyError, TypeError):
         raise UserError(
@@ -93,10 +109,20 @@ def _inputs(task: JSON, step: type[Step]) -> Iterator[JSON]:
                 given[name] = _number(value, ports[name].type)
             elif name.endswith(LOCATION):
                 port = name.removesuffix(LOCATION)
-                given[port] = fetch(port, value, Path(folder)) if "://" in value else Path(value)
+                given[port] = _located(port, value, Path(folder), ports.get(port))
             else:
                 given[name] = value  # unknown: refused with the others
         yield given
+
+
+def _located(name: str, value: str, folder: Path, port: Port | None) -> str | Path:
+    """A path, or the address of data, which its stage reads where it lies; anything else is fetched."""
+    address = Address.of(value)
+    if "://" not in value:
+        return Path(value)
+    if port is not None and port.type in (File, MLTable) and address.scheme in EXTRAS:
+        return value
+    return fetch(name, value, folder)
 
 
 def _number(value: t.Any, type_: type) -> t.Any:
@@ -109,6 +135,8 @@ def fetch(name: str, uri: str, folder: Path) -> Path:
 
     Raises `UserError` where the server cannot be reached or refuses.
     """
+    if urllib.parse.urlsplit(uri).scheme not in ("http", "https"):  # a file:// would read this container's own files
+        raise UserError(f"{name}={uri}: not valid; expected an https address, or a path on a mounted volume.")
     target = folder / name / (Path(urllib.parse.urlsplit(uri).path).name or "data")
     target.parent.mkdir()
     try:
@@ -137,4 +165,4 @@ def _report(path: Path, outputs: Mapping[str, JSON], metadata: Mapping[str, JSON
         found = {**artifact.get("metadata", {}), **metadata.get(name, {})}
         artifacts[name] = {"artifacts": [{**known, "metadata": found}]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps({"artifacts": artifacts}))
+    write_atomically(path, to_json({"artifacts": artifacts}))

@@ -7,6 +7,7 @@ where KFP wants it.
 
 from __future__ import annotations
 
+import dataclasses as dc
 import importlib
 import json
 import logging
@@ -19,11 +20,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tuneport.artifacts import Artifact, verify
-from tuneport.errors import UserError
-from tuneport.launchers import cluster, job
+from tuneport.errors import UserError, excerpt
+from tuneport.launchers import cluster, job, last_words, torchrun
+from tuneport.launchers.kubernetes_api import Api, Patience
+from tuneport.secrets import credentials, masked
 from tuneport.stage import Terminated, arguments, handled
-from tuneport.step import Step, parse_values
-from tuneport.targets.kfp.executor import RUN_FLAG
+from tuneport.step import Step, parse_values, show
+from tuneport.targets.kfp.executor import RUN_FLAG, VALUES_FLAG
 
 log = logging.getLogger("tuneport.launch")
 
@@ -35,7 +38,7 @@ def run(step: type[Step], description: str, run_id: str, given: Mapping[str, t.A
     """
     known = json.loads(description)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run_id):
-        raise UserError(f"{RUN_FLAG}={run_id!r}: not valid; expected the id of a run.")
+        raise UserError(f"{RUN_FLAG}={excerpt(run_id)}: not valid; expected the id of a run.")
     stage = step(**parse_values(step.ports(), given, step.name()))
     stage.check()
     folder = Path(known["shared"], run_id, step.name())
@@ -44,7 +47,7 @@ def run(step: type[Step], description: str, run_id: str, given: Mapping[str, t.A
     values |= {name: folder / "out" / name for name in outputs}
     for name in outputs:
         (folder / "out" / name).parent.mkdir(parents=True, exist_ok=True)
-    _launch(known, step, run_id, ("python3", "-P", "-m", *arguments(step, values)))
+    _launch(known, step, run_id, _command(step, values), folder)
     _stage_out(folder, outputs)
     return 0
 
@@ -98,20 +101,51 @@ def _stage_out(folder: Path, outputs: Mapping[str, Artifact]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _launch(known: Mapping[str, t.Any], step: type[Step], run_id: str, command: Sequence[str]) -> None:
-    patience = cluster.Patience(pending=known["pending_seconds"])
-    found = cluster.Cluster(patience=patience)
-    owner = found.owner(os.environ.get("KFP_POD_NAME") or os.environ.get("HOSTNAME"))
+def _command(step: type[Step], values: Mapping[str, t.Any]) -> list[str]:
+    """What each machine runs: the stage, with the values that are not its defaults as one JSON argument.
+
+    A TrainJob takes 128 words of command, and finetune has more parameters than half of that.
+    """
+    package, stage, *flags = arguments(step, values)
+    given = dict(zip((flag.removeprefix("--") for flag in flags[::2]), flags[1::2], strict=True))
+    defaults = {
+        name: show(port.default) if port.type is bool else str(port.default) for name, port in step.ports().items()
+    }
+    other = {name: value for name, value in given.items() if defaults[name] != value}
+    return ["python3", "-P", "-m", package, stage, VALUES_FLAG, json.dumps(other)]
+
+
+def _launch(known: Mapping[str, t.Any], step: type[Step], run_id: str, command: Sequence[str], folder: Path) -> None:
+    api = Api(patience=Patience(pending=known["pending_seconds"]))
+    own_pod = os.environ.get("KFP_POD_NAME") or os.environ.get("HOSTNAME")
+    owner = api.owner(own_pod)
+    described = _job(known, step.name(), run_id, command)
+    words = folder / "last-words"
+    environment = {**described.environment, last_words.VARIABLE: last_words.places(words)}
+    stop_file = folder / "stop"  # of an attempt that was ended while the API was away; this one goes on
+    stop_file.unlink(missing_ok=True)
+    environment[torchrun.STOP_FILE] = str(stop_file)
+
+    def clear() -> None:
+        shutil.rmtree(words, ignore_errors=True)
+        words.mkdir(parents=True)
+
+    seen = folder / "log-seen.json"
+    reports = cluster.Reports(
+        say=_say, seen=seen, left=lambda: last_words.read(words), clear=clear, abandon=stop_file.touch
+    )
 
     def stop(signum: int, frame: object) -> None:
         raise Terminated
 
     with handled(stop):
-        cluster.run(found, _kind(known), _job(known, step.name(), run_id, command), owner, _say)
+        suspend_for = own_pod if known.get("when_evicted") == "suspend" else None
+        described = dc.replace(described, environment=environment)
+        cluster.run(api, _kind(known), described, owner, reports, suspend_for=suspend_for)
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(masked(line, credentials(os.environ)) + "\n")
     sys.stderr.flush()
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tuneport.errors import UserError
+from tuneport.secrets import masked
 from tuneport.targets.kfp.settings import Settings
 
 log = logging.getLogger("tuneport.kfp")
@@ -32,13 +33,13 @@ def submit(
     experiment = settings.experiment or pipeline
     endpoint = (settings.endpoint or environment.get(ENDPOINT) or "").rstrip("/")
     if dry_run:
-        print(json.dumps(request(name, experiment, text, settings, endpoint), indent=1))  # noqa: T201
+        print(masked(json.dumps(request(name, experiment, text, settings, endpoint), indent=1)))  # noqa: T201
         return 0
     _check_reachable(endpoint, settings)
     with _refusals(endpoint):
         client = _client(endpoint, settings, environment)
         run_id = _create(client, name, experiment, text, settings)
-    url = f"{endpoint or 'the UI'}/#/runs/details/{run_id}"
+    url = f"{masked(endpoint) or 'the UI'}/#/runs/details/{run_id}"
     print(f"started: {url}", flush=True)  # noqa: T201
     if not wait:
         return 0
@@ -122,7 +123,7 @@ def _detail(body: t.Any) -> str:
 def _client(endpoint: str, settings: Settings, environment: Mapping[str, str]) -> t.Any:
     import kfp
 
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _silent():
         warnings.simplefilter("ignore")
         return kfp.Client(
             host=endpoint or None,
@@ -133,8 +134,23 @@ def _client(endpoint: str, settings: Settings, environment: Mapping[str, str]) -
         )
 
 
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without the tracebacks that kfp logs of whatever it tries; what is final is raised as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _create(client: t.Any, name: str, experiment: str, text: str, settings: Settings) -> str:
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # kfp prints links
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()),
+        _silent(),
+    ):  # it prints links
         path = Path(folder, "pipeline.yaml")
         path.write_text(text, "utf-8")
         found = client.create_experiment(experiment, namespace=settings.namespace)

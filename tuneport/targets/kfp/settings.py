@@ -8,6 +8,8 @@ from pathlib import PurePosixPath
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from tuneport.launchers.job import TMP_SIZE
+
 DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 
 
@@ -160,6 +162,10 @@ class Resources(Strict):
     shm_size: Memory | None = Field(
         default=None, description="Size of /dev/shm, of a stage without a parameter for it; unset: the cluster's."
     )
+    tmp_size: Memory | None = Field(
+        default=None,
+        description=f"Most that it may keep in /tmp; unset: {TMP_SIZE}, and no limit for a stage that fetches a model.",
+    )
     node_selector: dict[LabelKey, LabelValue] | None = Field(
         default=None, description="Labels that its node must have."
     )
@@ -197,14 +203,23 @@ class MultiNode(Strict):
 
     queue: Label | None = Field(default=None, description="Queue of Kueue that admits it; unset: none.")
     priority_class: Name | None = Field(default=None, description="PriorityClass of its pods (PyTorchJob).")
-    restarts: int = Field(default=0, ge=0, le=100, description="Restarts of pods that failed (PyTorchJob).")
+    restarts: int = Field(default=0, ge=0, le=100, description="Restarts of pods that failed (PyTorchJob; elastic: 3).")
     elastic_min_nodes: int | None = Field(
-        default=None, ge=1, description="Go on with as few machines as that (PyTorchJob); unset: all are needed."
+        default=None, ge=1, description="Go on with as few machines as that; unset: all are needed."
     )
     pending_timeout: Duration = Field(
         default="30m", description="Time for its first pod to run, not counting a queue; then it is deleted."
     )
-    runtime: Name = Field(default="torch-distributed", description="ClusterTrainingRuntime of a TrainJob.")
+    runtime: Name = Field(default="torch-distributed", description="Runtime of a TrainJob.")
+    runtime_kind: t.Literal["ClusterTrainingRuntime", "TrainingRuntime"] = Field(
+        default="ClusterTrainingRuntime",
+        description="Its kind: of the whole cluster, or of the namespace, as the chart's.",
+    )
+    when_evicted: t.Literal["delete", "suspend"] = Field(
+        default="delete",
+        description="What becomes of the job when the pod of the stage is evicted or pre-empted: suspend keeps it, "
+        "without pods, for the retry, which resumes it.",
+    )
     launcher: Resources = Field(
         default=Resources(cpu_request="250m", memory_request="256Mi", memory_limit="2Gi"),
         description="What the stage's own pod gets, which copies artifacts and follows the job.",

@@ -7,19 +7,21 @@ import typing as t
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
+from tuneport.address import EXTRAS
 from tuneport.errors import UserError, did_you_mean
 from tuneport.graph import Node, Pipeline, Ref
 from tuneport.step import Port
 from tuneport.targets.kfp.settings import Volume
 
 OBJECT_STORES = ("s3", "gs", "minio", "oci")  # what Kubeflow fetches itself
+READ = tuple(scheme for scheme in EXTRAS if scheme not in ("http", *OBJECT_STORES))  # data that stages read themselves
 
 
 class Source(t.NamedTuple):
     """A path or URI, as the user wrote it."""
 
     location: str
-    imported: bool  # by KFP's importer; else the stage opens it: on a mounted volume, or from a web server
+    imported: bool  # by KFP's importer; else the stage opens it: on a mounted volume, or where it lies
 
 
 def sources(
@@ -49,9 +51,12 @@ def _source(port: Port, location: str, volumes: Sequence[Volume]) -> Source:
         if kind != "File" and not location.endswith(".gguf"):
             raise UserError(f"{got}: no folder can be fetched by https. Put it into an object store or on a volume.")
         return Source(location, imported=False)
+    is_data = kind in ("File", "MLTable")
+    if is_data and (scheme in READ or (scheme in EXTRAS and set(rest) & set("*?[]"))):
+        return Source(location, imported=False)
     if scheme not in OBJECT_STORES:
-        wanted = f"{', '.join(OBJECT_STORES)} or https"
-        raise UserError(f"{got}: not valid; expected a URI with {wanted}.{did_you_mean(scheme, OBJECT_STORES)}")
+        known = (*OBJECT_STORES, *(READ if is_data else ("https",)))
+        raise UserError(f"{got}: not valid; expected a URI with {', '.join(known)}.{did_you_mean(scheme, known)}")
     if scheme == "oci" and kind in ("File", "MLTable"):
         raise UserError(f"{got}: Kubeflow takes models from an image registry, but no data. Use an object store.")
     if set(rest) & set("*?[]"):

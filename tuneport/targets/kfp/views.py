@@ -9,6 +9,7 @@ import typing as t
 from collections.abc import Iterator
 from pathlib import Path
 
+from tuneport.json_yaml import to_json
 from tuneport.step import View
 
 
@@ -25,7 +26,7 @@ def render(view: View, folder: Path, place: Path) -> dict[str, t.Any]:
         place.write_text("\n".join(markdown(found)) + "\n", "utf-8")
         return {}
     metadata = numbers(found) if view.kind == "metrics" else confusion(found)
-    place.write_text(json.dumps(metadata), "utf-8")  # KFP keeps them as metadata; a file is expected all the same
+    place.write_text(to_json(metadata), "utf-8")  # KFP keeps them as metadata; a file is expected all the same
     return metadata
 
 

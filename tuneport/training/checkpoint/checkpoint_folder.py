@@ -8,26 +8,27 @@ import logging
 import os
 import shutil
 import typing as t
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 import tuneport
 from tuneport.artifacts import (
     MANIFEST,
+    SEAL,
     Artifact,
-    link_or_copy,
+    entries,
     read_manifest,
-    sha256,
     verify,
     write_atomically,
     write_manifest,
 )
+from tuneport.digests import sha256
 from tuneport.errors import UserError
+from tuneport.links import link_or_copy
 
 log = logging.getLogger("tuneport.finetune")
 
 PREFIX = "checkpoint-"
-SEAL = "manifest.sha256"  # digest of the manifest, which lists the digests of all else
 LATEST = "LATEST"
 BEST = "BEST"
 TRAINER_STATE = "trainer_state.json"  # transformers' own name
@@ -45,6 +46,13 @@ class Checkpoint(Artifact):
         """The step whose weights were the best ones when this checkpoint was written."""
         found: int | None = json.loads((self.path / TRAINER_STATE).read_text("utf-8"))["best_global_step"]
         return found
+
+    def is_resumable(self) -> bool:
+        """Whether it holds the states of a training beside the weights; also true of one whose manifest is damaged."""
+        try:
+            return RUN_STATE in read_manifest(self)["files"]
+        except UserError:
+            return True
 
     def damage(self) -> str:
         """What is wrong with its files, or an empty string: every byte is held against the manifest."""
@@ -64,12 +72,14 @@ class CheckpointFolder:
     """A folder of checkpoints named ``checkpoint-<step>``, and the pointers `LATEST` and `BEST` to two of them.
 
     ``parameters`` and ``inputs`` go into every manifest; ``limit`` is the most checkpoints to keep, None for all.
+    ``states_of_all``: whether older ones keep what only a resume needs.
     """
 
     path: Path
     parameters: Mapping[str, t.Any] = dc.field(default_factory=dict)
     inputs: Mapping[str, str] = dc.field(default_factory=dict)
     limit: int | None = None
+    states_of_all: bool = True
 
     def checkpoint(self, step: int) -> Checkpoint:
         return Checkpoint(self.path / f"{PREFIX}{step}")
@@ -92,23 +102,55 @@ class CheckpointFolder:
         """Where a checkpoint is written before it is moved into its place."""
         return _beside(self.checkpoint(step).path, "partial")
 
-    def publish(self, step: int, best: int | None) -> None:
-        """Seal what was written since `begin`, put it in its place in one move, and delete what is one too many."""
+    def part(self, step: int, names: Iterable[str]) -> dict[str, dict[str, t.Any]]:
+        """By name, the manifest's entries of files that this process wrote since `begin`; they are on the disk then."""
+        paths = {name: self.partial(step) / name for name in names}
+        for path in paths.values():
+            _fsync(path)
+        return entries(paths)
+
+    def publish(self, step: int, best: int | None, parts: Mapping[str, Mapping[str, t.Any]] | None = None) -> None:
+        """Seal what was written since `begin`, put it in its place in one move, and delete what is one too many.
+
+        ``parts``: what `part` said to the other processes.
+        """
+        partial = Checkpoint(self.partial(step))
+        write_manifest(partial, "finetune", tuneport.__version__, self.parameters, self.inputs, known=parts)
+        self._place(step, synced=parts or {})
+        write_atomically(self.path / LATEST, self.checkpoint(step).path.name)
+        if best is not None:
+            write_atomically(self.path / BEST, self.checkpoint(best).path.name)
+        self._rotate({step, best})
+        for checkpoint in () if self.states_of_all else self.all():
+            if checkpoint.step != step and checkpoint.is_resumable():
+                self._drop_states(checkpoint)
+
+    def _place(self, step: int, synced: Container[str]) -> None:
+        """Seal the manifest of what was written since `begin`, and put all in its place in one move."""
         final = self.checkpoint(step).path
         partial, old = self.partial(step), _beside(final, "old")
-        write_manifest(Checkpoint(partial), "finetune", tuneport.__version__, self.parameters, self.inputs)
         write_atomically(partial / SEAL, sha256(partial / MANIFEST))
         for path in (*partial.rglob("*"), partial):
-            _fsync(path)
+            if path.relative_to(partial).as_posix() not in synced:
+                _fsync(path)
         if final.exists():  # written at the same step before: an evaluation came after it
             final.replace(old)
         partial.replace(final)
         _fsync(self.path)
         shutil.rmtree(old, ignore_errors=True)
-        write_atomically(self.path / LATEST, final.name)
-        if best is not None:
-            write_atomically(self.path / BEST, self.checkpoint(best).path.name)
-        self._rotate({step, best})
+
+    def _drop_states(self, checkpoint: Checkpoint) -> None:
+        """Put the same checkpoint without its states in a checkpoint's place; its files are linked, not read."""
+        if checkpoint.damage():
+            return
+        manifest, partial = read_manifest(checkpoint), self.begin(checkpoint.step)
+        kept = {name: entry for name, entry in manifest["files"].items() if not _is_state(name)}
+        for name in kept:
+            (partial / name).parent.mkdir(exist_ok=True)
+            link_or_copy(str(checkpoint.path / name), str(partial / name))
+        inputs, version = manifest["inputs"], manifest["producer"]["version"]
+        write_manifest(Checkpoint(partial), "finetune", version, manifest["parameters"], inputs, known=kept)
+        self._place(checkpoint.step, synced=())
 
     def abandon(self, step: int) -> None:
         """Delete what was written since `begin`."""
@@ -134,8 +176,10 @@ class CheckpointFolder:
             shutil.rmtree(path, ignore_errors=True)
 
     def last_whole(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole and whose best one is, too; each that is skipped is named."""
+        """The newest resumable checkpoint that is whole and whose best one is, too; each that is damaged is named."""
         for checkpoint in self.all():
+            if not checkpoint.is_resumable():
+                continue
             damage = checkpoint.damage()
             if not damage and (best := checkpoint.best_step()) is not None and best != checkpoint.step:
                 damage = self.checkpoint(best).damage()
@@ -167,6 +211,11 @@ class CheckpointFolder:
             shutil.copytree(theirs.checkpoint(step).path, partial, copy_function=link_or_copy)
             partial.replace(final)
         self.keep_up_to(self.checkpoint(checkpoint.step))
+
+
+def _is_state(name: str) -> bool:
+    """Whether a file of a checkpoint is needed for a resume alone."""
+    return name == RUN_STATE or Path(name).suffix in (".pt", ".pth")
 
 
 def origin(checkpoint: Checkpoint) -> tuple[dict[str, t.Any], dict[str, str]]:

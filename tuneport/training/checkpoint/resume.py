@@ -15,6 +15,7 @@ from tuneport.training.checkpoint.checkpoint_folder import PREFIX, RUN_STATE, Ch
 log = logging.getLogger("tuneport.finetune")
 
 NO, YES = "false", "true"
+WEIGHTS_ALONE = "holds weights alone (checkpoint_contents)"
 # What a resume may change. What is not listed decides the weights, so a checkpoint with another value is refused.
 MAY_CHANGE = {
     "num_train_epochs",
@@ -23,6 +24,7 @@ MAY_CHANGE = {
     "gradient_accumulation_steps",
     "number_of_gpu_to_use_finetuning",
     "num_nodes_finetune",
+    "ddp_timeout",
     "per_device_eval_batch_size",
     "eval_accumulation_steps",
     "evaluation_strategy",
@@ -31,6 +33,7 @@ MAY_CHANGE = {
     "logging_strategy",
     "logging_steps",
     "save_total_limit",
+    "checkpoint_contents",
     "apply_early_stopping",
     "early_stopping_patience",
     "early_stopping_threshold",
@@ -78,6 +81,11 @@ def prepare(
         found = own.checkpoint(found.step)
     elif found is not None:
         _check_same_training(found, own, ports, rows_per_step, processes)
+    if found is None and (weights := next((c for c in own.all() if not c.is_resumable()), None)):
+        raise UserError(
+            f"resume_from_checkpoint={value}: {weights.path} {WEIGHTS_ALONE}. Set resume_from_checkpoint=false to "
+            "start from the beginning, or import it as the base model to go on from its weights."
+        )
     if found is None:
         log.info("no whole checkpoint to resume from in %s: starting from the beginning", own.path)
     else:
@@ -92,6 +100,8 @@ def _of_earlier_run(path: Path) -> Checkpoint:
         checkpoint = Checkpoint(path)
         if damage := checkpoint.damage():
             raise UserError(f"{path}: cannot be resumed from, as it is damaged ({damage}). Name another checkpoint.")
+        if not checkpoint.is_resumable():
+            raise UserError(f"{path}: cannot be resumed from, as it {WEIGHTS_ALONE}. Name another checkpoint.")
         return checkpoint
     folder, hidden = "pytorch_model_folder", ".pytorch_model_folder.partial"
     places = (

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import sys
 import typing as t
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from transformers import TrainingArguments
@@ -17,6 +19,28 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from tuneport.errors import UserError
 from tuneport.training.distributed import deepspeed
 from tuneport.training.parameters import TrainingParams
+
+
+def backend(options: TrainingParams) -> str:
+    """What the processes talk through: GPUs by NCCL, CPUs by Gloo; FSDP gathers checkpoints in CPU memory as well."""
+    if not torch.cuda.is_available():
+        return "gloo"
+    return "cuda:nccl,cpu:gloo" if options.fsdp else "nccl"
+
+
+def timeout(options: TrainingParams) -> timedelta:
+    """Of collective operations."""
+    return timedelta(seconds=options.ddp_timeout)
+
+
+def import_no_deepspeed() -> None:
+    """Keep accelerate from importing DeepSpeed, and MLflow with it, to see that a model is none of DeepSpeed's.
+
+    A model can be one only where DeepSpeed is imported already, which takes seconds.
+    """
+    from accelerate.utils import other
+
+    other.is_deepspeed_available = lambda: "deepspeed" in sys.modules
 
 
 def start_deepspeed(options: TrainingParams, *, bf16: bool, fp16: bool, world_size: int) -> dict[str, t.Any]:
@@ -33,8 +57,8 @@ def start_deepspeed(options: TrainingParams, *, bf16: bool, fp16: bool, world_si
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # it has not caught up
     import deepspeed as library
 
-    if not torch.distributed.is_initialized():  # transformers would start it with the GPUs' backend
-        library.init_distributed("nccl" if torch.cuda.is_available() else "gloo")
+    # Several processes have a group already, and it is taken; transformers would start one with the GPUs' backend.
+    library.init_distributed(backend(options), timeout=timeout(options))
     _load_no_code()
     return config
 
@@ -69,3 +93,18 @@ def fsdp(options: TrainingParams) -> dict[str, t.Any]:
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "state_dict_type": "FULL_STATE_DICT",
     }
+
+
+def units(model: t.Any) -> list[str]:
+    """The classes of a model's layers, each of which FSDP gathers and frees as one.
+
+    transformers also names the class of some models' embeddings, and accelerate makes the table within a unit of its
+    own, which may not be in another.
+    """
+    table = model.get_input_embeddings()
+    found: dict[str, None] = {}
+    for module in model.modules():
+        name = type(module).__name__
+        if name in model._no_split_modules and all(inner is not table for inner in module.modules()):
+            found[name] = None
+    return list(found)

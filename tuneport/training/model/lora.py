@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 
 from tuneport.artifacts import MANIFEST, Model, read_manifest
 from tuneport.errors import UserError
+from tuneport.modeling import pretrained
 from tuneport.serving.model_loader import ModelLoader
 from tuneport.training.parameters import AdapterParams
 
@@ -57,7 +59,12 @@ def adapt(model: t.Any, base: Path, output: Path, options: AdapterParams, heads:
         use_dora=options.use_dora,
         fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),
     )
-    adapted = AdaptedModel(model, config)
+    zero3: t.Any = is_deepspeed_zero3_enabled
+    spread = zero3()  # its weights are all of one type, and ZeRO holds float32 ones beside them
+    adapted = AdaptedModel(model, config, autocast_adapter_dtype=not spread)
+    for weight in adapted.parameters():
+        if weight.requires_grad and not spread:  # the base model, of which it took its type, may be in 16 bits
+            weight.data = weight.data.to(torch.float32)
     log.info(
         "LoRA of rank %d in %d modules (%s)%s",
         options.lora_r,
@@ -89,7 +96,7 @@ def head_modules(model: t.Any, base: Path) -> list[str]:
         for name, module in model.named_children()
         if name in heads and module is not vocabulary and next(module.parameters(), None) is not None
     ]
-    lacking = loader.lacking(str(base), model.config)
+    lacking = pretrained.lacking(loader, base, model.config)
     modules = {name.rpartition(".")[0] for name in lacking}
     return own + sorted(name for name in modules if name.partition(".")[0] not in own)
 

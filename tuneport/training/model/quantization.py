@@ -29,13 +29,17 @@ def loading(options: AdapterParams) -> dict[str, t.Any]:
         load_in_8bit=options.quantization == "8bit",
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16,
+        bnb_4bit_compute_dtype=_half(),
     )
     return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
 
 
+def _half() -> torch.dtype:
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
 def freeze(model: t.Any) -> None:
-    """Freeze a quantized model, and let what is not quantized be in 32 bits.
+    """Freeze a quantized model, and let what is not quantized be in 32 bits, but for the vocabulary's matrices in 16.
 
     Its config is to load the base model's full weights again, so it does not say that these were quantized.
     """
@@ -43,4 +47,7 @@ def freeze(model: t.Any) -> None:
 
     prepare: t.Any = prepare_model_for_kbit_training
     prepare(model, use_gradient_checkpointing=False)
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if module is not None:
+            module.to(_half())
     del model.config.quantization_config

@@ -7,6 +7,7 @@ import shutil
 import typing as t
 from pathlib import Path
 
+from tuneport.json_yaml import to_json
 from tuneport.model_source.model_files import TOKENIZER_FILES
 
 
@@ -32,7 +33,7 @@ class TokenizerFiles:
         """Write the files to a folder."""
         for file in {file for pattern in TOKENIZER_FILES for file in self.base.glob(pattern) if file.is_file()}:
             shutil.copyfile(file, Path(folder, file.name))
-        text = json.dumps(self.config, indent=2, ensure_ascii=False)
+        text = to_json(self.config, indent=2)
         Path(folder, "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
         if self.chat_template is not None:
             Path(folder, "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")

@@ -24,14 +24,22 @@ from tuneport.training.padding_free.varlen_attention import bounds
 
 @dc.dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows of a padded batch: where their tokens stand in it, and where in one row of them all."""
+    """The rows of a padded batch: where their tokens stand in it, and where in one row of them all.
+
+    The collator makes it, from what it knows on the CPU: a forward pass that asked the tensors would wait for the GPU.
+    """
 
     lengths: tuple[int, ...]
     width: int
-    starts: torch.Tensor  # of each row, among the tokens
-    in_batch: torch.Tensor  # of each token, in the batch
-    positions: torch.Tensor  # of each token, in its row
-    bounds: torch.Tensor  # see `varlen`
+    in_batch: torch.Tensor  # of each token, its place in the batch
+    positions: torch.Tensor  # (1, tokens): of each token, in its row
+    labelled: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # of each label: row, column, token before
+
+    def to(self, device: t.Any, non_blocking: bool = True) -> Rows:
+        """The same on a device; called wherever a batch is moved."""
+        moved = [part.to(device, non_blocking=non_blocking) for part in (self.in_batch, self.positions)]
+        labelled = self.labelled and tuple(part.to(device, non_blocking=non_blocking) for part in self.labelled)
+        return dc.replace(self, in_batch=moved[0], positions=moved[1], labelled=t.cast(t.Any, labelled))
 
     def packed(self, batch: torch.Tensor) -> torch.Tensor:
         """(rows, width, …) → (1, tokens, …)."""
@@ -44,24 +52,41 @@ class Rows:
         return spread.view(len(self.lengths), self.width, *tokens.shape[2:])
 
 
-def rows_of(lengths: Sequence[int], width: int, device: torch.device) -> Rows:
-    """The rows of a batch that is padded to ``width`` on the right."""
+def rows_of(lengths: Sequence[int], width: int, labels: torch.Tensor | None = None) -> Rows:
+    """The rows of a batch that is padded to ``width`` on the right.
+
+    ``labels``: (rows, width), of a decoder that learns to write; each is predicted at the token before it.
+    """
     counts = torch.tensor(lengths)
     starts = counts.cumsum(0) - counts
     row = torch.arange(len(counts)).repeat_interleave(counts)
     positions = torch.arange(int(counts.sum())) - starts[row]
+    labelled = None
+    if labels is not None:
+        of_row, column = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        labelled = (of_row, column, starts[of_row] + column)
     return Rows(
         lengths=tuple(lengths),
         width=width,
-        starts=starts.to(device, non_blocking=True),
-        in_batch=(row * width + positions).to(device, non_blocking=True),
-        positions=positions[None].to(device, non_blocking=True),
-        bounds=bounds(lengths, device),
+        in_batch=row * width + positions,
+        positions=positions[None],
+        labelled=labelled,
     )
 
 
+@dc.dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What a model is told of a batch beside its tensors: its `Rows`."""
+
+    gives_losses: bool
+
+    def __call__(self, rows: Sequence[dict[str, t.Any]], batch: dict[str, t.Any]) -> Rows:
+        lengths = [len(row["input_ids"]) for row in rows]
+        return rows_of(lengths, batch["input_ids"].shape[1], batch.get("labels") if self.gives_losses else None)
+
+
 class Unpadding:
-    """A model that takes ``lengths`` beside a batch and, while ``enabled``, computes with that many tokens of each row.
+    """A model that takes ``lengths``, a batch's `Rows`, beside it and, while ``enabled``, computes with their tokens.
 
     Without ``lengths``, or while not enabled, the model is as it was.
     """
@@ -74,6 +99,7 @@ class Unpadding:
         self.head = chunked_cross_entropy.head_of(model) if model.can_generate() else None
         self._rows: Rows | None = None
         self._stays_packed = False
+        self.measure = Measure(gives_losses=self.gives_losses)
         self._names = list(inspect.signature(self.trunk.forward).parameters)
         self.trunk.register_forward_pre_hook(self._pack, with_kwargs=True)
         self.trunk.register_forward_hook(self._pad)
@@ -89,14 +115,9 @@ class Unpadding:
         return self.head is not None
 
     @staticmethod
-    def measure(rows: Sequence[dict[str, t.Any]], batch: dict[str, t.Any]) -> tuple[int, ...]:
-        """The ``lengths`` of a batch that was made of these rows."""
-        return tuple(len(row["input_ids"]) for row in rows)
-
-    @staticmethod
-    def computed_tokens(lengths: Sequence[int]) -> int:
+    def computed_tokens(lengths: Rows) -> int:
         """How many tokens are computed with."""
-        return sum(lengths)
+        return sum(lengths.lengths)
 
     @contextlib.contextmanager
     def tested(self) -> t.Iterator[None]:
@@ -107,11 +128,10 @@ class Unpadding:
         plain = model.forward
 
         @functools.wraps(plain)
-        def forward(*args: t.Any, lengths: Sequence[int] | None = None, **inputs: t.Any) -> t.Any:
+        def forward(*args: t.Any, lengths: Rows | None = None, **inputs: t.Any) -> t.Any:
             if lengths is None or not self.enabled:
                 return plain(*args, **inputs)
-            ids = inputs["input_ids"]
-            self._rows = rows_of(lengths, ids.shape[1], ids.device)
+            self._rows = lengths.to(inputs["input_ids"].device)
             try:
                 if self.head is not None and inputs.get("labels") is not None:
                     return self._learn_labelled(self._rows, **inputs)
@@ -131,7 +151,7 @@ class Unpadding:
                 ids, given[name] = given[name], rows.packed(given[name])
                 if name == "input_ids":
                     given["position_ids"] = self._positions(rows, ids)
-        given["attention_mask"] = rows.bounds
+        given["attention_mask"] = bounds(rows.lengths, rows.in_batch.device)
         if "use_cache" in self._names:
             given["use_cache"] = False
         return (), given
@@ -179,10 +199,8 @@ class Unpadding:
             hidden = self.trunk(**inputs)[0]
         finally:
             self._stays_packed = False
-        row, column = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-        found = t.cast(t.Any, self.head).linear(
-            hidden[0].index_select(0, rows.starts[row] + column), targets=labels[row, column + 1]
-        )
+        row, column, before = t.cast(t.Any, rows.labelled)
+        found = t.cast(t.Any, self.head).linear(hidden[0].index_select(0, before), targets=labels[row, column + 1])
         if torch.is_grad_enabled():
             return CausalLMOutput(loss=found / max(len(row), 1))
         per_token = found.new_full((*labels[:, 1:].shape, 2), -1.0)

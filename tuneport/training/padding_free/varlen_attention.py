@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 VARLEN, VARLEN_FA2 = "varlen", "varlen_fa2"  # by torch's own kernels, by flash-attn's
@@ -23,10 +23,13 @@ def bounds(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
     """Cumulative row lengths, from 0, as int32 of shape (1, 1, longest row, rows + 1).
 
     The third dimension carries the longest row's length in tokens: reading a shape does not wait for a GPU, reading a
-    value does. It is an expanded view, so it takes no memory.
+    value does. It is an expanded view, so it takes no memory. Its attribute ``lengths`` has them for kernels that are
+    called row by row.
     """
     places = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return places.to(device, non_blocking=True).expand(1, 1, max(lengths), len(places))
+    found = places.to(device, non_blocking=True).expand(1, 1, max(lengths), len(places))
+    found.lengths = tuple(lengths)  # type: ignore[attr-defined]
+    return found
 
 
 Compute = t.Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "How"], torch.Tensor]
@@ -83,6 +86,12 @@ class How:
         return self.rows[0, 0, 0]
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of the rows, in tokens."""
+        known: tuple[int, ...] | None = getattr(self.rows, "lengths", None)
+        return tuple(self.starts.diff().tolist()) if known is None else known
+
+    @property
     def longest(self) -> int:
         return self.rows.shape[2]
 
@@ -107,8 +116,8 @@ def _how(module: t.Any, rows: torch.Tensor, **kwargs: t.Any) -> How:
 
 def row_by_row(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: How) -> torch.Tensor:
     """One kernel call a row; shapes as `attention_by` says. For CPUs: reading lengths would wait for a GPU."""
-    lengths = [length for length in how.starts.diff().tolist() if length]
-    parts = [torch.split(part, lengths, 2) for part in _alike(query, key, value)]
+    lengths = [length for length in how.lengths if length]
+    parts = [torch.split(part, lengths, 2) for part in (query, key, value)]
     found = []
     for row in zip(*parts, strict=True):
         length = row[0].shape[2]
@@ -124,7 +133,7 @@ def padded_within(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, h
     columns = torch.arange(how.longest, device=device)
     is_real = columns < how.starts.diff()[:, None]
     source = (how.starts[:-1, None] + columns).clamp(max=tokens - 1)
-    padded = [part[0].transpose(0, 1)[source].transpose(1, 2) for part in _alike(query, key, value)]
+    padded = [part[0].transpose(0, 1)[source].transpose(1, 2) for part in (query, key, value)]
     allowed = is_real[:, None, None, :] & _within(how.longest, how, device)
     allowed = allowed | ~is_real[:, None, :, None]  # a padded query must see something: softmax over nothing is NaN
     found = _scaled(padded, attn_mask=allowed, dropout_p=how.dropout, scale=how.scale)
@@ -160,14 +169,11 @@ def _flash_attn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how
     return found[None].to(query.dtype)
 
 
-def _alike(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Key and value repeated, so that each head of the query has its own: (1, heads, tokens, size) three times."""
-    groups = query.shape[1] // key.shape[1]
-    return query, *(part if groups == 1 else repeat_kv(part, groups) for part in (key, value))
-
-
 def _scaled(parts: t.Any, **kwargs: t.Any) -> torch.Tensor:
-    return functional.scaled_dot_product_attention(*parts, **kwargs)
+    """Of a query, a key and a value (rows, heads, tokens, size), where several of the query's heads may share a key."""
+    query, key, value = parts
+    shares = query.shape[1] != key.shape[1]
+    return functional.scaled_dot_product_attention(query, key, value, enable_gqa=shares, **kwargs)
 
 
 def _within(length: int, how: How, device: torch.device) -> torch.Tensor:

@@ -1,0 +1,112 @@
+"""An S3-compatible store for tests: moto's server in a process of its own, and a proxy that cuts connections."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+VARIABLES = {
+    "AWS_ACCESS_KEY_ID": "AKIAEXAMPLEKEY",
+    "AWS_SECRET_ACCESS_KEY": "a-secret-that-is-shown-nowhere",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@contextmanager
+def moto_server() -> Iterator[str]:
+    """A server's URL; it ends with the block."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "--host=127.0.0.1", f"--port={port}"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ})
+    try:
+        for _ in range(600):
+            if server.poll() is not None:
+                raise RuntimeError("moto's server ended")
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def client(url: str) -> Any:
+    """boto3's client of a server, apart from what reads it in tests."""
+    import boto3
+
+    return boto3.client(
+        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key="secret"
+    )
+
+
+class CuttingProxy:
+    """Hands bytes on between a client and a server; ``cut_at``: after so many bytes from the server, in all that went
+    before, the connection is reset."""
+
+    def __init__(self, url: str, cuts: int, span: int, seed: int = 1) -> None:
+        host, port = url.removeprefix("http://").split(":")
+        self.server = (host, int(port))
+        self.cut_at = sorted(random.Random(seed).sample(range(1, span), cuts))
+        self.cut = 0
+        self.sent = 0
+        self.lock = threading.Lock()
+        self.open: list[socket.socket] = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+
+    def close(self) -> None:
+        """Take no more connections, and end those that there are."""
+        with suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for end in self.open:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                far = socket.create_connection(self.server)
+                self.open += [near, far]
+                threading.Thread(target=self._up, args=(near, far), daemon=True).start()
+                threading.Thread(target=self._down, args=(far, near), daemon=True).start()
+
+    def _up(self, near: socket.socket, far: socket.socket) -> None:
+        with suppress(OSError):
+            while block := near.recv(65536):
+                far.sendall(block)
+        with suppress(OSError):
+            far.shutdown(socket.SHUT_WR)
+
+    def _down(self, far: socket.socket, near: socket.socket) -> None:
+        with suppress(OSError):
+            while block := far.recv(65536):
+                with self.lock:
+                    left = self.cut_at[self.cut] - self.sent if self.cut < len(self.cut_at) else len(block) + 1
+                    block, cut = (block[: max(0, left)], True) if left <= len(block) else (block, False)
+                    self.sent += len(block)
+                    self.cut += cut
+                near.sendall(block)
+                if cut:
+                    break
+        for end in (near, far):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()

@@ -1,0 +1,158 @@
+"""A configuration whose data lies in an object store: prepared here, planned for containers, compiled for clusters."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipelines
+import steps
+from tests.object_store import VARIABLES, client, moto_server
+from tuneport.artifacts import Dataset
+from tuneport.graph import Node, Pipeline, Ref
+from tuneport.runner.request import Request
+from tuneport.stage import execute
+from tuneport.targets import load
+
+COLUMNS = {"sentence1_key": "text", "label_key": "label"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with moto_server() as url:
+        client(url).create_bucket(Bucket="rows")
+        yield url
+
+
+@pytest.fixture
+def environment(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    import s3fs
+
+    for name, value in {**VARIABLES, "AWS_ENDPOINT_URL": server}.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield dict(os.environ)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def body(rows: list[dict[str, str]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def digests(output: Path) -> dict[str, str]:
+    files = json.loads((output / "manifest.json").read_text())["files"]
+    return {name: entry["sha256"] for name, entry in files.items() if "report" not in name}
+
+
+def test_rows_of_a_store_become_the_same_dataset_as_those_of_files_and_the_manifest_says_their_version(
+    *,
+    server: str,
+    environment: dict[str, str],
+    imported_model: Path,
+    questions: list[dict[str, str]],
+    tmp_path: Path,
+    write_jsonl: Callable[..., Path],
+) -> None:
+    (tmp_path / "here").mkdir()
+    for name, rows in (("a.jsonl", questions[:70]), ("b.jsonl", questions[70:])):
+        write_jsonl(tmp_path / "here" / name, rows)
+        client(server).put_object(Bucket="rows", Key=f"there/{name}", Body=(tmp_path / "here" / name).read_bytes())
+    made = {}
+    for name, data in (("here", str(tmp_path / "here")), ("there", "s3://rows/there")):
+        step = steps.load("preprocess", "text_classification")(
+            model_selector_output=imported_model,
+            train_file_path=data,
+            preprocess_output=tmp_path / f"prepared-{name}",
+            **COLUMNS,
+        )
+        execute(step)
+        made[name] = tmp_path / f"prepared-{name}"
+    assert digests(made["here"]) == digests(made["there"])
+    manifest = (made["there"] / "manifest.json").read_text()
+    assert json.loads(manifest)["inputs"]["train_file_path"].startswith("2 files, sha256:")
+    assert VARIABLES["AWS_SECRET_ACCESS_KEY"] not in manifest
+
+
+def test_a_stage_is_cached_while_its_address_holds_the_same_and_runs_again_when_it_does_not(
+    *,
+    server: str,
+    environment: dict[str, str],
+    imported_model: Path,
+    questions: list[dict[str, str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    client(server).put_object(Bucket="rows", Key="moving.jsonl", Body=body(questions))
+    step = steps.load("preprocess", "text_classification")
+    values = {
+        "model_selector_output": step.ports()["model_selector_output"].parse(imported_model),
+        "train_file_path": step.ports()["train_file_path"].parse("s3://rows/moving.jsonl"),
+        "task_name": "text_classification",
+        **COLUMNS,
+    }
+    outputs = {"preprocess_output": Ref("preprocess", "preprocess_output")}
+    node = Node(name="preprocess", step=step, values=values)
+    pipeline = Pipeline(name="prepare", doc="", nodes=(node,), params={}, outputs=outputs)
+    request = Request(output_dir=tmp_path / "run", folder=tmp_path, environment=environment)
+    target = load("local")
+
+    def ends() -> str:
+        assert target.submit(target.compile(pipeline, {}, request)) == 0
+        return capsys.readouterr().out
+
+    assert "preprocess | cached" not in ends()
+    assert "cached" in ends()
+    client(server).put_object(Bucket="rows", Key="moving.jsonl", Body=body(questions[:-3]))
+    assert "changed: version of train_file_path" in ends()
+    report = json.loads((tmp_path / "run/preprocess/preprocess_output/data_report.json").read_text())
+    assert report["sources"]["train"]["read"] == len(questions) - 3
+    kept = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not [p for p in kept if VARIABLES["AWS_SECRET_ACCESS_KEY"].encode() in p.read_bytes()]
+    assert Dataset(tmp_path / "run/preprocess/preprocess_output").path.is_dir()
+
+
+IMAGE = "registry.example/image@sha256:" + 64 * "0"
+PLATFORM = {
+    "kfp": {"images": {"base": IMAGE, "trainer": IMAGE}},
+    "azureml": {"image_base": "registry.example/base:1", "image_trainer": "registry.example/trainer:1"},
+}
+
+
+def compiled(target: str, address: str, tmp_path: Path, environment: dict[str, str]) -> Any:
+    pipeline = pipelines.load("text_classification")
+    values = pipeline.resolve({"huggingface_id": "acme/model", "train_file_path": address, **COLUMNS})
+    request = Request(output_dir=tmp_path / "run", folder=tmp_path, environment=environment, platform=PLATFORM)
+    return load(target).compile(pipeline, values, request)
+
+
+@pytest.mark.parametrize("address", ["s3://rows/shards", "s3://rows/*.jsonl.gz", "hf://datasets/acme/rows/train.csv"])
+def test_the_same_address_compiles_for_every_target(address: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    plan = compiled("local", address, tmp_path, environment)
+    argv = next(stage.argv for stage in plan.stages if stage.name == "preprocess")
+    assert argv[argv.index("--train_file_path") + 1] == address
+    assert address in compiled("kfp", address, tmp_path, environment).text
+    files = compiled("azureml", address, tmp_path, environment).files
+    assert files["job.yaml"]["inputs"]["train_file_path"] == address
+    assert files["components/preprocess.yaml"]["inputs"]["train_file_path"]["type"] == "string"
+    assert not files["components/preprocess.yaml"]["is_deterministic"]
+
+
+def test_a_container_that_reads_a_store_gets_its_credentials_and_the_network_and_no_other_does(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    from tuneport.targets.docker.container import run_flags
+
+    (tmp_path / "credentials").write_text("[default]\n")
+    environment["AWS_SHARED_CREDENTIALS_FILE"] = str(tmp_path / "credentials")
+    plan = compiled("docker", "s3://rows/train.jsonl", tmp_path, environment)
+    stages = {stage.name: run_flags(plan.plan, stage, plan.settings, gpus=False) for stage in plan.plan.stages}
+    flags = stages["preprocess"]
+    assert flags[flags.index("--network") + 1] == "bridge"
+    assert "AWS_ACCESS_KEY_ID" in flags
+    assert f"AWS_SHARED_CREDENTIALS_FILE={tmp_path / 'credentials'}" in flags
+    assert any(f"target={tmp_path / 'credentials'}" in flag for flag in flags)
+    assert VARIABLES["AWS_SECRET_ACCESS_KEY"] not in " ".join(flags)
+    assert not any("AWS" in flag for flag in stages["finetune"])

@@ -1,0 +1,21 @@
+"""A group of commands."""
+
+from __future__ import annotations
+
+import click
+
+from tuneport.errors import UserError, did_you_mean
+
+
+class Commands(click.Group):
+    """A click group that guesses what a misspelt command should have been."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            raise UserError(
+                f"unknown command '{args[0]}'; there are: {', '.join(known)}.{did_you_mean(args[0], known)}"
+            )
+        return super().resolve_command(ctx, args)
