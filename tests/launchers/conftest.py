@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ def fake_kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     yield make
     for fake in made:
         fake.close()
+    left = [thread for thread in threading.enumerate() if thread.name.startswith(("watch ", "log "))]
+    for thread in left:
+        thread.join(5.0)
+    assert not [thread.name for thread in left if thread.is_alive()], "a launcher has ended, but still asks the API"
 
 
 @pytest.fixture

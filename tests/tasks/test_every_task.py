@@ -3,6 +3,7 @@
 import json
 import math
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,9 +57,11 @@ def run(prepare: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPat
 
     def without_network(name: str, folder: Path, max_steps: int) -> SimpleNamespace:
         asked_network: list[Any] = []
+        others = set(threading.enumerate()) - {threading.current_thread()}  # of earlier tests
 
         def refuse(*args: Any, **kwargs: Any) -> Any:
-            asked_network.append(args)
+            if threading.current_thread() not in others:
+                asked_network.append((threading.current_thread().name, *args))
             raise OSError("the network is cut")
 
         with pytest.MonkeyPatch.context() as patch:

@@ -51,7 +51,7 @@ class Watch:
 
         Raises `UserError` where it is refused.
         """
-        answer = self.api.ask(f"list {self.kind}", "GET", self.path, self.selector)
+        answer = self.api.ask(f"list {self.kind}", "GET", self.path, self.selector, ended=self._done)
         self._version = answer["metadata"].get("resourceVersion", "")
         items: dict[str, Manifest] = {item["metadata"]["uid"]: item for item in answer["items"]}
         gone = [Change(self.kind, True, item) for uid, item in self.objects.items() if uid not in items]
@@ -96,7 +96,8 @@ class Watch:
                 for change in self.list():
                     into.put(change)
             except UserError as e:
-                into.put(e)
+                if not self._done.is_set():
+                    into.put(e)
                 return
 
     def _watch(self, into: queue.Queue[Change | UserError]) -> None:
@@ -110,6 +111,8 @@ class Watch:
             "timeoutSeconds": max(1, round(seconds)),
         }
         self._open = self.api.lines(f"watch {self.kind}", self.path, query, silence=seconds + 30)
+        if self._done.is_set():  # stopped while it was opened
+            self._open.cut()
         for line in self._open:
             event = json.loads(line)
             found: Manifest = event["object"]

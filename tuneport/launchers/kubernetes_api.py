@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
 import typing as t
 from collections.abc import Iterator, Mapping
@@ -119,11 +120,14 @@ class Api:
         body: Manifest | None = None,
         seconds: float | None = None,
         once: bool = False,
+        ended: threading.Event | None = None,
     ) -> Manifest:
         """The answer to one request, repeated while that may help, for ``seconds`` (default: `Patience.outage`).
 
-        ``what``: the request in a message's words. ``once``: do not repeat. Raises `Refused` and `Unreachable`.
+        ``what``: the request in a message's words. ``once``: do not repeat. ``ended``: do not repeat once it is set.
+        Raises `Refused` and `Unreachable`.
         """
+        ended = ended or threading.Event()
         limit = self.patience.outage if seconds is None else seconds
         began, wait = time.monotonic(), self.patience.backoff
         while True:
@@ -143,7 +147,8 @@ class Api:
             if time.monotonic() - began + wait > limit:
                 raise error from None
             log.debug("%s; again in %.1f s", error, wait)
-            time.sleep(wait)
+            if ended.wait(wait):
+                raise error from None
             wait = min(wait * 2, LONGEST_WAIT)
 
     def _may_pass(self, refusal: Refused, seconds: float) -> bool:
