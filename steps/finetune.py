@@ -3,13 +3,13 @@
 import dataclasses as dc
 from typing import ClassVar
 
-from tuneport import tasks
+from tuneport import __version__, tasks
 from tuneport.artifacts import INCOMPLETE, Dataset, Model, Tokenizer, digest, digest_without, read_manifest
 from tuneport.errors import UserError
 from tuneport.links import link_tree
 from tuneport.modeling.merged_adapters import ADAPTER_FILES
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE
-from tuneport.stage import save_json
+from tuneport.stage import parameters, save_json
 from tuneport.step import Step, View, consumes, produces, resource
 from tuneport.tasks import TaskParams
 from tuneport.training import conflicts
@@ -72,17 +72,33 @@ class Finetune(Step, TaskParams, TrainingParams):
     def run(self) -> None:
         from tuneport.data.prepared import Prepared
         from tuneport.licences import carry_notices
-        from tuneport.tracking import save_run, tracked
+        from tuneport.model_source.model_name import model_name
+        from tuneport.tracking import Split, save_run, tracked
         from tuneport.training.train import train
 
         prepared = Prepared(self.preprocess_output.path)
         prepared.check_task(self.task_name)
         self._check_lineage()
         output = self.pytorch_model_folder.path
-        with tracked(self.context, self.name()) as run:
+        imported, preprocessed = (
+            read_manifest(artifact)["parameters"] for artifact in (self.model_selector_output, self.preprocess_output)
+        )
+        name, data = model_name(self.model_selector_output.path, imported), prepared.source("train")
+        tags = {"task": self.task_name, "base_model": name, "data_digest": digest(self.preprocess_output)}
+        tags["tuneport_version"] = __version__
+        with tracked(self.context, f"{name} on {data}", tags=tags) as run:
             if self.context.rank == 0:
                 save_run(output, run.run_id, self.context)
-            run.log_params({n: getattr(self, n) for n, p in self.ports().items() if p.kind == "param"})
+            run.log_params(imported | preprocessed | {n: getattr(self, n) for n in parameters(self)})
+            run.log_splits(
+                [
+                    Split(
+                        name=split, role=split, source=prepared.source(split), digest=prepared.digest(split), rows=rows
+                    )
+                    for split, rows in prepared.info.splits.items()
+                    if rows
+                ]
+            )
             metric: str = vars(self)["metric_for_best_model"]  # each task has its own choices
             task = tasks.load(self.task_name)
             base = self.model_selector_output.path

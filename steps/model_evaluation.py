@@ -259,19 +259,21 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
             return
         run_id = run_id_of(self.pytorch_model_folder.path, self.context)
         with tracked(self.context, self.name(), run_id) as run, TemporaryDirectory() as folder:
-            run.log_metrics(_tracked_metrics(comparison))
+            run.log_model_metrics(_tracked_metrics(comparison))
+            run.log_params(parameters(self))
+            run.describe(comparison.verdict.headline)
             copy = Path(folder) / "evaluation"
             shutil.copytree(self.evaluation_result.path, copy, ignore=shutil.ignore_patterns(INCOMPLETE, BASE_ANSWERS))
             run.log_artifacts(copy, "evaluation")
 
 
 def _tracked_metrics(comparison: "Comparison") -> dict[str, float]:
-    """Test scores by names that MLflow takes: ``test_mcc``, ``base_test_mcc``, ``majority_class_test_mcc``."""
-    named = {"": comparison.tuned} | ({} if comparison.base is None else {"base_": comparison.base})
-    named |= {re.sub(r"\W+", "_", name.lower()) + "_": found for name, found in comparison.baselines.items()}
+    """Test scores by the names that MLflow groups: ``test/mcc``, ``baseline/base_model/mcc``."""
+    named = {"test": comparison.tuned} | ({} if comparison.base is None else {"baseline/base_model": comparison.base})
+    named |= {f"baseline/{re.sub(r'[^0-9a-z]+', '_', n.lower())}": found for n, found in comparison.baselines.items()}
     return {
-        f"{prefix}test_{metric}": value
-        for prefix, found in named.items()
+        f"{group}/{metric}": value
+        for group, found in named.items()
         for metric, value in found.metrics.items()
         if value is not None
     }

@@ -5,6 +5,7 @@ import time
 from tuneport import tasks
 from tuneport.artifacts import Dataset, MLflowModel, Model
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE, OutputTypeParams
+from tuneport.stage import parameters
 from tuneport.step import Step, consumes, produces, resource
 from tuneport.tasks import TaskParams
 
@@ -55,6 +56,7 @@ class ModelExport(Step, TaskParams, OutputTypeParams):
         model_uri = None
         if run_id := run_id_of(model, self.context):
             with tracked(self.context, self.name(), run_id) as run:
+                run.log_params(parameters(self))
                 model_uri = run.log_model(output)
         save_run(output, run_id, self.context, model_uri)
         self.log.info("MLflow model written in %.1f s", time.monotonic() - started)

@@ -188,7 +188,7 @@ class Run:
         store = sqlite3.connect(self.folder / "mlflow.db")
         runs = dict(store.execute("SELECT run_uuid, status FROM runs").fetchall())
         scores = store.execute(
-            "SELECT COUNT(*) FROM latest_metrics WHERE run_uuid = ? AND key = 'test_accuracy'", (tracking["run_id"],)
+            "SELECT COUNT(*) FROM latest_metrics WHERE run_uuid = ? AND key = 'test/accuracy'", (tracking["run_id"],)
         )
         whole = runs.pop(tracking["run_id"], None) == "FINISHED" and scores.fetchone()[0] == 1
         versions = store.execute("SELECT COUNT(*) FROM model_versions").fetchone()[0]

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from tuneport.errors import UserError
 from tuneport.step import Context
-from tuneport.tracking import MlflowRun, connect, model_uri_of, run_id_of, save_run, tracked
+from tuneport.tracking import MlflowRun, Split, connect, model_uri_of, run_id_of, save_run, tracked
 
 
 @pytest.fixture
@@ -212,12 +212,11 @@ def test_an_update_that_the_server_refuses_does_not_hold_up_the_rest(
     context: Context, caplog: pytest.LogCaptureFixture
 ) -> None:
     with tracked(context, "finetune") as run:
-        run.log_params({"seed": 1})
-        run.log_params({"seed": 2})
+        run.log_metrics({"../up": 0.5})
         run.log_metrics({"loss": 0.5})
     found = client(context).get_run(run.run_id or "")
-    assert (found.data.params, found.data.metrics) == ({"seed": "1"}, {"loss": 0.5})
-    assert any("seed" in r.message for r in caplog.records if r.levelno == logging.WARNING)
+    assert found.data.metrics == {"loss": 0.5}
+    assert any("../up" in r.message for r in caplog.records if r.levelno == logging.WARNING)
 
 
 def test_the_run_of_a_folder_is_found_only_on_its_own_server(tmp_path: Path) -> None:
@@ -248,3 +247,57 @@ def test_secrets_among_parameters_and_tags_do_not_reach_the_server(context: Cont
         run.set_tags({"data": address})
     found = client(context).get_run(run.run_id or "").data
     assert found.params["data"] == found.tags["data"] == "https://***@host/data.csv?sig=***"
+
+
+def test_a_runs_rows_its_verdict_and_the_scores_of_its_model_are_read_back(context: Context, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "MLmodel").write_text("flavors: {}\n")
+    splits = [
+        Split(name="rows.csv", role=r, source="s3://key@b/rows.csv", digest=r * 20, rows=9) for r in ("train", "test")
+    ]
+    with tracked(context, "bert on rows.csv", tags={"task": "translation"}) as run:
+        run.log_splits(splits)
+        uri = run.log_model(tmp_path / "model")
+        run.log_model_metrics({"test/accuracy": 0.75})
+        run.describe("Better than the base model.")
+    assert run.run_id and uri
+    found = client(context).get_run(run.run_id)
+    assert found.data.tags["mlflow.note.content"] == "Better than the base model."
+    assert (found.info.run_name, found.data.tags["task"]) == ("bert on rows.csv", "translation")
+    listed = {i.tags[0].value: i.dataset for i in found.inputs.dataset_inputs}
+    assert listed.keys() == {"train", "test"}
+    assert json.loads(listed["test"].profile) == {"num_rows": 9} and "key@" not in listed["test"].source
+    model = client(context).get_logged_model(uri.removeprefix("models:/"))
+    assert [(m.key, m.value) for m in model.metrics] == [("test/accuracy", 0.75)]
+    experiment = client(context).get_experiment(found.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_a_model_uploaded_after_its_evaluation_has_the_scores_too(context: Context, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "MLmodel").write_text("flavors: {}\n")
+    with tracked(context, "finetune") as run:
+        run.log_model_metrics({"test/accuracy": 0.75, "baseline/majority_class/accuracy": 0.5})
+        run.log_metrics({"train/loss": 1.0})
+        uri = run.log_model(tmp_path / "model")
+    metrics = client(context).get_logged_model(str(uri).removeprefix("models:/")).metrics
+    assert {m.key: m.value for m in metrics} == {"test/accuracy": 0.75, "baseline/majority_class/accuracy": 0.5}
+
+
+def test_a_parameter_that_the_run_has_already_is_not_sent_again(
+    context: Context, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tracked(context, "finetune") as run:
+        run.log_params({"seed": 1})
+        run.log_params({"seed": 2, "num_beams": 4})
+    assert client(context).get_run(run.run_id or "").data.params == {"seed": "1", "num_beams": "4"}
+    assert not caplog.records
+
+
+def test_the_machine_is_watched_while_a_run_is_open(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuneport.system_metrics.INTERVAL", 0.05)
+    with tracked(context, "finetune") as run:
+        time.sleep(0.3)
+    metrics = client(context).get_run(run.run_id or "").data.metrics
+    assert 0 < metrics["system/system_memory_usage_percentage"] <= 100
+    assert "system/cpu_utilization_percentage" in metrics

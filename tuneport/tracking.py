@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses as dc
 import logging
 import os
 import re
+import shutil
 import sqlite3
+import subprocess
 import time
 import typing as t
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -22,6 +24,7 @@ from tuneport.json_yaml import read_json, to_json
 from tuneport.links import link_tree
 from tuneport.secrets import masked
 from tuneport.step import Context
+from tuneport.system_metrics import watched
 
 if t.TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,9 +33,23 @@ EXPERIMENT = "tuneport"
 TRACKING_FILE = "tracking.json"  # in a model folder: the run that made it
 MAX_PARAM_LENGTH = 6000  # MLflow's own limits
 MAX_PARAMS_PER_BATCH = 100
+MAX_DIGEST_LENGTH = 36
+SCORES = ("test/", "baseline/")  # groups of metrics that are a model's
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # its page is that of trainings
 RETRY_AFTER = 30.0  # seconds that a server which does not answer is left alone
 
 log = logging.getLogger("tuneport.tracking")
+
+
+@dc.dataclass(frozen=True, kw_only=True)
+class Split:
+    """Rows that a run reads, as MLflow lists them; ``role``: train, validation or test; ``source``: the file."""
+
+    name: str
+    role: str
+    source: str
+    digest: str
+    rows: int
 
 
 class Run:
@@ -41,7 +58,7 @@ class Run:
     run_id: str | None = None
 
     def log_params(self, params: Mapping[str, t.Any]) -> None:
-        """Log parameters; values are cut to MLflow's limit."""
+        """Log parameters that the run has not yet; values are cut to MLflow's limit."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics; returns at once."""
@@ -52,6 +69,15 @@ class Run:
     def log_model(self, folder: Path, name: str = "model") -> str | None:
         """Upload an MLflow model folder as the run's model; return its URI once it is there, None if it is not."""
         return None
+
+    def log_model_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Log metrics of the run's models, as far as models were uploaded to it, and of the run."""
+
+    def log_splits(self, splits: Sequence[Split]) -> None:
+        """Say which rows the run reads."""
+
+    def describe(self, text: str) -> None:
+        """Say in a sentence what came of the run."""
 
     def set_tags(self, tags: Mapping[str, t.Any]) -> None:
         """Tag the run."""
@@ -76,9 +102,14 @@ class MlflowRun(Run):
         from mlflow.entities import Param
 
         entries = [Param(_key(k), masked(str(v))[:MAX_PARAM_LENGTH]) for k, v in params.items()]
-        for start in range(0, len(entries), MAX_PARAMS_PER_BATCH):
-            chunk = entries[start : start + MAX_PARAMS_PER_BATCH]
-            self._send(partial(self.client.log_batch, self.run_id, params=chunk))
+
+        def log_new() -> None:
+            known = self.client.get_run(self.run_id).data.params
+            new = [entry for entry in entries if entry.key not in known]
+            for start in range(0, len(new), MAX_PARAMS_PER_BATCH):
+                self.client.log_batch(self.run_id, params=new[start : start + MAX_PARAMS_PER_BATCH])
+
+        self._send(log_new)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         from mlflow.entities import Metric
@@ -86,6 +117,41 @@ class MlflowRun(Run):
         now = int(time.time() * 1000)
         entries = [Metric(_key(k), float(v), now, step or 0) for k, v in metrics.items()]
         self._send(lambda: self.client.log_batch(self.run_id, metrics=entries))
+
+    def log_model_metrics(self, metrics: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+
+        def log() -> None:
+            outputs = self.client.get_run(self.run_id).outputs
+            found = [output.model_id for output in outputs.model_outputs] if outputs else []
+            ids: list[str | None] = [*found] or [None]
+            entries = [Metric(_key(k), float(v), now, 0, model_id=i) for i in ids for k, v in metrics.items()]
+            self.client.log_batch(self.run_id, metrics=entries)
+
+        self._send(log)
+
+    def log_splits(self, splits: Sequence[Split]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=masked(split.name),
+                    digest=split.digest[:MAX_DIGEST_LENGTH],
+                    source_type="local",
+                    source=to_json({"uri": masked(split.source)}),
+                    profile=to_json({"num_rows": split.rows}),
+                ),
+                [InputTag("mlflow.data.context", split.role)],
+            )
+            for split in splits
+        ]
+        self._send(lambda: self.client.log_inputs(self.run_id, inputs))
+
+    def describe(self, text: str) -> None:
+        self.set_tags({"mlflow.note.content": text})
 
     def log_artifacts(self, folder: Path, artifact_path: str) -> None:
         self._send(lambda: self._upload(folder, artifact_path), wait=True)
@@ -169,12 +235,26 @@ class MlflowRun(Run):
             raise
         self.client.finalize_logged_model(model.model_id, "READY")
         self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=0)])
+        self._score(model.model_id)
         return f"models:/{model.model_id}"
+
+    def _score(self, model_id: str) -> None:
+        """Give a model the scores that its run has already, where an evaluation was faster than the upload."""
+        from mlflow.entities import Metric
+
+        found = self.client.get_run(self.run_id).data.metrics
+        now = int(time.time() * 1000)
+        scores = [Metric(k, v, now, 0, model_id=model_id) for k, v in found.items() if k.startswith(SCORES)]
+        if scores:
+            self.client.log_batch(self.run_id, metrics=scores)
 
 
 @contextmanager
-def tracked(context: Context, name: str, run_id: str | None = None) -> Iterator[Run]:
-    """Open the MLflow run that a stage adds to.
+def tracked(
+    context: Context, name: str, run_id: str | None = None, *, tags: Mapping[str, str] | None = None
+) -> Iterator[Run]:
+    """Open the MLflow run that a stage adds to; a new one gets the name and tags, and the machine is watched while it
+    is open.
 
     Without a tracking URI: a run that keeps nothing. With ``run_id`` (an earlier stage's) or ``context.run_id``
     (the platform's): that run, whose end is left to whoever started it. Else a new run, ended here. Raises
@@ -193,8 +273,10 @@ def tracked(context: Context, name: str, run_id: str | None = None) -> Iterator[
         yield Run()
         return
     status = "KILLED"
+    run.set_tags(tags or {})
     try:
-        yield run
+        with nullcontext() if run_id else watched(run.log_metrics):
+            yield run
         status = "FINISHED"
     except Exception:
         status = "FAILED"
@@ -310,8 +392,17 @@ def _open(context: Context, tracking_uri: str, name: str, run_id: str | None) ->
     if run_id is not None:
         return MlflowRun(client, client.get_run(run_id).info.run_id)
     experiment = _experiment(client, tracking_uri, context.experiment or EXPERIMENT)
-    tags = {"mlflow.source.name": "tuneport", "mlflow.source.type": "LOCAL"}
+    tags = {"mlflow.source.name": "tuneport", "mlflow.source.type": "LOCAL", **_commit()}
     return MlflowRun(client, client.create_run(experiment, run_name=name, tags=tags).info.run_id)
+
+
+def _commit() -> dict[str, str]:
+    """The commit of the repository in which the stage runs, where there is one."""
+    git = shutil.which("git")
+    if git is None:
+        return {}
+    found = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {} if found.returncode else {"mlflow.source.git.commit": found.stdout.strip()}
 
 
 def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
@@ -321,7 +412,7 @@ def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
     database = _sqlite_file(tracking_uri)
     location = (database.parent / "mlartifacts" / re.sub(r"[^\w.-]+", "_", name)).as_uri() if database else None
     try:
-        return str(client.create_experiment(name, artifact_location=location))
+        return str(client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
     except Exception:
         if found := client.get_experiment_by_name(name):  # another process made it just now
             return str(found.experiment_id)

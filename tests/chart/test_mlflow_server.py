@@ -258,7 +258,8 @@ model = mlflow.artifacts.download_artifacts(artifact_uri="models:/questions/1", 
 print(json.dumps({
     "run": run.info.run_id, "experiment": experiment.experiment_id, "status": run.info.status,
     "params": run.data.params, "metrics": run.data.metrics, "artifact_uri": run.info.artifact_uri,
-    "losses": len(client.get_metric_history(run.info.run_id, "loss")), "artifacts": sorted(paths()), "report": report,
+    "losses": len(client.get_metric_history(run.info.run_id, "train/loss")), "artifacts": sorted(paths()),
+    "report": report,
     "version": version.version,
 }))
 """
@@ -301,7 +302,7 @@ def test_a_pipeline_tracks_to_the_server_in_production_with_postgresql_and_s3(
     assert found["status"] == "FINISHED" and found["params"]["max_steps"] == "6" and found["losses"] == 3
     written = tmp_path / "run" / "model_evaluation" / "evaluation_result"
     metrics = json.loads((written / "metrics.json").read_text("utf-8"))["tuned"]["metrics"]
-    assert found["metrics"]["test_accuracy"] == pytest.approx(metrics["accuracy"])
+    assert found["metrics"]["test/accuracy"] == pytest.approx(metrics["accuracy"])
     assert found["report"] == (written / "report.html").read_text("utf-8")
     assert (found["version"], found["artifact_uri"].split(":")[0]) == ("1", "mlflow-artifacts")
 
@@ -313,7 +314,7 @@ def test_a_pipeline_tracks_to_the_server_in_production_with_postgresql_and_s3(
     weights = [size for key, size in stored.items() if key.endswith(".safetensors")]
     (downloaded,) = (tmp_path / "model").rglob("*.safetensors")
     assert weights == [downloaded.stat().st_size]
-    assert postgres(f"select count(*) from metrics where run_uuid = '{found['run']}' and key = 'loss'") == "3"
+    assert postgres(f"select count(*) from metrics where run_uuid = '{found['run']}' and key = 'train/loss'") == "3"
     assert postgres("select name, version from model_versions") == "questions|1"
 
     assert "parameters, metrics and artifacts are kept" in server.helm_test()

@@ -311,9 +311,10 @@ def test_scores_and_report_are_added_to_the_run_that_trained_the_model(inputs, m
     as_model(tracked)
     metrics, _, _ = evaluate(tmp_path, base, tracked, data, Context(tracking_uri=uri, experiment="words"))
     logged = client.get_run(run).data.metrics
-    assert logged["test_accuracy"] == pytest.approx(metrics["tuned"]["metrics"]["accuracy"])
-    assert logged["base_test_accuracy"] == pytest.approx(metrics["base"]["metrics"]["accuracy"])
-    assert "tf_idf_logistic_regression_test_mcc" in logged
+    assert logged["test/accuracy"] == pytest.approx(metrics["tuned"]["metrics"]["accuracy"])
+    assert logged["baseline/base_model/accuracy"] == pytest.approx(metrics["base"]["metrics"]["accuracy"])
+    assert "baseline/tf_idf_logistic_regression/mcc" in logged
+    assert client.get_run(run).data.tags["mlflow.note.content"].startswith("No clear difference from the base model")
     names = {f.path for f in client.list_artifacts(run, "evaluation")}
     assert names == {f"evaluation/{n}" for n in ("metrics.json", "predictions.jsonl", "report.html")}
     assert len(client.search_runs([experiment])) == 1

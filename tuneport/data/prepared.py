@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneport.artifacts import Dataset, read_manifest
 from tuneport.errors import UserError
 from tuneport.tasks.task import Row, Split
 
@@ -95,6 +97,17 @@ class Prepared:
         """``data_report.json``."""
         report: dict[str, Any] = json.loads((self.path / "data_report.json").read_text("utf-8"))
         return report
+
+    def source(self, split: str) -> str:
+        """The file that a split's rows are from."""
+        sources = self.report()["sources"]
+        return str((sources.get(split) or sources["train"])["file"])
+
+    def digest(self, split: str) -> str:
+        """One SHA-256 that stands for a split's tokens."""
+        listed = read_manifest(Dataset(self.path))["files"]
+        found = [listed[file.relative_to(self.path).as_posix()]["sha256"] for file in self.encoded_files(split)]
+        return hashlib.sha256("".join(found).encode()).hexdigest()
 
     def _files(self, kind: str, split: str) -> list[Path]:
         from tuneport.data import shards

@@ -69,7 +69,7 @@ class TrainingProgress(TrainerCallback):
         numbers = {k: v for k, v in logs.items() if k != "epoch"}
         if "loss" in logs:
             numbers |= self._rates(args, state)
-        self.run.log_metrics(numbers, state.global_step)
+        self.run.log_metrics(_grouped(numbers), state.global_step)
         if not state.is_world_process_zero:
             return
         if "loss" in logs:
@@ -99,6 +99,16 @@ class TrainingProgress(TrainerCallback):
         scores = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_") and k not in timing}
         shown = [f"{k} {v:.4f}" for k, v in scores.items()]
         log.info("[%d/%d] validation: %s", state.global_step, state.max_steps, ", ".join(shown))
+
+
+def _grouped(numbers: t.Mapping[str, float]) -> dict[str, float]:
+    """Figures of a log entry by the names that MLflow groups: train/loss, validation/loss."""
+    groups = {"train_loss": "train/mean_loss", "eval_": "validation/", "train_": "train/", "": "train/"}
+    return {
+        groups[prefix] + name.removeprefix(prefix): value
+        for name, value in numbers.items()
+        for prefix in [next(p for p in groups if name.startswith(p))]
+    }
 
 
 def shown(numbers: t.Mapping[str, float]) -> str:

@@ -267,7 +267,7 @@ def test_the_runs_of_both_stand_in_the_same_store_and_registry(
     assert sorted(versions) == [1, 2]
     assert versions[1].run_id != versions[2].run_id
     for version in versions.values():
-        assert client.get_run(version.run_id).data.metrics["test_accuracy"] > 0.5
+        assert client.get_run(version.run_id).data.metrics["test/accuracy"] > 0.5
 
 
 def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on_from_it(desk: Path, both: object) -> None:
