@@ -12,7 +12,7 @@ EVERYTHING := .[train,deepspeed,mlflow-server,kfp,azureml,dev]
 # Threads that spin while they wait cost more than they gain on a machine with other work to do.
 export OMP_WAIT_POLICY := PASSIVE
 
-# Of `make images`; docs/images.md says what they do.
+# Of .PHONY: demo test test-minimum test-newest lint docs format golden benchmake images.PHONY: demo test test-minimum test-newest lint docs format golden bench; docs/images.md says what they do.
 DOCKER ?= docker
 PYTHON_IMAGE ?=
 COMPILER_IMAGE ?=
@@ -29,7 +29,7 @@ COVERAGE_TESTS = tests/metrics tests/encoding tests/test_artifacts.py tests/test
   tests/test_errors.py tests/test_every_parameter.py tests/test_graph.py tests/test_plugins.py tests/test_public_names.py \
   tests/test_stage.py tests/test_step.py
 
-.PHONY: demo test test-minimum test-newest lint format golden bench peers coverage images setup helm dist lock clean
+.PHONY: demo test test-minimum test-newest lint docs format golden bench peers coverage images setup helm dist lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.train
@@ -53,6 +53,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation as a site, in site/; any dead link is an error.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix-only .
@@ -123,7 +127,7 @@ $(BIN)/python:
 	  { echo "error: $(PYTHON) is older than Python 3.11. Name another: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp is newer than what it was installed from, so that a second `make` installs nothing.
+# A stamp is newer than what it was installed from, so that a second .PHONY: demo test test-minimum test-newest lint docs format golden benchmake.PHONY: demo test test-minimum test-newest lint docs format golden bench installs nothing.
 $(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV) (some minutes the first time) …"
 	$(PIP_INSTALL) -c constraints.txt -e '.[train]'

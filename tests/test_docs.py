@@ -1,7 +1,10 @@
 """The documents say what is true: the generated page is fresh, links lead somewhere, commands exist."""
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +46,16 @@ def test_every_relative_link_leads_to_a_file_and_a_heading_that_exist(page: Path
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert not broken
+
+
+def test_the_site_builds_and_each_of_its_links_leads_somewhere(tmp_path: Path) -> None:
+    mkdocs = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(mkdocs, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    start = (tmp_path / "site" / "index.html").read_text("utf-8")
+    assert "Fine-tune language models" in start and "fonts.googleapis" not in start
+    assert (tmp_path / "site" / "checkout" / "examples" / "chat_completion" / "lora.yaml").is_file()
 
 
 def test_the_parameter_reference_is_what_the_steps_say() -> None:
