@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tuneport import tasks
-from tuneport.artifacts import INCOMPLETE, Dataset, File, Model, Report
+from tuneport.artifacts import INCOMPLETE, Dataset, File, Model, Report, read_manifest
 from tuneport.errors import UserError
 from tuneport.evaluation.kept_answers import FOLDER as BASE_ANSWERS
 from tuneport.json_yaml import to_json
@@ -238,12 +238,22 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
         comparison: "Comparison",
     ) -> str:
         from tuneport.evaluation import report
+        from tuneport.evaluation.shown_rows import shown_rows
+        from tuneport.evaluation.slices import slices
+        from tuneport.model_source.model_name import model_name
 
+        task = tasks.load(self.task_name)
+        probabilities, hits = task.confidences(rows, tuned, prepared.info.meta)
+        imported = read_manifest(self.model_selector_output)["parameters"]
+        base_model = model_name(self.model_selector_output.path, imported)
         inputs = ("model_selector_output", "preprocess_output", "pytorch_model_folder")
         return report.render(
             task_name=self.task_name,
             comparison=comparison,
-            answers=report.shown_answers(tasks.load(self.task_name), rows, tuned, base, comparison.tuned),
+            subject=f"{base_model}, tuned on {prepared.source('train')}",
+            answers=shown_rows(task, rows, tuned, base, comparison.tuned),
+            parts=slices(task, rows, comparison.tuned, comparison.base, self.seed),
+            confidence=report.Confidence(probabilities=probabilities, hits=hits),
             training=report.training(self.pytorch_model_folder.path),
             data=prepared.report(),
             max_seq_length=prepared.info.max_seq_length,

@@ -5,14 +5,18 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tuneport import tasks
 from tuneport.evaluation import figures, report
 from tuneport.evaluation.comparison import Comparison
+from tuneport.evaluation.shown_rows import TEXT_LENGTH, as_shown, differing, segments, shown_rows
+from tuneport.evaluation.slices import Slice, slices
 from tuneport.metrics.classification import evaluate
-from tuneport.tasks.task import ShownAnswer
+from tuneport.tasks.task import Mark, ShownAnswer
 from tuneport.tasks.text_classification import _joined
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -32,7 +36,9 @@ def evaluation(labels, rows, skill, seed=0):
     return evaluate(truth, answers, labels, False, 0)
 
 
-def page(*, labels=("desc", "hum", "loc"), rows=90, skill=0.3, text="who wrote it", history=None, data=None):
+def page(
+    *, labels=("desc", "hum", "loc"), rows=90, skill=0.3, text="who wrote it", history=None, data=None, answers=None
+):
     labels = list(labels)
     counts = dict.fromkeys(labels, 10)
     histogram = {"edges": [3, 6, 10], "rows": [7, 3]}
@@ -41,7 +47,7 @@ def page(*, labels=("desc", "hum", "loc"), rows=90, skill=0.3, text="who wrote i
     tuned, base, luck = (evaluation(labels, rows, s, seed) for seed, s in enumerate((skill, 0.0, 0.0)))
     split = {"rows": 30, "labels": counts, "tokens": tokens, "truncated": 2}
     shown = ShownAnswer(texts=(text,), truth=labels[0], predicted=labels[1], score="0.900", base="x")
-    wrong = report.Answer(row_id="a.csv:17", shown=shown)
+    wrong = as_shown("a.csv:17", shown, written=False)
     origin = report.Origin(
         notices=["LICENSE"],
         name="preprocess_output",
@@ -57,7 +63,10 @@ def page(*, labels=("desc", "hum", "loc"), rows=90, skill=0.3, text="who wrote i
     return report.render(
         task_name="text_classification",
         comparison=Comparison(tuned, base, False, {"luck": luck}, 0),
-        answers=[wrong],
+        subject="bert-4.4M, tuned on a.csv",
+        answers=[wrong] if answers is None else answers,
+        parts=[Slice(kind="label", name=labels[0], rows=30, value=0.5, interval=(0.4, 0.6), base=0.3)],
+        confidence=report.Confidence(probabilities=[0.9, 0.6, 0.8, 0.4] * 5, hits=[True, False, True, False] * 5),
         training=report.Training(
             history=[{"loss": 1.0 / s, "step": s} for s in range(1, 4000)] if history is None else history,
             best_step=2000,
@@ -117,7 +126,7 @@ def test_no_two_elements_share_an_id_and_every_reference_is_met():
 def test_figures_take_the_pages_colours():
     html = page()
     svgs = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    assert len(svgs) == 6
+    assert len(svgs) == 7
     assert all(set(re.findall(r"(?:fill|stroke): ([^;\"]+)", svg)) - {"none"} for svg in svgs)
     assert not re.search(r"(?:fill|stroke): #", "".join(svgs))
     assert "#0" not in "".join(re.findall(r"<[^>]*>", "".join(svgs)))
@@ -175,13 +184,103 @@ def test_labels_that_are_markup_or_formulas_are_drawn_as_they_are():
 
 
 def test_a_long_text_is_cut_and_a_list_of_labels_is_joined():
-    assert len(report._cut("x" * 5000)) == report.TEXT_LENGTH
+    assert segments("x" * 5000, []) == [("x" * (TEXT_LENGTH - 1) + "…", "", "")]
     assert _joined(["a", "b"]) == "a, b"
     assert _joined([0.5, 0.25]) == "0.500, 0.250"
     assert _joined([]) == "none"
 
 
-def browse(html: str, folder: Path) -> tuple[str, list[str]]:
+def test_words_that_the_answer_lacks_and_adds_are_told_apart():
+    reference, answer = differing("a cat sat on it", "a dog sat on it now")
+    assert reference == [("a", "", ""), (" cat", "lacking", ""), (" sat on it", "", "")]
+    assert answer == [("a", "", ""), (" dog", "added", ""), (" sat on it", "", ""), (" now", "added", "")]
+    assert differing("", "all new") == ([("", "", "")], [("all new", "", "")])
+
+
+def test_marks_cut_a_text_into_pieces_in_their_order():
+    marks = [Mark(text=0, start=8, end=13, kind="added"), Mark(text=0, start=0, end=3, kind="right", label="B-PER")]
+    assert segments("Ann met Paris", marks) == [("Ann", "right", "B-PER"), (" met ", "", ""), ("Paris", "added", "")]
+
+
+def test_the_answer_and_the_reference_are_marked_where_they_stand_in_the_context():
+    task = tasks.load("question_answering")
+    row = {
+        "question": "Who?",
+        "context": "x" * 900 + "Ann Lee sings",
+        "answer_starts": [900],
+        "answer_texts": ["Ann Lee"],
+    }
+    answer = {"answer": "Lee sings", "start": 904, "end": 913, "score": 0.5}
+    shown = as_shown("a.csv:1", task.shown(row, answer, answer), written=False)
+    marked = [(text, kind) for text, kind, _ in shown.texts[1] if kind]
+    assert marked == [("Ann ", "lacking"), ("Lee", "right"), (" sings", "added")]
+
+
+def test_each_tagged_word_is_marked_by_whether_its_tag_is_right():
+    task = tasks.load("token_classification")
+    row = {"tokens": ["Ann", "met", "Bob", "in", "Rome"], "tags": ["B-PER", "O", "B-PER", "O", "O"]}
+    answer = {"tags": ["B-PER", "O", "O", "O", "B-LOC"], "scores": [0.9] * 5}
+    shown = as_shown("a.csv:1", task.shown(row, answer, answer), written=False)
+    assert [piece for piece in shown.texts[0] if piece[1]] == [
+        ("Ann", "right", "B-PER"),
+        ("Bob", "lacking", "B-PER → O"),
+        ("Rome", "added", "O → B-LOC"),
+    ]
+
+
+def test_parts_of_the_rows_are_scored_as_a_recount_says():
+    task = tasks.load("text_classification")
+    labels = ["a", "b"]
+    rows = [
+        {"row_id": f"{'xy'[i % 3 == 0]}.csv:{i}", "sentence1": "word " * (i % 7), "label": labels[i % 2]}
+        for i in range(80)
+    ]
+    answers = [{"label": labels[i % 5 == 0], "score": 0.7, "scores": {"a": 0.3, "b": 0.7}} for i in range(80)]
+    tuned = task.evaluate(rows, answers, {"labels": labels, "multi_label": False}, 0)
+    found = {(part.kind, part.name): part for part in slices(task, rows, tuned, tuned, 0)}
+    right = [a["label"] == r["label"] for r, a in zip(rows, answers, strict=True)]
+    for name in ("x.csv", "y.csv"):
+        of_it = [ok for ok, row in zip(right, rows, strict=True) if row["row_id"].startswith(name)]
+        part = found["source", name]
+        assert (part.rows, part.value, part.base) == (
+            len(of_it),
+            pytest.approx(np.mean(of_it)),
+            pytest.approx(part.value),
+        )
+        assert part.interval[0] < part.value < part.interval[1]
+    assert [part.name for part in found.values() if part.kind == "words"] == [
+        "0 to 0 words",
+        "1 to 2 words",
+        "3 to 4 words",
+        "5 to 6 words",
+    ]
+    assert sum(part.rows for part in found.values() if part.kind == "words") == 80
+
+
+def test_the_calibration_error_is_the_papers():
+    sure, hits = [0.95, 0.85, 0.85, 0.55], [True, True, False, False]
+    by_hand = (1 * abs(0.95 - 1) + 2 * abs(0.85 - 0.5) + 1 * abs(0.55 - 0)) / 4
+    assert figures.calibration_error(sure, hits) == pytest.approx(by_hand)
+
+
+def test_rows_whose_labels_are_doubtful_are_named():
+    html = page()
+    assert "1 test row has another label than the model gives with a probability of 0.9 or more" in html
+    assert "2 removed duplicates had another label" in html
+
+
+def test_the_page_stays_small_with_many_long_answers():
+    shown = ShownAnswer(texts=("word " * 200,), truth="a", predicted="b", score="0.5", base="c")
+    task = SimpleNamespace(shown=lambda *_: shown)
+    rows = [{"row_id": f"a.csv:{i}"} for i in range(30_000)]
+    found = SimpleNamespace(row_correct=[False] * len(rows), row_losses=range(len(rows)))
+    answers = shown_rows(task, rows, rows, rows, found)
+    html = page(answers=answers)
+    assert 1_000 < len(answers) < 2_000 and answers[0].row_id == "a.csv:29999"
+    assert len(html) < 2_000_000
+
+
+def browse(html: str, folder: Path, part: str = "") -> tuple[str, list[str]]:
     """Open a page in Chromium with no network: the page as rendered, and what Chromium wrote to its console."""
     folder.mkdir()
     (folder / "page.html").write_text(html, "utf-8")
@@ -198,7 +297,7 @@ def browse(html: str, folder: Path) -> tuple[str, list[str]]:
             f"--user-data-dir={folder / 'profile'}",
             "--enable-logging=stderr",
             "--dump-dom",
-            (folder / "page.html").as_uri(),
+            (folder / "page.html").as_uri() + part,
         ],
         capture_output=True,
         text=True,
@@ -213,8 +312,24 @@ def browse(html: str, folder: Path) -> tuple[str, list[str]]:
 def test_chromium_opens_the_page_without_network_and_without_a_console_error(tmp_path):
     html = page(text="<script>alert(1)</script>")
     rendered, lines = browse(html, tmp_path / "good")
-    assert "Worst errors" in rendered and rendered.rstrip().endswith("</html>")
+    assert "Errors" in rendered and rendered.rstrip().endswith("</html>")
     assert lines == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_chromium_finds_a_row_among_all_errors(tmp_path):
+    def answer(i: int) -> ShownAnswer:
+        return ShownAnswer(texts=(f"text <b>{i}</b>",), truth="ab"[i % 2], predicted="c", score="0.5", base="c")
+
+    html = page(answers=[as_shown(f"{'xy'[i > 40]}.csv:{i}", answer(i), written=False) for i in range(60)])
+    rendered, lines = browse(html, tmp_path / "all")
+    assert "20 of 60 shown" in rendered and lines == []
+    rendered, lines = browse(html, tmp_path / "found", "#words=57")
+    assert "1 of 1 shown" in rendered and "y.csv:57" in rendered and "y.csv:58</small>" not in rendered
+    assert "<b>57</b>" not in rendered and lines == []
+    rendered, _ = browse(html, tmp_path / "filtered", "#truth=a&source=y.csv")
+    assert "9 of 9 shown" in rendered
 
 
 @pytest.mark.slow

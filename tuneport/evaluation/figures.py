@@ -187,6 +187,49 @@ def _cells(axes: Axes, matrix: Sequence[Sequence[int]], shares: Sequence[Sequenc
                 axes.text(j, i, f"{count}", ha="center", va="center", fontsize=size, color=ink)
 
 
+def confidence(probabilities: Sequence[float], hits: Sequence[bool]) -> str:
+    """Left, how often answers of a probability are right; right, what is gained by answering only the surer ones."""
+    import numpy as np
+    from sklearn.calibration import calibration_curve
+
+    found, sure = np.asarray(hits, dtype=float), np.asarray(probabilities)
+
+    def draw(figure: Figure) -> None:
+        calibration, threshold = figure.subplots(1, 2)
+        right, said = calibration_curve(found, np.clip(sure, 0, 1), n_bins=10, strategy="quantile")
+        calibration.plot([0, 1], [0, 1], color=LINE, linewidth=1.4, label="as sure as it says")
+        calibration.plot(said, right, "o-", color=ACCENT, markersize=4, linewidth=1.6, label="tuned model")
+        calibration.set(title="Calibration", xlabel="probability that it says", ylabel="share that is right")
+        calibration.set_xlim(0, 1.03)
+        calibration.set_ylim(0, 1.03)
+        calibration.legend(loc="upper left")
+        order = np.argsort(-sure, kind="stable")
+        answered = np.arange(1, len(order) + 1) / len(order)
+        points = _thinned(list(zip(answered, np.cumsum(found[order]) / np.arange(1, len(order) + 1), strict=True)))
+        threshold.plot(*zip(*points, strict=True), color=ACCENT, linewidth=1.6, label="share that is right")
+        points = _thinned(list(zip(answered, sure[order], strict=True)))
+        threshold.plot(*zip(*points, strict=True), color=SECOND, linewidth=1.6, linestyle="--", label="threshold")
+        threshold.set(title="Answering the surest only", xlabel="share of the answers")
+        threshold.set_xlim(0, 1.03)
+        threshold.set_ylim(0, 1.03)
+        threshold.legend(loc="lower left")
+
+    return _svg("confidence", (9.8, 3.0), "Calibration, and the share that is right above a threshold", draw)
+
+
+def calibration_error(probabilities: Sequence[float], hits: Sequence[bool], bins: int = 10) -> float:
+    """The mean gap between probability and share that is right over bins of equal width, weighted by their rows.
+
+    Guo et al., 2017 (arXiv 1706.04599).
+    """
+    import numpy as np
+
+    sure, found = np.asarray(probabilities), np.asarray(hits, dtype=float)
+    places = np.clip((sure * bins).astype(int), 0, bins - 1)
+    gaps = [abs((sure - found)[places == b].sum()) for b in range(bins)]
+    return float(sum(gaps) / max(1, len(sure)))
+
+
 def label_shares(counts: Mapping[str, Mapping[str, int]]) -> str:
     """Share of each label's rows per split, the most frequent labels; ``counts`` maps splits to rows by label."""
     total: Counter[str] = Counter()

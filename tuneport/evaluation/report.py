@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses as dc
+import base64
+import hashlib
 import json
 import typing as t
 from collections.abc import Mapping, Sequence
@@ -10,25 +11,17 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from tuneport import __version__
 from tuneport.artifacts import Artifact, digest, read_manifest
 from tuneport.evaluation import figures
 from tuneport.evaluation.comparison import Comparison
+from tuneport.evaluation.shown_rows import FIRST_ROWS, Shown, as_json
+from tuneport.evaluation.slices import Slice, by_kind
 from tuneport.json_yaml import finite
 from tuneport.licences import notices
-from tuneport.metrics.scores import Evaluation
 from tuneport.step import show
-from tuneport.tasks.task import Row, ShownAnswer, Task
 
-SHOWN_ANSWERS = 20
-TEXT_LENGTH = 600  # characters of a row's text that are shown
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """A test row and its answers."""
-
-    row_id: str
-    shown: ShownAnswer
+SURE = 0.9  # the probability of a wrong answer above which the row's own label is worth a look
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,46 +41,20 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Confidence:
+    """With which probabilities answers came, and which were right; empty where they came with none."""
+
+    probabilities: Sequence[float] = ()
+    hits: Sequence[bool] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """What the training left behind: transformers' log, and our summary of it."""
 
     history: Sequence[Mapping[str, t.Any]]
     best_step: int | None
     summary: Mapping[str, t.Any]
-
-
-def shown_answers(
-    task: Task, rows: Sequence[Row], tuned: Sequence[Row], base: Sequence[Row] | None, found: Evaluation
-) -> list[Answer]:
-    """The rows that are answered wrong, most wrong first, at most `SHOWN_ANSWERS`.
-
-    Where answers are not right or wrong: as many rows at even steps from the best answer to the worst. ``base`` is None
-    where the base model was left out; then what it answers is "".
-    """
-
-    def shown(i: int) -> ShownAnswer | None:
-        if base is not None:
-            return task.shown(rows[i], tuned[i], base[i])
-        alone = task.shown(rows[i], tuned[i], tuned[i])
-        return alone and dc.replace(alone, base="")
-
-    if found.row_correct is None:
-        ranked = sorted(filter(shown, range(len(rows))), key=lambda i: found.row_losses[i])
-        steps = min(SHOWN_ANSWERS, len(ranked))
-        picked = [ranked[round(i * (len(ranked) - 1) / max(1, steps - 1))] for i in range(steps)]
-    else:
-        wrong = [i for i, correct in enumerate(found.row_correct) if not correct]
-        picked = sorted(wrong, key=lambda i: -found.row_losses[i])[:SHOWN_ANSWERS]
-    return [Answer(row_id=rows[i]["row_id"], shown=_cut_all(answer)) for i in picked if (answer := shown(i))]
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"
-
-
-def _cut_all(shown: ShownAnswer) -> ShownAnswer:
-    parts = {name: _cut(getattr(shown, name)) for name in ("truth", "predicted", "score", "base")}
-    return ShownAnswer(texts=tuple(map(_cut, shown.texts)), **parts)
 
 
 def origin(name: str, artifact: Artifact) -> Origin:
@@ -128,7 +95,10 @@ def render(
     *,
     task_name: str,
     comparison: Comparison,
-    answers: Sequence[Answer],
+    subject: str,
+    answers: Sequence[Shown],
+    parts: Sequence[Slice],
+    confidence: Confidence,
     training: Training,
     data: Mapping[str, t.Any],
     max_seq_length: int,
@@ -137,22 +107,37 @@ def render(
 ) -> str:
     """Return the report as one HTML page that needs nothing beside it.
 
-    ``data`` is preprocess's data report, ``parameters`` are those of the evaluation.
+    ``subject``: model and data in a few words; ``data`` is preprocess's data report, ``parameters`` are those of the
+    evaluation.
     """
     from jinja2 import Environment
+    from markupsafe import Markup
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"score": _score, "size": _size, "duration": _duration}
-    template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text("utf-8"))
-    return template.render(
+    template, script = (files(__package__).joinpath(f"report.{kind}").read_text("utf-8") for kind in ("html.j2", "js"))
+    wrong = None if (right := comparison.tuned.row_correct) is None else sum(not correct for correct in right)
+    columns = _columns(comparison, written=wrong is None)
+    return environment.from_string(template).render(
+        subject=subject,
+        version=__version__,
+        script=Markup(script),
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        embedded={"rows": as_json(answers), "columns": columns},
+        columns=columns,
+        first_rows=FIRST_ROWS,
+        slices=by_kind(parts),
+        calibration_error=figures.calibration_error(confidence.probabilities, confidence.hits),
+        sure_errors=_sure_errors(answers, wrong),
+        sure=SURE,
         task=task_name.replace("_", " ").capitalize(),
         comparison=comparison,
         verdict=comparison.verdict,
         details=comparison.tuned.details,
         table=_table(comparison),
-        figures=_figures(comparison, training, data),
+        figures=_figures(comparison, training, data, confidence),
         answers=answers,
-        wrong=None if (right := comparison.tuned.row_correct) is None else sum(not correct for correct in right),
+        wrong=wrong,
         training=training,
         data=data,
         reasons=_drop_reasons(data),
@@ -180,7 +165,31 @@ def _table(comparison: Comparison) -> list[dict[str, t.Any]]:
     return rows
 
 
-def _figures(comparison: Comparison, training: Training, data: Mapping[str, t.Any]) -> dict[str, t.Any]:
+def _columns(comparison: Comparison, *, written: bool) -> list[dict[str, str]]:
+    """The columns of the table of answers: what of a row stands there, under which title, in which style."""
+    kind = "answer" if written else "label"
+    titles = ("Reference", "Tuned model") if written else ("True", "Predicted")
+    found = [("texts", "Text", "words"), ("truth", titles[0], kind)]
+    found += [("predicted", titles[1], kind if written else f"{kind} wrong"), ("score", "Score", "score")]
+    found += [("base", "Base model", kind)] if comparison.base else []
+    return [{"key": key, "title": title, "css": css} for key, title, css in found]
+
+
+def _sure_errors(answers: Sequence[Shown], wrong: int | None) -> list[Shown]:
+    """Wrong answers of which the model is sure: their labels may be what is wrong."""
+
+    def sure(text: str) -> bool:
+        try:
+            return float(text) >= SURE
+        except ValueError:  # several scores, or none
+            return False
+
+    return [] if wrong is None else [answer for answer in answers if sure(answer.score)]
+
+
+def _figures(
+    comparison: Comparison, training: Training, data: Mapping[str, t.Any], confidence: Confidence
+) -> dict[str, t.Any]:
     """The SVGs by name; they are ours, so the template takes them as they are."""
     from markupsafe import Markup
 
@@ -195,6 +204,8 @@ def _figures(comparison: Comparison, training: Training, data: Mapping[str, t.An
             other = comparison.base.details["confusion_matrix"]
             title = comparison.base_name.capitalize()
             found["base_confusion"] = figures.confusion_matrix(other, labels, title, figures.SECOND, 3.7)
+    if confidence.hits:
+        found["confidence"] = figures.confidence(confidence.probabilities, confidence.hits)
     splits = data["splits"]
     if labels := {name: split["labels"] for name, split in splits.items() if split.get("labels")}:
         found["labels"] = figures.label_shares(labels)
@@ -219,7 +230,7 @@ def _parameter(value: t.Any) -> str:
 
 
 def _score(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _size(value: float) -> str:

@@ -110,7 +110,7 @@ class Metric(t.Generic[R_contra]):
 
     def number(self, value: float | None) -> str:
         """A value as tables and figures show it."""
-        return "n/a" if value is None else f"{value:.3f}"
+        return "–" if value is None else f"{value:.3f}"
 
     def in_words(self, value: float | None, interval: tuple[float, float] | None) -> str:
         """A value and its interval as sentences give them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import typing as t
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from tuneport.modeling import pretrained
 from tuneport.modeling.batches import collator
 from tuneport.serving.question_answerer import QuestionAnswerer, QuestionWindows
 from tuneport.step import Params, param
-from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswer, Split, Task, TaskData
+from tuneport.tasks.task import Columns, Drop, Encoder, Mark, Meta, Refuse, Row, ShownAnswer, Split, Task, TaskData
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -235,7 +236,28 @@ class QuestionAnswering(Task):
             predicted=answer["answer"] or "no answer",
             score=f"{answer['score']:.3f}",
             base=base["answer"] or "no answer",
+            marks=_marked(row, answer, offset=start - (start > 0), most=len(excerpt)),
         )
+
+
+def _marked(row: Row, answer: Row, *, offset: int, most: int) -> tuple[Mark, ...]:
+    """Where the true answer and the predicted one stand in an excerpt of the context, the second of the two texts.
+
+    ``offset``: the context's character with which the excerpt begins; ``most``: the excerpt's length.
+    """
+    true = set()
+    for start, text in zip(row["answer_starts"][:1], row["answer_texts"][:1], strict=True):
+        true = set(range(start - offset, start - offset + len(text)))
+    found = range(answer["start"] - offset, answer["end"] - offset) if answer["answer"] else range(0)
+    kinds = dict.fromkeys(true, "lacking") | {i: "right" if i in true else "added" for i in found}
+    marks: list[Mark] = []
+    for i in sorted(i for i in kinds if 0 <= i < most):
+        kind = t.cast(t.Literal["right", "lacking", "added"], kinds[i])
+        if marks and marks[-1].end == i and marks[-1].kind == kind:
+            marks[-1] = dataclasses.replace(marks[-1], end=i + 1)
+        else:
+            marks.append(Mark(text=1, start=i, end=i + 1, kind=kind))
+    return tuple(marks)
 
 
 def leave_out_padding(model: t.Any, args: t.Any, inputs: dict[str, t.Any], output: t.Any) -> t.Any:

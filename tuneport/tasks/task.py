@@ -65,6 +65,17 @@ class TaskData:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A part of a shown text, characters ``start`` to ``end`` of the ``text``-th; marks of one text do not overlap."""
+
+    text: int
+    start: int
+    end: int
+    kind: t.Literal["right", "lacking", "added"]  # true and predicted, true alone, predicted alone
+    label: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShownAnswer:
     """A row and what models answer to it, as a person reads them in the report."""
 
@@ -73,6 +84,7 @@ class ShownAnswer:
     predicted: str
     score: str  # of what is predicted
     base: str
+    marks: tuple[Mark, ...] = ()
 
 
 class Predictor(t.Protocol):
@@ -256,6 +268,10 @@ class Task(ABC):
     @abstractmethod
     def shown(self, row: Row, answer: Row, base: Row) -> ShownAnswer | None:
         """A row, the tuned model's answer and the base model's, as the report shows them; None: not to be shown."""
+
+    def confidences(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> tuple[list[float], list[bool]]:
+        """The probabilities that answers come with, and whether each is right; empty where answers have none."""
+        return [], []
 
     def example(self, row: Row) -> Row:
         """A row as a client of the served model would send it."""

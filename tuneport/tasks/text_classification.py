@@ -267,6 +267,16 @@ class TextClassification(Task):
             base=_joined(base["label"]),
         )
 
+    def confidences(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> tuple[list[float], list[bool]]:
+        if not meta["multi_label"]:
+            return [a["score"] for a in answers], [a["label"] == r["label"] for r, a in zip(rows, answers, strict=True)]
+        pairs = [
+            (score, label in row["label"])
+            for row, answer in zip(rows, answers, strict=True)
+            for label, score in answer["scores"].items()
+        ]
+        return [score for score, _ in pairs], [hit for _, hit in pairs]
+
 
 def _joined(value: t.Any) -> str:
     values = value if isinstance(value, (list, tuple)) else [value]

@@ -19,7 +19,7 @@ from tuneport.modeling.heads import load_with_labels
 from tuneport.parameters import LabelParams
 from tuneport.serving.token_classifier import TokenClassifier
 from tuneport.step import Params, param
-from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row, ShownAnswer, Split, Task, TaskData
+from tuneport.tasks.task import Columns, Drop, Encoder, Mark, Meta, Refuse, Row, ShownAnswer, Split, Task, TaskData
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -259,7 +259,22 @@ class TokenClassification(Task):
             predicted=tagged(answer["tags"]),
             score=", ".join(f"{answer['scores'][i]:.3f}" for i in wrong),
             base=tagged(base["tags"]),
+            marks=_marked(row["tokens"], row["tags"], answer["tags"]),
         )
+
+
+def _marked(words: Sequence[str], true: Sequence[str], predicted: Sequence[str]) -> tuple[Mark, ...]:
+    """Each word with a tag other than O, in the words joined by spaces, and what of its two tags is right."""
+    marks, at = list[Mark](), 0
+    for word, want, got in zip(words, true, predicted, strict=True):
+        if (want, got) != ("O", "O"):
+            kind: t.Literal["right", "lacking", "added"] = (
+                "right" if want == got else "lacking" if got == "O" else "added"
+            )
+            label = want if want == got else f"{want} → {got}"
+            marks.append(Mark(text=0, start=at, end=at + len(word), kind=kind, label=label))
+        at += len(word) + 1
+    return tuple(marks)
 
 
 def _is_iob(tag: str) -> bool:
