@@ -128,6 +128,7 @@ def render(
         first_rows=FIRST_ROWS,
         slices=by_kind(parts),
         calibration_error=figures.calibration_error(confidence.probabilities, confidence.hits),
+        marked=any(kind for answer in answers for _, kind, _ in answer.pieces),
         sure_errors=_sure_errors(answers, wrong),
         sure=SURE,
         task=task_name.replace("_", " ").capitalize(),
@@ -167,7 +168,7 @@ def _table(comparison: Comparison) -> list[dict[str, t.Any]]:
 
 def _columns(comparison: Comparison, *, written: bool) -> list[dict[str, str]]:
     """The columns of the table of answers: what of a row stands there, under which title, in which style."""
-    kind = "answer" if written else "label"
+    kind = "text answer" if written else "text label"
     titles = ("Reference", "Tuned model") if written else ("True", "Predicted")
     found = [("texts", "Text", "words"), ("truth", titles[0], kind)]
     found += [("predicted", titles[1], kind if written else f"{kind} wrong"), ("score", "Score", "score")]

@@ -8,6 +8,7 @@ import typing as t
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import chain
 
 from tuneport.metrics.scores import Evaluation
 from tuneport.tasks.task import Mark, Row, ShownAnswer, Task
@@ -34,8 +35,12 @@ class Shown:
     base: Sequence[Segment]
 
     @property
+    def pieces(self) -> Iterable[Segment]:
+        return chain(*self.texts, self.truth, self.predicted, self.base)
+
+    @property
     def characters(self) -> int:
-        return sum(len(piece) for text in (*self.texts, self.truth, self.predicted, self.base) for piece, _, _ in text)
+        return sum(len(text) for text, _, _ in self.pieces)
 
 
 def shown_rows(

@@ -54,11 +54,12 @@ class _Scored:
         for i, found in enumerate(names):
             for name in found:
                 members.setdefault(name, []).append(i)
-        if len(members) < 2:
+        enough = [name for name, places in members.items() if len(places) >= FEWEST_ROWS]
+        largest = sorted(enough, key=lambda name: -len(members[name]))[:PARTS]
+        if len(largest) < 2:
             return []
-        largest = sorted(members, key=lambda name: -len(members[name]))[:PARTS]
         order = sorted(largest, key=_begins) if kind == "words" else largest
-        return [self._slice(kind, name, members[name]) for name in order if len(members[name]) >= FEWEST_ROWS]
+        return [self._slice(kind, name, members[name]) for name in order]
 
     def _slice(self, kind: str, name: str, places: Sequence[int]) -> Slice:
         value, interval = _ratio([self.tuned[i] for i in places], self.seed)
