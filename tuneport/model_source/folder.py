@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import logging
 import math
@@ -62,19 +61,18 @@ def model_folders(path: Path) -> list[Path]:
         raise UserError(f"{path}: is a file; expected the model's folder, with config.json, weights and tokenizer.")
     if (path / "config.json").is_file() or not (path / "MLmodel").is_file():
         return [path]
-    patterns = (*_named_in_mlmodel(path), *MLFLOW_FOLDERS)
-    found = [folder for pattern in patterns for folder in sorted(path.glob(pattern)) if folder.is_dir()]
-    return list(dict.fromkeys([path, *found]))
+    found = [folder for pattern in MLFLOW_FOLDERS for folder in sorted(path.glob(pattern)) if folder.is_dir()]
+    return list(dict.fromkeys([path, *_named_in_mlmodel(path), *found]))
 
 
-def _named_in_mlmodel(path: Path) -> list[str]:
-    """Where an MLmodel file of the transformers flavour says that the weights are."""
+def _named_in_mlmodel(path: Path) -> list[Path]:
+    """The folder in which an MLmodel file of the transformers flavour says that the weights are, if it is there."""
     flavor = check_mlflow_model(path)["flavors"].get("transformers")
     if not isinstance(flavor, dict):
         return []
     hub_id, binary = flavor.get("source_model_name"), flavor.get("model_binary")
     if isinstance(binary, str) and not Path(binary).is_absolute() and ".." not in Path(binary).parts:
-        return [glob.escape(binary)]
+        return [path / binary] if (path / binary).is_dir() else []
     if hub_id and not (path / "model").is_dir():
         raise UserError(
             f"{path}: holds no weights but a reference to the hub model '{hub_id}'. "
