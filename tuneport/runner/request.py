@@ -9,6 +9,18 @@ from pathlib import Path
 
 
 @dc.dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What is sent to a platform beside the document, and what is asked of it."""
+
+    name: str | None = None  # of the run; None: the pipeline's name, and when
+    experiment: str | None = None  # None: that of the platform's section
+    upload: bool = False  # also keep the document on the platform, as a new version of a pipeline
+    schedule: str | None = None  # when it is to run, by cron; None: now, once
+    wait: bool = False  # whether the run is followed to its end
+    dry_run: bool = False  # print what would be sent, send nothing
+
+
+@dc.dataclass(frozen=True, kw_only=True)
 class Request:
     """How the user wants a pipeline run, with what the surroundings say; read in the command line, passed on here."""
 
@@ -19,5 +31,4 @@ class Request:
     start_from: str | None = None  # the stage to go on from, with earlier stages' outputs as they are
     command: tuple[str, ...] = ()  # what the user typed, without --from: the way to go on
     platform: Mapping[str, t.Any] = dc.field(default_factory=dict)  # the configuration's section of that name
-    wait: bool = False  # whether a remote run is followed to its end
-    dry_run: bool = False  # print what would be sent, send nothing
+    submission: Submission = dc.field(default_factory=Submission)

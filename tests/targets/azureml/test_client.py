@@ -60,6 +60,18 @@ def test_a_dry_run_prints_the_request_alone(tmp_path: Path) -> None:
     assert request["inputs"]["sentence1_key"] == {"jobInputType": "literal", "value": "text"}
 
 
+def test_a_schedule_of_a_named_job_is_shown(tmp_path: Path) -> None:
+    flags = ("--schedule", "0 3 * * 1", "--name", "weekly", "--experiment", "trials")
+    done = submit(tmp_path, IMAGES, "--dry_run", *flags)
+    assert done.returncode == 0, done.stderr
+    request = json.loads(done.stdout)["properties"]
+    assert request["trigger"]["expression"] == "0 3 * * 1"
+    job = request["action"]["jobDefinition"]
+    assert (job["displayName"], job["experimentName"], job["jobType"]) == ("weekly", "trials", "Pipeline")
+    refused = submit(tmp_path, IMAGES, "--dry_run", "--schedule", "each day")
+    assert refused.returncode == 2 and "--schedule 'each day': not valid; expected minute, hour" in refused.stderr
+
+
 @pytest.mark.slow  # asks each kind of credential there is
 def test_without_a_login_the_message_says_how_to_get_one(tmp_path: Path) -> None:
     done = submit(tmp_path, IMAGES | WORKSPACE)

@@ -270,3 +270,25 @@ def test_what_becomes_of_a_job_whose_launcher_is_evicted_and_its_runtime_reach_t
     assert known["when_evicted"] == "suspend" and known["job"]["runtime_kind"] == "TrainingRuntime"
     with pytest.raises(UserError, match="when_evicted=suspend: not with queue"):
         compiled({**own, "queue": "gpus"})
+
+
+def test_the_document_is_a_component_of_ones_own_pipeline(tmp_path: Path) -> None:
+    from kfp import compiler, components, dsl
+
+    pipeline = pipelines.load("text_classification")
+    request = Request(
+        output_dir=Path("/runs/1"), folder=Path("/home/me"), environment={}, platform={"kfp": {"images": IMAGES}}
+    )
+    document = load("kfp").compile(pipeline, pipeline.resolve(VALUES), request)
+    (tmp_path / "pipeline.yaml").write_text(document.text)
+    tune = components.load_component_from_file(str(tmp_path / "pipeline.yaml"))
+
+    @dsl.pipeline(name="nightly")
+    def nightly(learning_rate: float = 2e-5) -> None:
+        tuned = tune(learning_rate=learning_rate)
+        assert {"pytorch_model_folder", "mlflow_model_folder", "evaluation_result"} == tuned.outputs.keys()
+
+    compiler.Compiler().compile(nightly, str(tmp_path / "nightly.yaml"))
+    spec = next(yaml.safe_load_all((tmp_path / "nightly.yaml").read_text()))
+    given = spec["root"]["dag"]["tasks"]["text-classification"]["inputs"]["parameters"]["learning_rate"]
+    assert given == {"componentInputParameter": "learning_rate"}

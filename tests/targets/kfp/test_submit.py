@@ -37,6 +37,9 @@ class FakePipelines:
         self.authorization: set[str | None] = set()
         self.runs: list[dict[str, Any]] = []
         self.experiments: list[dict[str, Any]] = []
+        self.schedules: list[dict[str, Any]] = []
+        self.pipelines: list[str] = []  # their names; the first has the id p0
+        self.uploads: list[tuple[str, str]] = []  # path and query of each
         self.states: list[Any] = [{"state": "SUCCEEDED"}]  # of the run, one an answer; a number is an error
         self.refuse: int | None = None
         self.strange: list[str] = []  # what is no request or answer of this API
@@ -66,11 +69,23 @@ class FakePipelines:
             return self.refuse, {"error": "no right to do so"}
         if path.endswith("/healthz"):
             return 200, {"multi_user": False}
+        return self.of_pipelines(path) if "/pipelines" in path else self.of_runs(method, path, body)
+
+    def of_pipelines(self, path: str) -> tuple[int, Any]:
+        if "/pipelines/upload" in path:
+            return 200, {"pipeline_id": "p0"}
+        found = [{"pipeline_id": f"p{i}", "display_name": name} for i, name in enumerate(self.pipelines)]
+        return 200, {"pipelines": found}
+
+    def of_runs(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         if path.endswith("/experiments"):
             if method == "GET":
                 return 200, {"experiments": self.experiments}
             self.experiments.append({**body, "experiment_id": "e1"})
             return 200, self.experiments[-1]
+        if path.endswith("/recurringruns"):
+            self.schedules.append(body)
+            return 200, {**body, "recurring_run_id": "s1"}
         if method == "POST":
             self.runs.append(body)
             return 200, {**body, "run_id": "r1", "state": "PENDING"}
@@ -83,7 +98,11 @@ class FakePipelines:
 
             def handle_one(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
-                body = json.loads(self.rfile.read(length)) if length else None
+                content = self.rfile.read(length)
+                is_file = self.headers.get("Content-Type", "").startswith("multipart/")
+                body = json.loads(content) if length and not is_file else None
+                if is_file:
+                    fake.uploads.append((self.path, content.decode()))
                 fake.requests.append((self.command, self.path))
                 fake.authorization.add(self.headers.get("Authorization") or self.headers.get("Cookie"))
                 status, answer = fake.answer(self.command, self.path.partition("?")[0], body)
@@ -195,6 +214,48 @@ def test_waiting_ends_with_the_runs_failure(tuneport: Command, api: FakePipeline
     done = tuneport(api.url, "--wait")
     assert done.returncode == 1
     assert f"the run has ended: {state.lower()}" in done.stderr and "finetune failed: exit code 2" in done.stderr
+
+
+def test_a_run_has_the_name_and_experiment_that_are_asked_for(tuneport: Command, api: FakePipelines) -> None:
+    assert tuneport(api.url, "--name", "a trial", "--experiment", "trials").returncode == 0
+    assert (api.runs[0]["display_name"], api.experiments[0]["display_name"]) == ("a trial", "trials")
+
+
+def test_a_schedule_is_a_recurring_run_and_a_dry_run_shows_it(tuneport: Command, api: FakePipelines) -> None:
+    dry = tuneport(api.url, "--dry_run", "--schedule", "0 3 * * 1", "--name", "weekly")
+    said = json.loads(dry.stdout)
+    assert not api.requests and said["path"] == "/apis/v2beta1/recurringruns"
+    done = tuneport(api.url, "--schedule", "0 3 * * 1", "--name", "weekly")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"scheduled: {api.url}/#/recurringrun/details/s1\n" and not api.runs
+    (sent,) = api.schedules
+    assert sent.pop("experiment_id") == "e1" and sent == said["body"]
+    assert sent["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * 1"}}
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_an_upload_is_a_pipeline_or_a_new_version_of_it(tuneport: Command, api: FakePipelines, known: bool) -> None:
+    api.pipelines = ["text_classification"] if known else []
+    done = tuneport(api.url, "--upload")
+    assert done.returncode == 0, done.stderr
+    ((path, content),) = api.uploads
+    assert "name: text-classification" in content and len(api.runs) == 1
+    assert path.partition("?")[0].endswith("/pipelines/upload_version" if known else "/pipelines/upload")
+    assert ("pipelineid=p0" in path) == known
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--schedule", "monday"], "--schedule 'monday': not valid; expected minute, hour, day, month"),
+        (["--schedule", "0 3 * * 1", "--wait"], "got both --schedule and --wait"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(
+    tuneport: Command, api: FakePipelines, flags: list[str], message: str
+) -> None:
+    done = tuneport(api.url, *flags)
+    assert done.returncode == 2 and message in done.stderr and not api.requests
 
 
 def test_a_token_or_a_cookie_of_a_session_is_sent(tuneport: Command, api: FakePipelines) -> None:

@@ -49,8 +49,7 @@ class AzureML(Target):
             files=files(pipeline, values, steps, settings),
             source=Path(tuneport.__file__).parent.parent if built else None,
             settings=settings,
-            wait=request.wait,
-            dry_run=request.dry_run,
+            submission=request.submission,
         )
 
     def write(self, document: Document, output: Path) -> None:

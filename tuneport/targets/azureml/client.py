@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import tempfile
 import typing as t
 from collections.abc import Iterator
 from pathlib import Path
 
-from tuneport.errors import UserError
+from tuneport.errors import UserError, excerpt
 from tuneport.secrets import masked
 from tuneport.targets.azureml.documents import Document
 from tuneport.targets.azureml.settings import AzureMLSettings
 
 if t.TYPE_CHECKING:
     from azure.ai.ml import MLClient
-    from azure.ai.ml.entities import PipelineJob
+    from azure.ai.ml.entities import Component, JobSchedule, PipelineJob
 
 EXIT_FAILED = 1
 
@@ -28,20 +29,57 @@ def submit(document: Document, write: t.Callable[[Document, Path], None]) -> int
     With ``dry_run``, print the request and send nothing. Raises `UserError` where Azure's libraries, the workspace or
     a login are missing, and with Azure ML's own words where it refuses.
     """
-    if not document.dry_run:
+    asked = document.submission
+    if not asked.dry_run:
         _check_workspace(document.settings)
     _require_libraries()
     with tempfile.TemporaryDirectory() as folder:
         write(document, Path(folder) / "job")
         job = _load(Path(folder) / "job" / "job.yaml")
-        if document.dry_run:
-            _print(json.dumps(job._to_rest_object().as_dict(), indent=1, default=str))
+        job.display_name = asked.name or job.display_name
+        job.experiment_name = asked.experiment or job.experiment_name
+        schedule = None if asked.schedule is None else _schedule(document, job)
+        if asked.dry_run:
+            _print(json.dumps((schedule or job)._to_rest_object().as_dict(), indent=1, default=str))
             return 0
         with _explained():
             client = _connect(document.settings)
+            if asked.upload:
+                kept = client.components.create_or_update(_component(Path(folder) / "job"))
+                _print(f"uploaded: version {kept.version} of the component {kept.name}")
+            if schedule is not None:
+                made = client.schedules.begin_create_or_update(schedule).result()
+                _print(f"scheduled: {made.name}")
+                return 0
             created = client.jobs.create_or_update(job)
     _print(f"{created.name}: {created.studio_url}")
-    return _follow(client, str(created.name)) if document.wait else 0
+    return _follow(client, str(created.name)) if asked.wait else 0
+
+
+def _schedule(document: Document, job: PipelineJob) -> JobSchedule:
+    """The job at the times of a cron expression, under the name that was given or the pipeline's.
+
+    Raises `UserError` for an expression that Azure ML does not read.
+    """
+    from azure.ai.ml.entities import CronTrigger, JobSchedule
+
+    expression = " ".join(str(document.submission.schedule).split())
+    if len(expression.split()) != 5:
+        raise UserError(
+            f"--schedule {excerpt(expression)}: not valid; expected minute, hour, day, month and day of the week, "
+            "as in '0 3 * * 1', at three each Monday."
+        )
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", document.submission.name or document.pipeline)
+    return JobSchedule(name=name, trigger=CronTrigger(expression=expression), create_job=job)
+
+
+def _component(folder: Path) -> Component:
+    """The pipeline as a component; Azure ML gives it the next version."""
+    from azure.ai.ml import load_component
+
+    found = t.cast("Component", load_component(folder / "pipeline.yaml"))
+    found.version = None
+    return found
 
 
 def _require_libraries() -> None:

@@ -13,6 +13,7 @@ from tuneport.address import EXTRAS
 from tuneport.artifacts import Artifact, CustomMLflowModel, CustomModel, File, MLflowModel, MLTable
 from tuneport.graph import Node, Pipeline, Ref
 from tuneport.runner import saved_inputs
+from tuneport.runner.request import Submission
 from tuneport.step import REQUIRED, Port, Resource, Step, show
 from tuneport.targets.azureml.settings import AzureMLSettings, StageSettings
 
@@ -48,8 +49,7 @@ class Document:
     files: Mapping[str, Spec]
     source: Path | None
     settings: AzureMLSettings
-    wait: bool
-    dry_run: bool
+    submission: Submission
 
 
 def is_uri(artifact: Artifact) -> bool:

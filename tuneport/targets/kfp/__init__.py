@@ -75,8 +75,8 @@ class Kfp(Target):
     def submit(self, document: Document) -> int:
         from tuneport.targets.kfp.send import submit
 
-        how = {"wait": document.request.wait, "dry_run": document.request.dry_run}
-        return submit(document.pipeline, document.text, document.settings, document.request.environment, **how)
+        request = document.request
+        return submit(document.pipeline, document.text, document.settings, request.environment, request.submission)
 
     def run_stage(
         self,

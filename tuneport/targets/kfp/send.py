@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses as dc
 import io
 import json
 import logging
+import re
 import tempfile
 import time
 import typing as t
@@ -13,7 +15,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tuneport.errors import UserError
+from tuneport.errors import UserError, excerpt
+from tuneport.runner.request import Submission
 from tuneport.secrets import masked
 from tuneport.targets.kfp.settings import Settings
 
@@ -25,49 +28,94 @@ POLL_SECONDS = 5.0
 PATIENCE = 20  # answers in a row that may fail while a run is followed
 
 
-def submit(
-    pipeline: str, text: str, settings: Settings, environment: Mapping[str, str], *, wait: bool, dry_run: bool
-) -> int:
-    """Start a run, and with ``wait`` end with its result."""
-    name = f"{pipeline} {time.strftime('%Y-%m-%d %H:%M:%S')}"
-    experiment = settings.experiment or pipeline
+@dc.dataclass(frozen=True)
+class _Sent:
+    """What is sent: a run or a recurring run of a document, and the same as a version of a pipeline if asked."""
+
+    pipeline: str
+    text: str
+    settings: Settings
+    submission: Submission
+    when: str  # now, in words
+
+    @property
+    def name(self) -> str:
+        return self.submission.name or f"{self.pipeline} {self.when}"
+
+    @property
+    def experiment(self) -> str:
+        return self.submission.experiment or self.settings.experiment or self.pipeline
+
+    @property
+    def version(self) -> str:
+        return f"{self.pipeline} {self.when}"
+
+    @property
+    def cron(self) -> str | None:
+        return None if self.submission.schedule is None else cron(self.submission.schedule)
+
+
+def submit(pipeline: str, text: str, settings: Settings, environment: Mapping[str, str], submission: Submission) -> int:
+    """Start a run or a schedule, and with ``wait`` end with the run's result."""
+    sent = _Sent(pipeline, text, settings, submission, time.strftime("%Y-%m-%d %H:%M:%S"))
     endpoint = (settings.endpoint or environment.get(ENDPOINT) or "").rstrip("/")
-    if dry_run:
-        print(masked(json.dumps(request(name, experiment, text, settings, endpoint), indent=1)))  # noqa: T201
+    if submission.dry_run:
+        print(masked(json.dumps(request(sent, endpoint), indent=1)))  # noqa: T201
         return 0
+    _ = sent.cron  # refused before anything is asked
     _check_reachable(endpoint, settings)
     with _refusals(endpoint):
         client = _client(endpoint, settings, environment)
-        run_id = _create(client, name, experiment, text, settings)
-    url = f"{masked(endpoint) or 'the UI'}/#/runs/details/{run_id}"
-    print(f"started: {url}", flush=True)  # noqa: T201
-    if not wait:
+        kind, id_ = _create(client, sent)
+    shown = masked(endpoint) or "the UI"
+    url = f"{shown}/#/{kind}/details/{id_}"
+    print(f"{'scheduled' if sent.cron else 'started'}: {url}", flush=True)  # noqa: T201
+    if not submission.wait:
         return 0
     try:
-        return _follow(client, run_id, endpoint)
+        return _follow(client, id_, endpoint)
     except KeyboardInterrupt:
         log.warning("no longer followed; the run goes on: %s", url)
         raise
 
 
-def request(name: str, experiment: str, text: str, settings: Settings, endpoint: str) -> dict[str, t.Any]:
+def cron(text: str) -> str:
+    """A cron expression as Kubeflow Pipelines reads it, with seconds first: five fields get a 0.
+
+    Raises `UserError` for other than five or six fields.
+    """
+    fields = text.split()
+    if len(fields) not in (5, 6) or not all(re.fullmatch(r"[\dA-Za-z*/,?-]+", field) for field in fields):
+        raise UserError(
+            f"--schedule {excerpt(text)}: not valid; expected minute, hour, day, month and day of the week, as in "
+            "'0 3 * * 1', at three each Monday."
+        )
+    return " ".join(fields if len(fields) == 6 else ["0", *fields])
+
+
+def request(sent: _Sent, endpoint: str) -> dict[str, t.Any]:
     """What starts a run: the experiment that is created where there is none, and the body that is sent."""
     import yaml
 
-    spec, platform = yaml.safe_load_all(text)
-    run = {
-        "display_name": name,
+    settings = sent.settings
+    spec, platform = yaml.safe_load_all(sent.text)
+    run: dict[str, t.Any] = {
+        "display_name": sent.name,
         "pipeline_spec": {"pipeline_spec": spec, "platform_spec": platform},
         "runtime_config": {"parameters": {}},
     }
     if settings.service_account:
         run["service_account"] = settings.service_account
-    found = {"display_name": experiment} | ({"namespace": settings.namespace} if settings.namespace else {})
+    if sent.cron:
+        trigger = {"cron_schedule": {"cron": sent.cron}}
+        run |= {"trigger": trigger, "max_concurrency": 1, "mode": "ENABLE", "no_catchup": True}
+    found = {"display_name": sent.experiment} | ({"namespace": settings.namespace} if settings.namespace else {})
     return {
         "endpoint": endpoint or None,
         "experiment": found,
+        **({"upload": {"pipeline": sent.pipeline, "version": sent.version}} if sent.submission.upload else {}),
         "method": "POST",
-        "path": "/apis/v2beta1/runs",
+        "path": "/apis/v2beta1/recurringruns" if sent.cron else "/apis/v2beta1/runs",
         "body": run,
     }
 
@@ -145,19 +193,36 @@ def _silent() -> Iterator[None]:
         logging.disable(before)
 
 
-def _create(client: t.Any, name: str, experiment: str, text: str, settings: Settings) -> str:
+def _create(client: t.Any, sent: _Sent) -> tuple[str, str]:
+    """Send it. Returns the part of the UI where it is to be seen, and its id."""
+    settings = sent.settings
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.redirect_stdout(io.StringIO()),
         _silent(),
     ):  # it prints links
         path = Path(folder, "pipeline.yaml")
-        path.write_text(text, "utf-8")
-        found = client.create_experiment(experiment, namespace=settings.namespace)
-        run = client.run_pipeline(
-            found.experiment_id, name, str(path), params={}, service_account=settings.service_account
-        )
-    return t.cast(str, run.run_id)
+        path.write_text(sent.text, "utf-8")
+        if sent.submission.upload:
+            _upload(client, path, sent)
+        found = client.create_experiment(sent.experiment, namespace=settings.namespace).experiment_id
+        how: dict[str, t.Any] = {"params": {}, "service_account": settings.service_account}
+        if sent.cron:
+            schedule = {"cron_expression": sent.cron, "max_concurrency": 1, "no_catchup": True}
+            made = client.create_recurring_run(found, sent.name, pipeline_package_path=str(path), **schedule, **how)
+            return "recurringrun", t.cast(str, made.recurring_run_id)
+        return "runs", t.cast(str, client.run_pipeline(found, sent.name, str(path), **how).run_id)
+
+
+def _upload(client: t.Any, path: Path, sent: _Sent) -> None:
+    """Keep the document as a version of the pipeline of its name, which is made if it is not there."""
+    known = client.get_pipeline_id(sent.pipeline)
+    if known is None:
+        made = client.upload_pipeline(str(path), sent.pipeline, namespace=sent.settings.namespace)
+        known = made.pipeline_id
+    else:
+        client.upload_pipeline_version(str(path), sent.version, pipeline_id=known)
+    log.info("uploaded: version '%s' of the pipeline %s", sent.version, sent.pipeline)
 
 
 def _follow(client: t.Any, run_id: str, endpoint: str) -> int:
