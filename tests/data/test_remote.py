@@ -123,6 +123,7 @@ def test_gzip_shards_and_parquet_are_whole_when_connections_are_cut(
         proxy.close()
 
 
+@pytest.mark.slow
 def test_a_connection_that_never_comes_back_is_named_with_the_row(
     server: str, s3: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def estimate(
     return run
 
 
+@pytest.mark.slow
 def test_a_run_is_estimated_from_its_own_rows_and_model(estimate: Callable[..., dict[str, Any]]) -> None:
     found = estimate("--gpu_memory", "8g", max_seq_length=32, per_device_train_batch_size=4)
     training = found["training"]
@@ -60,6 +61,7 @@ def test_a_run_is_estimated_from_its_own_rows_and_model(estimate: Callable[..., 
     assert found["stages"]["model_evaluation"]["disk"] == found["base"] + found["evaluation"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("contents", "weights", "states"), [("newest_resumable", 3, 1), ("weights", 3, 0)])
 def test_what_checkpoints_hold_decides_what_they_take(
     contents: str, weights: int, states: int, estimate: Callable[..., dict[str, Any]]

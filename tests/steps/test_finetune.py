@@ -253,6 +253,7 @@ def test_a_zero_that_means_nothing_is_refused(
         finetune(imported_model, prepared_questions, tmp_path / "out", **{name: value})
 
 
+@pytest.mark.slow
 def test_the_network_is_never_touched(imported_model: Path, prepared_questions: Path, tmp_path: Path) -> None:
     code = (
         "import socket, sys\n"
@@ -291,6 +292,7 @@ def nine_epochs(imported_model: Path, prepared_questions: Path) -> list[str]:
     return [*command, "--learning_rate", "1e-3"]
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_for_the_checkpoints_is_told_before_the_first_step(
     nine_epochs: list[str], tmp_path: Path
 ) -> None:
@@ -300,6 +302,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_told_before_the_first_step(
     assert "Traceback" not in done.stderr and done.stdout.splitlines() == [str(tmp_path / "disk")]
 
 
+@pytest.mark.slow
 def test_a_full_disk_during_a_checkpoint_is_explained_and_keeps_the_whole_ones(
     nine_epochs: list[str], tmp_path: Path
 ) -> None:

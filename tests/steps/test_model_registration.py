@@ -335,6 +335,7 @@ def serving(folder: Path) -> Iterator[str]:
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_run_on_a_server_over_http_holds_the_model_and_its_registered_version(
     server: str, tracked_run: SimpleNamespace, report: Path, tmp_path: Path
 ) -> None:

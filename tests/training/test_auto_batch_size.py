@@ -111,6 +111,7 @@ def result(output: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_explained_and_leaves_nothing(finetune: Any, tmp_path: Path) -> None:
     run = finetune(tmp_path / "out", room=1_400)
     assert run.returncode == 2, run.stderr
@@ -120,6 +121,7 @@ def test_what_does_not_fit_is_explained_and_leaves_nothing(finetune: Any, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_batch_size_is_found_that_fits_and_keeps_the_effective_batch(finetune: Any, tmp_path: Path) -> None:
     run = finetune(tmp_path / "out", room=1_400, auto_find_batch_size=True)
     assert run.returncode == 0, run.stderr
@@ -152,6 +154,7 @@ def test_where_no_row_fits_the_user_is_told(finetune: Any, tmp_path: Path) -> No
     assert "does not suffice for a single row" in run.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_where_all_fits_nothing_changes(finetune: Any, tmp_path: Path) -> None:
     runs = []
     for wanted in (False, True):
@@ -162,6 +165,7 @@ def test_where_all_fits_nothing_changes(finetune: Any, tmp_path: Path) -> None:
     assert runs[0] == runs[1]
 
 
+@pytest.mark.slow
 def test_recomputed_activations_take_less_memory(finetune: Any, tmp_path: Path) -> None:
     run = finetune(tmp_path / "out", room=1_400, gradient_checkpointing="true")
     assert run.returncode == 0, run.stderr

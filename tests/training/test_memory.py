@@ -63,6 +63,7 @@ def run(imported_model: Path, prepared_questions: Path) -> Any:
     return of
 
 
+@pytest.mark.slow
 def test_a_step_takes_its_weights_gradients_and_states_and_more_with_more_rows(run: Any) -> None:
     few, many = simulate(run(), [Batch(rows=2, tokens=32), Batch(rows=16, tokens=32)])
     assert (
@@ -100,6 +101,7 @@ def test_states_of_optimizers_that_only_a_gpu_runs_are_computed() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("available", [1_000, 10**11])
 def test_activations_are_recomputed_only_where_they_do_not_fit(
     imported_model: Path,
@@ -122,6 +124,7 @@ def test_activations_are_recomputed_only_where_they_do_not_fit(
     assert said == (available == 1_000)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_simulated_is_trained_all_the_same(
     run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -156,6 +156,7 @@ def _rank(rank: int, port: int, results: Any) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ranks_add_up_their_counts_and_stop_together() -> None:
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     results = context.Queue()

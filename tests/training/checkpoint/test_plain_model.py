@@ -95,6 +95,7 @@ print(most[0] - before)
 """
 
 
+@pytest.mark.slow
 def test_a_tensor_is_in_memory_at_a_time(checkpoint: Path, tmp_path: Path) -> None:
     """Of 12 tensors of 32 MiB, 384 in all, never more than 3 beside what the process holds."""
     save_file({f"layer.{i}": torch.zeros(2048, 4096) for i in range(12)}, checkpoint / "model.safetensors")
