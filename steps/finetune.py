@@ -9,7 +9,7 @@ from tuneport.errors import UserError
 from tuneport.links import link_tree
 from tuneport.modeling.merged_adapters import ADAPTER_FILES
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE
-from tuneport.stage import parameters, save_json
+from tuneport.stage import changed, parameters, save_json
 from tuneport.step import Step, View, consumes, produces, resource
 from tuneport.tasks import TaskParams
 from tuneport.training import conflicts
@@ -74,6 +74,7 @@ class Finetune(Step, TaskParams, TrainingParams):
         from tuneport.licences import carry_notices
         from tuneport.model_source.model_name import model_name
         from tuneport.tracking import Split, save_run, tracked
+        from tuneport.training.model_card import write_model_card
         from tuneport.training.train import train
 
         prepared = Prepared(self.preprocess_output.path)
@@ -118,6 +119,17 @@ class Finetune(Step, TaskParams, TrainingParams):
         if self.context.rank == 0:
             save_json(output / "training.json", dc.asdict(result))
             carry_notices(base, output)
+            write_model_card(
+                output,
+                task,
+                base=name,
+                on_hub=bool(imported.get("huggingface_id")),
+                data=data,
+                splits=prepared.info.splits,
+                meta=prepared.info.meta,
+                parameters=changed(self),
+                version=__version__,
+            )
             if self.tuned_model is not None:
                 there = [path.name for path in self.tuned_model.path.iterdir()]
                 link_tree(output, self.tuned_model.path, [INCOMPLETE, *self.keeps_on_failure, *ADAPTER_FILES, *there])

@@ -121,6 +121,12 @@ def parameters(step: Step) -> dict[str, Any]:
     return {n: masked_values(getattr(step, n)) for n, p in step.ports().items() if p.kind == "param"}
 
 
+def changed(step: Step) -> dict[str, Any]:
+    """The parameters that differ from their defaults."""
+    ports = step.ports()
+    return {name: value for name, value in parameters(step).items() if value != ports[name].default}
+
+
 def arguments(step: type[Step], given: Mapping[str, Any]) -> list[str]:
     """What ``python -m`` takes to run a stage with these values."""
     flags = [
