@@ -9,16 +9,14 @@ from tuneport.model_source.folder import weights_by_type
 
 
 def model_name(folder: Path, imported_with: Mapping[str, Any]) -> str:
-    """Its name on the hub, or the name that its configuration gives, or else its kind and size, as in bert-4.4M.
+    """Its name on the hub where it was imported from there, else its kind and size, as in bert-4.4M.
 
-    ``imported_with``: the parameters that model_import had.
+    ``imported_with``: the parameters that model_import had. The name in a configuration (``_name_or_path``) is not taken:
+    in a tuned model it is that of what the model was tuned from.
     """
     if imported_with.get("huggingface_id"):
         return str(imported_with["huggingface_id"])
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    named = str(config.get("_name_or_path") or "")
-    if named and not Path(named).is_absolute() and ".." not in Path(named).parts:
-        return named
     return f"{config['model_type']}-{_short(sum(weights_by_type(folder).values()))}"
 
 
