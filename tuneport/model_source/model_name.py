@@ -11,8 +11,8 @@ from tuneport.model_source.folder import weights_by_type
 def model_name(folder: Path, imported_with: Mapping[str, Any]) -> str:
     """Its name on the hub where it was imported from there, else its kind and size, as in bert-4.4M.
 
-    ``imported_with``: the parameters that model_import had. The name in a configuration (``_name_or_path``) is not taken:
-    in a tuned model it is that of what the model was tuned from.
+    ``imported_with``: the parameters that model_import had. A configuration's ``_name_or_path`` is not taken: in a tuned
+    model it is the name of what that was tuned from.
     """
     if imported_with.get("huggingface_id"):
         return str(imported_with["huggingface_id"])
