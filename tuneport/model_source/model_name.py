@@ -11,7 +11,7 @@ from tuneport.model_source.folder import weights_by_type
 def model_name(folder: Path, imported_with: Mapping[str, Any]) -> str:
     """Its name on the hub where it was imported from there, else its kind and size, as in bert-4.4M.
 
-    ``imported_with``: the parameters that model_import had. A configuration's ``_name_or_path`` is not taken: in a tuned
+    ``imported_with``: the parameters that model_import had. A config's ``_name_or_path`` is not taken: in a tuned
     model it is the name of what that was tuned from.
     """
     if imported_with.get("huggingface_id"):
