@@ -110,11 +110,13 @@ def _sample(step: t.Any, base: Path, output: Path) -> Prepared:
     wanted = step.wanted_columns()
     rows = output.parent / "rows.jsonl"
     with rows.open("w", encoding="utf-8") as f:
-        for row in islice(step.sources()["train"].rows(wanted), SAMPLE_ROWS):
-            f.write(to_json(dict(row.values)) + "\n")
+        given = step.sources()["train"]
+        for source in given:
+            for row in islice(source.rows(wanted), -(-SAMPLE_ROWS // len(given))):
+                f.write(to_json(dict(row.values)) + "\n")
     step.min_rows, step.max_dropped_fraction = 1, 1.0
     output.mkdir()
-    sources = {"train": readers.find(rows, "train_file_path")}
+    sources = {"train": [readers.find(rows, "train_file_path")]}
     prepare(tasks.load(step.task_name), step, sources=sources, wanted=wanted, model=base, output=output)
     return Prepared(output)
 

@@ -155,6 +155,7 @@ def render(
         wrong=None if (right := comparison.tuned.row_correct) is None else sum(not correct for correct in right),
         training=training,
         data=data,
+        sources=_by_source(comparison),
         reasons=_drop_reasons(data),
         max_seq_length=max_seq_length,
         lineage=lineage,
@@ -178,6 +179,23 @@ def _table(comparison: Comparison) -> list[dict[str, t.Any]]:
         ]
         rows.append({"metric": metric, "cells": cells, "main": metric in comparison.tuned.main})
     return rows
+
+
+def _by_source(comparison: Comparison) -> list[dict[str, t.Any]]:
+    """One entry a source of the test rows: how many they are, and each main metric of both models."""
+    return [
+        {
+            "name": name,
+            "rows": found.rows,
+            "cells": [
+                metric.number(scores.metrics.get(metric.name))
+                for metric in comparison.tuned.main
+                for scores in (found.tuned, found.base)
+                if scores is not None
+            ],
+        }
+        for name, found in comparison.by_source.items()
+    ]
 
 
 def _figures(comparison: Comparison, training: Training, data: Mapping[str, t.Any]) -> dict[str, t.Any]:
