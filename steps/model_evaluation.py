@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -224,7 +225,9 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
         trivial = task.baselines(prepared.stored("train"), test, meta, self)
 
         def scored(answers: list[Row], places: Sequence[int]) -> "Evaluation":
-            return task.evaluate([rows[i] for i in places], [answers[i] for i in places], meta, self.seed)
+            with warnings.catch_warnings():  # few rows may be of one label
+                warnings.filterwarnings("ignore", "A single label was found", UserWarning)
+                return task.evaluate([rows[i] for i in places], [answers[i] for i in places], meta, self.seed)
 
         return Comparison(
             tuned=task.evaluate(rows, tuned, meta, self.seed),

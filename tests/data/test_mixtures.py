@@ -149,8 +149,10 @@ def test_tables_are_mixed_as_files_are(tmp_path: Path, write_jsonl: Write, prepa
         (
             [{"words": "x", "label": "yes"}],
             {},
-            "columns 'sentence1_key=text' not found in b.jsonl; it has: words, label. Each source of train_file_path "
-            "may have a map, `columns`, of its own.",
+            (
+                "columns 'sentence1_key=text' not found in b.jsonl; it has: words, label. Each source of "
+                "train_file_path may have a map, `columns`, of its own."
+            ),
         ),
         (
             rows("b", 20),

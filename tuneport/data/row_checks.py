@@ -7,13 +7,13 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from tuneport.data.near_duplicates import NearDuplicateIndex
 from tuneport.data.options import PrepareParams
 from tuneport.data.read_rows import Collected, collect
 from tuneport.data.readers import Source
+from tuneport.data.row_progress import quiet
 from tuneport.errors import UserError
 from tuneport.labels import alike
 from tuneport.tasks.task import Task
@@ -30,7 +30,7 @@ def check_rows(
     there are no more rows than these, too few of them or one class alone.
     """
     limited = {split: [of_first(source, FIRST_ROWS) for source in given] for split, given in sources.items()}
-    with tempfile.TemporaryDirectory(prefix="tuneport-rows-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="tuneport-rows-") as folder, quiet(logging.ERROR):
         near = NearDuplicateIndex(Path(folder, "shingles"), options.near_duplicate_threshold)
         try:
             found = collect(
@@ -50,18 +50,6 @@ def check_rows(
 def of_first(source: Source, rows: int) -> Source:
     """A source of which no more than so many rows are read."""
     return dc.replace(source, max_rows=min(rows, source.max_rows or rows))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What is logged of a whole reading would be said twice."""
-    log = logging.getLogger("tuneport.preprocess")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def _of_sources(found: Collected) -> Iterator[str]:

@@ -15,6 +15,7 @@ from tuneport.data.load_tokenizer import load_tokenizer, read_json
 from tuneport.data.prepare import prepare
 from tuneport.data.prepared import Prepared
 from tuneport.data.row_checks import of_first
+from tuneport.data.row_progress import quiet
 from tuneport.data.splits import SPLITS
 from tuneport.errors import UserError
 from tuneport.graph import Pipeline
@@ -84,8 +85,7 @@ def preview(pipeline: Pipeline, values: Mapping[str, t.Any], rows: int = 3) -> P
 
     Raises `UserError` where the values do not go together, or where the rows or the model's settings cannot be read.
     """
-    logging.getLogger("tuneport.preprocess").setLevel(logging.ERROR)  # the preview itself says it all
-    with tempfile.TemporaryDirectory(prefix="tuneport-preview-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="tuneport-preview-") as scratch, quiet(logging.ERROR):
         steps: Mapping[str, t.Any] = bind.instantiate(pipeline, values, Path(scratch, "run"))
         if missing := [name for name in ("model_import", "preprocess") if name not in steps]:
             raise UserError(f"{pipeline.name}: has no stage {', '.join(missing)}, so there are no rows to look at.")
