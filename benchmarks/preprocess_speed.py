@@ -1,7 +1,7 @@
 """Preprocess against `datasets.map(batched=True)` on one core: `python benchmarks/preprocess_speed.py [PAIRS] [TEXTS]`.
 
 Two comparisons on real texts, in pairs of runs one right after the other, on one thread, by CPU seconds, which depend
-less on what else the machine does than wall seconds. Encoding: Arrow rows to Arrow tokens, which is preprocess's second
+less on what else the machine does than wall seconds; what a second core gains is measured by wall seconds. Encoding: Arrow rows to Arrow tokens, which is preprocess's second
 pass, against `map`, both with loaded tokenizers; what the choice of preprocess's encoder costs, which loads and checks
 its fast tokenizer, stands below. Token ids are compared row by row. Whole: the stage as a process of its own, with
 validation, duplicates and the report, against a script that loads the rows, splits, maps and saves them.
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -52,6 +52,7 @@ TEXTS = fetching.Package(
 ROWS = 100_000
 SCENE = 10  # lines of a film that make a longer text
 GOALS = {"byte-level BPE": 6.0, "WordPiece": 1.3, "Unigram": 1.3}
+CORES_GOAL, TIMES = 1.7, 5  # of two CPUs against one; how many times as many rows that is measured with
 BATCH = 1000  # rows, the default of both sides
 END = "</s>"
 PLAIN = """
@@ -97,7 +98,19 @@ def main(pairs: int, wanted: tuple[str, ...]) -> None:
             if case.texts == "lines" and case.kind != "Unigram":
                 results.append(compare_whole(case, paths[case.texts], root, max(2, pairs // 2)))
                 write(results)
+                results.append(compare_cores(case, many(paths[case.texts]), root, max(2, pairs // 2)))
+                write(results)
     sys.exit(any(r["verdict"] == "missed" or r.get("rows_with_other_ids") for r in results))
+
+
+def many(rows: Path) -> Path:
+    """The same rows several times, each time other ones: what starting takes counts for less."""
+    path = rows.with_name(f"many-{rows.name}")
+    texts = [json.loads(line) for line in rows.open(encoding="utf-8")]
+    with path.open("w", encoding="utf-8") as f:
+        for time_ in range(TIMES):
+            f.writelines(json.dumps({**row, "text": f"{time_} {row['text']}"}) + "\n" for row in texts)
+    return path
 
 
 def write(results: list[dict[str, Any]]) -> None:
@@ -233,6 +246,7 @@ def compare_encoding(case: Case, rows: Path, root: Path, pairs: int) -> dict[str
             max_seq_length=case.max_length,
             scratch=scratch,
             output=output,
+            processes=1,
         )
 
     times = []
@@ -291,9 +305,51 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - started, result
 
 
-def process_time(command: list[str]) -> float:
-    """CPU seconds of another process."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def compare_cores(case: Case, rows: Path, root: Path, pairs: int) -> dict[str, Any]:
+    """Time the stage on one CPU and on two, in turns, by wall seconds: on a quiet machine alone they say something."""
+    flags = [f"--{name}={value}" for name, value in columns(case.task_name).items() if value is not None]
+    stage = [sys.executable, "-m", "steps", "preprocess", "--task_name", case.task_name, *flags]
+    stage += ["--model_selector_output", str(case.model), "--train_file_path", str(rows)]
+    stage += ["--max_seq_length", str(case.max_length)]
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    if len(cpus) < 2:
+        sys.exit("cores: this machine has one CPU; expected two.")
+    found, loads, times, outputs = [], [], [], []
+    for number in range(pairs):
+        with tempfile.TemporaryDirectory(dir=root) as out:
+            loads.append(round(os.getloadavg()[0], 2))
+            pair = []
+            for count in (1, 2):
+                started = time.perf_counter()
+                command = [*stage, "--preprocess_output", f"{out}/{count}"]
+                cpu = process_time(command, cpus[:count], {name: "" for name in ONE_THREAD})
+                pair.append(time.perf_counter() - started)
+                found.append(cpu)
+                outputs.append((Path(out, str(count), "manifest.json")).read_bytes())
+            times.append((pair[0], pair[1]))
+    lines = sum(1 for _ in rows.open("rb"))
+    result = report(case, "two cores against one, wall", times, lines, CORES_GOAL)
+    result["wall_seconds"] = [{"one": round(a, 3), "two": round(b, 3)} for a, b in times]
+    del result["cpu_seconds"]
+    same = len(set(outputs)) == 1
+    print(f"  CPU seconds: {', '.join(f'{cpu:.2f}' for cpu in found)}; load before each: {loads}; same bytes: {same}")
+    return result | {"load_before": loads, "same_bytes": same}
+
+
+def process_time(
+    command: list[str], cpus: Sequence[int] | None = None, environment: Mapping[str, str] | None = None
+) -> float:
+    """CPU seconds of another process, which may use one CPU or these ``cpus``; an empty variable is not set."""
+    used = cpus or sorted(os.sched_getaffinity(0))[:1]
+    variables = {name: value for name, value in {**os.environ, **(environment or {})}.items() if value}
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=variables,
+        preexec_fn=lambda: os.sched_setaffinity(0, used),
+    )
     assert process.stdout is not None
     said = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
