@@ -1,10 +1,11 @@
 """Preprocess against `datasets.map(batched=True)` on one core: `python benchmarks/preprocess_speed.py [PAIRS] [TEXTS]`.
 
 Two comparisons on real texts, in pairs of runs one right after the other, on one thread, by CPU seconds, which depend
-less on what else the machine does than wall seconds; what a second core gains is measured by wall seconds. Encoding: Arrow rows to Arrow tokens, which is preprocess's second
+less on what else the machine does than wall seconds. Encoding: Arrow rows to Arrow tokens, which is preprocess's second
 pass, against `map`, both with loaded tokenizers; what the choice of preprocess's encoder costs, which loads and checks
 its fast tokenizer, stands below. Token ids are compared row by row. Whole: the stage as a process of its own, with
-validation, duplicates and the report, against a script that loads the rows, splits, maps and saves them.
+validation, duplicates and the report, against a script that loads the rows, splits, maps and saves them. Two cores: the
+stage on two CPUs against one, by wall seconds.
 Needs the network the first time, and the extra train.
 """
 
@@ -315,14 +316,14 @@ def compare_cores(case: Case, rows: Path, root: Path, pairs: int) -> dict[str, A
     if len(cpus) < 2:
         sys.exit("cores: this machine has one CPU; expected two.")
     found, loads, times, outputs = [], [], [], []
-    for number in range(pairs):
+    for _ in range(pairs):
         with tempfile.TemporaryDirectory(dir=root) as out:
             loads.append(round(os.getloadavg()[0], 2))
             pair = []
             for count in (1, 2):
                 started = time.perf_counter()
                 command = [*stage, "--preprocess_output", f"{out}/{count}"]
-                cpu = process_time(command, cpus[:count], {name: "" for name in ONE_THREAD})
+                cpu = process_time(command, cpus[:count], dict.fromkeys(ONE_THREAD, ""))
                 pair.append(time.perf_counter() - started)
                 found.append(cpu)
                 outputs.append((Path(out, str(count), "manifest.json")).read_bytes())
@@ -343,12 +344,11 @@ def process_time(
     used = cpus or sorted(os.sched_getaffinity(0))[:1]
     variables = {name: value for name, value in {**os.environ, **(environment or {})}.items() if value}
     process = subprocess.Popen(
-        command,
+        ["taskset", "-c", ",".join(map(str, used)), *command],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=variables,
-        preexec_fn=lambda: os.sched_setaffinity(0, used),
     )
     assert process.stdout is not None
     said = process.stdout.read()
