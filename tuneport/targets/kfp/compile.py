@@ -170,7 +170,9 @@ def _import(plan: Plan, name: str, uri: t.Any) -> PipelineTask:
     from kfp import dsl
 
     kind = plan.pipeline.params[name].type.__name__
-    return dsl.importer(artifact_uri=uri, artifact_class=_class(CLASSES[kind])).set_display_name(f"import {name}")
+    again = plan.settings.reimport
+    task = dsl.importer(artifact_uri=uri, artifact_class=_class(CLASSES[kind]), reimport=again)
+    return task.set_caching_options(not again).set_display_name(f"import {name}")
 
 
 def _component(plan: Plan, node: Node) -> Callable[..., PipelineTask]:
