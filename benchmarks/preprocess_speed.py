@@ -5,7 +5,7 @@ less on what else the machine does than wall seconds. Encoding: Arrow rows to Ar
 pass, against `map`, both with loaded tokenizers; what the choice of preprocess's encoder costs, which loads and checks
 its fast tokenizer, stands below. Token ids are compared row by row. Whole: the stage as a process of its own, with
 validation, duplicates and the report, against a script that loads the rows, splits, maps and saves them. Two cores: the
-stage on two CPUs against one, by wall seconds.
+stage on two CPUs against one, by wall seconds; "two cores" as an argument runs that alone.
 Needs the network the first time, and the extra train.
 """
 
@@ -53,6 +53,7 @@ TEXTS = fetching.Package(
 ROWS = 100_000
 SCENE = 10  # lines of a film that make a longer text
 GOALS = {"byte-level BPE": 6.0, "WordPiece": 1.3, "Unigram": 1.3}
+COMPARED = ("one core", "two cores")
 CORES_GOAL, TIMES = 1.7, 5  # of two CPUs against one; how many times as many rows that is measured with
 BATCH = 1000  # rows, the default of both sides
 END = "</s>"
@@ -81,7 +82,7 @@ class Case:
     max_length: int
 
 
-def main(pairs: int, wanted: tuple[str, ...]) -> None:
+def main(pairs: int, wanted: tuple[str, ...], compared: tuple[str, ...]) -> None:
     """Print the table, write the results of the texts asked for, exit 1 where a goal is missed or ids differ."""
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -92,14 +93,15 @@ def main(pairs: int, wanted: tuple[str, ...]) -> None:
             print(f"{name}: {fetching.write_jsonl(paths[name], {'lines': lines, 'scenes': scenes}[name])} rows")
         print(f"{'':46}{'CPU s':>16}{'µs/row':>16}{'ratio of medians':>20}{'goal':>7}", flush=True)
         found = [case for case in cases(root, [row["text"] for row in lines]) if case.texts in wanted]
-        for case in found:
+        for case in found if "one core" in compared else ():
             results.append(compare_encoding(case, paths[case.texts], root, pairs))
             write(results)
-        for case in found:
-            if case.texts == "lines" and case.kind != "Unigram":
+        for case in (case for case in found if case.texts == "lines" and case.kind != "Unigram"):
+            if "one core" in compared:
                 results.append(compare_whole(case, paths[case.texts], root, max(2, pairs // 2)))
                 write(results)
-                results.append(compare_cores(case, many(paths[case.texts]), root, max(2, pairs // 2)))
+            if "two cores" in compared:
+                results.append(compare_cores(case, many(paths[case.texts]), root, max(1, pairs // 2)))
                 write(results)
     sys.exit(any(r["verdict"] == "missed" or r.get("rows_with_other_ids") for r in results))
 
@@ -115,10 +117,10 @@ def many(rows: Path) -> Path:
 
 
 def write(results: list[dict[str, Any]]) -> None:
-    """Put results in the place of those of the same texts."""
-    texts = {result["texts"] for result in results}
+    """Put results in the place of those of the same comparison."""
+    compared = {(result["what"], result["tokenizer"], result["texts"]) for result in results}
     before = json.loads(RESULT.read_text("utf-8"))["results"] if RESULT.is_file() else []
-    kept = [result for result in before if result["texts"] not in texts]
+    kept = [result for result in before if (result["what"], result["tokenizer"], result["texts"]) not in compared]
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps({"machine": machine(), "results": kept + results}, indent=1) + "\n", "utf-8")
 
@@ -402,4 +404,6 @@ def machine() -> dict[str, Any]:
 
 if __name__ == "__main__":
     os.environ.update(ONE_THREAD, HF_HUB_OFFLINE="1")
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5, tuple(sys.argv[2:]) or ("lines", "scenes"))
+    names = [name for name in sys.argv[2:] if name not in COMPARED]
+    compared = tuple(name for name in COMPARED if name in sys.argv[2:]) or COMPARED
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5, tuple(names) or ("lines", "scenes"), compared)

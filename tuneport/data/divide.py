@@ -15,7 +15,8 @@ from tuneport.data.duplicates import Duplicates, find_duplicates, repeated_rows
 from tuneport.data.mixtures import Parts, leave_out
 from tuneport.data.near_duplicates import NearDuplicateIndex, NearDuplicates
 from tuneport.data.options import PrepareParams
-from tuneport.data.read_rows import Collected, SourceCount
+from tuneport.data.read_rows import Collected
+from tuneport.data.source_count import SourceCount
 from tuneport.data.splits import (
     REMOVED,
     SPLITS,
@@ -55,7 +56,7 @@ def divide(
         near_duplicates = _with_other_answers(near_duplicates, same_inputs, keep)
         keep[near_duplicates.rows] = False
         _note_near_removed(collected, parts, near_duplicates, classes)
-    leave_out(collected, keep, parts, options.split_seed)
+    leave_out(collected.sources, keep, parts, options.split_seed)
     for split in collected.sources:
         _check_left(split, int((sources[keep] == SPLITS.index(split)).sum()), collected.total(split))
     strata = _rarest_label(classes, collected.class_labels)

@@ -15,10 +15,8 @@ import numpy.typing as npt
 
 from tuneport.data.locate import DataFile, names_of
 from tuneport.data.readers import Source
+from tuneport.data.source_count import SourceCount
 from tuneport.errors import UserError
-
-if t.TYPE_CHECKING:
-    from tuneport.data.read_rows import Collected, SourceCount
 
 log = logging.getLogger("tuneport.preprocess")
 
@@ -93,13 +91,16 @@ def _rounded(shares: Sequence[Fraction], total: int) -> list[int]:
     return found
 
 
-def leave_out(collected: Collected, keep: npt.NDArray[np.bool_], parts: Parts, seed: int) -> None:
+def leave_out(
+    sources: Mapping[str, Sequence[SourceCount]], keep: npt.NDArray[np.bool_], parts: Parts, seed: int
+) -> None:
     """Clear ``keep`` (rows,) of what is beyond the asked shares; rows are drawn by ``seed``, none of them twice.
 
-    ``parts`` (rows,): the source of each row. Raises `UserError` where a source of a weight has no row left.
+    ``parts`` (rows,): the source of each row, by its place among all ``sources``. Raises `UserError` where a source of
+    a weight has no row left.
     """
     first = 0
-    for split, counts in collected.sources.items():
+    for split, counts in sources.items():
         weights = [count.weight for count in counts if count.weight is not None]
         if len(counts) > 1 and len(weights) == len(counts):
             codes = range(first, first + len(counts))

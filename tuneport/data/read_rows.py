@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses as dc
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tuneport.data.data_report import LISTED_ROWS, Notes
+from tuneport.data.data_report import LISTED_ROWS
 from tuneport.data.duplicates import identity_hash
 from tuneport.data.mixtures import Parts, check_labels, report
 from tuneport.data.near_duplicates import NearDuplicateIndex
@@ -26,6 +25,7 @@ from tuneport.data.options import PrepareParams
 from tuneport.data.readers import RawRow, Source
 from tuneport.data.row_progress import RowProgress
 from tuneport.data.shards import with_row_id
+from tuneport.data.source_count import SourceCount, summed
 from tuneport.data.splits import SPLITS, Codes
 from tuneport.errors import UserError, excerpt
 from tuneport.json_yaml import to_json
@@ -35,34 +35,6 @@ from tuneport.tasks.task import Drop, Refuse, Row, Task
 log = logging.getLogger("tuneport.preprocess")
 # A duplicate is removed from the training rows rather than from what they are measured with, so those are read first.
 READ_ORDER = ("test", "validation", "train")
-
-
-@dataclass(kw_only=True)
-class SourceCount:
-    """What became of one source's rows."""
-
-    file: str
-    read_as: dict[str, int] = field(default_factory=dict)  # how files are written where that had to be found out
-    max_rows: int | None = None  # so many of its rows are read, where it has more
-    read: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    dropped_where: dict[str, list[str]] = field(default_factory=dict)
-    refused: Counter[str] = field(default_factory=Counter)
-    refused_where: dict[str, list[str]] = field(default_factory=dict)
-    notes: Notes = field(default_factory=Notes)
-    duplicates: int = 0
-    near_duplicates: int = 0
-    weight: float | None = None  # its part of a mixture
-    left_out: int = 0  # usable rows beyond its share of a mixture
-    files: tuple[str, ...] = ()  # what row ids call them
-
-    @property
-    def usable(self) -> int:
-        return self.read - self.dropped.total()
-
-    @property
-    def kept(self) -> int:
-        return self.usable - self.duplicates - self.near_duplicates - self.left_out
 
 
 @dataclass(kw_only=True)
@@ -100,7 +72,7 @@ class Collected:
     def total(self, split: str) -> SourceCount:
         """What became of all rows that were given for a split."""
         first, *others = self.sources[split]
-        return first if not others else _summed([first, *others])
+        return first if not others else summed([first, *others])
 
     def labels(self, count: SourceCount) -> Counter[str]:
         """How many rows of a source have each label."""
@@ -112,23 +84,6 @@ class Collected:
             for label in self.class_labels[code]:
                 found[label] += rows
         return found
-
-
-def _summed(counts: Sequence[SourceCount]) -> SourceCount:
-    found = SourceCount(file=", ".join(count.file for count in counts))
-    for count in counts:
-        for how, files in count.read_as.items():
-            found.read_as[how] = found.read_as.get(how, 0) + files
-        for name in ("read", "duplicates", "near_duplicates", "left_out"):
-            setattr(found, name, getattr(found, name) + getattr(count, name))
-        found.dropped += count.dropped
-        for reason, rows in count.dropped_where.items():
-            found.dropped_where[reason] = [*found.dropped_where.get(reason, ()), *rows][:LISTED_ROWS]
-        found.notes.rows += count.notes.rows
-        for note, rows in count.notes.first.items():
-            found.notes.first[note] = [*found.notes.first.get(note, ()), *rows][:LISTED_ROWS]
-    cut = any(count.max_rows is not None for count in counts)
-    return dc.replace(found, max_rows=found.read if cut else None)
 
 
 def collect(
@@ -365,7 +320,7 @@ def files_by_source(collected: Collected) -> dict[str, dict[str, list[str]]]:
 
 def source_report(counts: Sequence[SourceCount]) -> dict[str, t.Any]:
     """What the data report says of the rows given for one split, and of each source where they are several."""
-    count = counts[0] if len(counts) == 1 else _summed(counts)
+    count = counts[0] if len(counts) == 1 else summed(counts)
     return {
         "file": count.file,
         **({"read_as": count.read_as} if count.read_as else {}),
