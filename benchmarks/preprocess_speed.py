@@ -4,7 +4,8 @@ Two comparisons on real texts, in pairs of runs one right after the other, on on
 less on what else the machine does than wall seconds. Encoding: Arrow rows to Arrow tokens, which is preprocess's second
 pass, against `map`, both with loaded tokenizers; what the choice of preprocess's encoder costs, which loads and checks
 its fast tokenizer, stands below. Token ids are compared row by row. Whole: the stage as a process of its own, with
-validation, duplicates and the report, against a script that loads the rows, splits, maps and saves them.
+validation, duplicates and the report, against a script that loads the rows, splits, maps and saves them. Two cores: the
+stage on two CPUs against one, by wall seconds; "two cores" as an argument runs that alone.
 Needs the network the first time, and the extra train.
 """
 
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -52,6 +53,8 @@ TEXTS = fetching.Package(
 ROWS = 100_000
 SCENE = 10  # lines of a film that make a longer text
 GOALS = {"byte-level BPE": 6.0, "WordPiece": 1.3, "Unigram": 1.3}
+COMPARED = ("one core", "two cores")
+CORES_GOAL, TIMES = 1.7, 5  # of two CPUs against one; how many times as many rows that is measured with
 BATCH = 1000  # rows, the default of both sides
 END = "</s>"
 PLAIN = """
@@ -79,7 +82,7 @@ class Case:
     max_length: int
 
 
-def main(pairs: int, wanted: tuple[str, ...]) -> None:
+def main(pairs: int, wanted: tuple[str, ...], compared: tuple[str, ...]) -> None:
     """Print the table, write the results of the texts asked for, exit 1 where a goal is missed or ids differ."""
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -90,21 +93,34 @@ def main(pairs: int, wanted: tuple[str, ...]) -> None:
             print(f"{name}: {fetching.write_jsonl(paths[name], {'lines': lines, 'scenes': scenes}[name])} rows")
         print(f"{'':46}{'CPU s':>16}{'µs/row':>16}{'ratio of medians':>20}{'goal':>7}", flush=True)
         found = [case for case in cases(root, [row["text"] for row in lines]) if case.texts in wanted]
-        for case in found:
+        for case in found if "one core" in compared else ():
             results.append(compare_encoding(case, paths[case.texts], root, pairs))
             write(results)
-        for case in found:
-            if case.texts == "lines" and case.kind != "Unigram":
+        for case in (case for case in found if case.texts == "lines" and case.kind != "Unigram"):
+            if "one core" in compared:
                 results.append(compare_whole(case, paths[case.texts], root, max(2, pairs // 2)))
+                write(results)
+            if "two cores" in compared:
+                results.append(compare_cores(case, many(paths[case.texts]), root, max(1, pairs // 2)))
                 write(results)
     sys.exit(any(r["verdict"] == "missed" or r.get("rows_with_other_ids") for r in results))
 
 
+def many(rows: Path) -> Path:
+    """The same rows several times, each time other ones: what starting takes counts for less."""
+    path = rows.with_name(f"many-{rows.name}")
+    texts = [json.loads(line) for line in rows.open(encoding="utf-8")]
+    with path.open("w", encoding="utf-8") as f:
+        for time_ in range(TIMES):
+            f.writelines(json.dumps({**row, "text": f"{time_} {row['text']}"}) + "\n" for row in texts)
+    return path
+
+
 def write(results: list[dict[str, Any]]) -> None:
-    """Put results in the place of those of the same texts."""
-    texts = {result["texts"] for result in results}
+    """Put results in the place of those of the same comparison."""
+    compared = {(result["what"], result["tokenizer"], result["texts"]) for result in results}
     before = json.loads(RESULT.read_text("utf-8"))["results"] if RESULT.is_file() else []
-    kept = [result for result in before if result["texts"] not in texts]
+    kept = [result for result in before if (result["what"], result["tokenizer"], result["texts"]) not in compared]
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps({"machine": machine(), "results": kept + results}, indent=1) + "\n", "utf-8")
 
@@ -233,6 +249,7 @@ def compare_encoding(case: Case, rows: Path, root: Path, pairs: int) -> dict[str
             max_seq_length=case.max_length,
             scratch=scratch,
             output=output,
+            processes=1,
         )
 
     times = []
@@ -291,9 +308,50 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - started, result
 
 
-def process_time(command: list[str]) -> float:
-    """CPU seconds of another process."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def compare_cores(case: Case, rows: Path, root: Path, pairs: int) -> dict[str, Any]:
+    """Time the stage on one CPU and on two, in turns, by wall seconds: on a quiet machine alone they say something."""
+    flags = [f"--{name}={value}" for name, value in columns(case.task_name).items() if value is not None]
+    stage = [sys.executable, "-m", "steps", "preprocess", "--task_name", case.task_name, *flags]
+    stage += ["--model_selector_output", str(case.model), "--train_file_path", str(rows)]
+    stage += ["--max_seq_length", str(case.max_length)]
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    if len(cpus) < 2:
+        sys.exit("cores: this machine has one CPU; expected two.")
+    found, loads, times, outputs = [], [], [], []
+    for _ in range(pairs):
+        with tempfile.TemporaryDirectory(dir=root) as out:
+            loads.append(round(os.getloadavg()[0], 2))
+            pair = []
+            for count in (1, 2):
+                started = time.perf_counter()
+                command = [*stage, "--preprocess_output", f"{out}/{count}"]
+                cpu = process_time(command, cpus[:count], dict.fromkeys(ONE_THREAD, ""))
+                pair.append(time.perf_counter() - started)
+                found.append(cpu)
+                outputs.append((Path(out, str(count), "manifest.json")).read_bytes())
+            times.append((pair[0], pair[1]))
+    lines = sum(1 for _ in rows.open("rb"))
+    result = report(case, "two cores against one, wall", times, lines, CORES_GOAL)
+    result["wall_seconds"] = [{"one": round(a, 3), "two": round(b, 3)} for a, b in times]
+    del result["cpu_seconds"]
+    same = len(set(outputs)) == 1
+    print(f"  CPU seconds: {', '.join(f'{cpu:.2f}' for cpu in found)}; load before each: {loads}; same bytes: {same}")
+    return result | {"load_before": loads, "same_bytes": same}
+
+
+def process_time(
+    command: list[str], cpus: Sequence[int] | None = None, environment: Mapping[str, str] | None = None
+) -> float:
+    """CPU seconds of another process, which may use one CPU or these ``cpus``; an empty variable is not set."""
+    used = cpus or sorted(os.sched_getaffinity(0))[:1]
+    variables = {name: value for name, value in {**os.environ, **(environment or {})}.items() if value}
+    process = subprocess.Popen(
+        ["taskset", "-c", ",".join(map(str, used)), *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=variables,
+    )
     assert process.stdout is not None
     said = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -346,4 +404,6 @@ def machine() -> dict[str, Any]:
 
 if __name__ == "__main__":
     os.environ.update(ONE_THREAD, HF_HUB_OFFLINE="1")
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5, tuple(sys.argv[2:]) or ("lines", "scenes"))
+    names = [name for name in sys.argv[2:] if name not in COMPARED]
+    compared = tuple(name for name in COMPARED if name in sys.argv[2:]) or COMPARED
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5, tuple(names) or ("lines", "scenes"), compared)

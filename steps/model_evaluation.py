@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from tuneport.evaluation.kept_answers import KeptAnswers
     from tuneport.evaluation.prediction import Subject
     from tuneport.evaluation.ranks import Ranks
+    from tuneport.metrics.scores import Evaluation
     from tuneport.serving.placement import Placement
 
 
@@ -216,14 +218,28 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
         return placement, ranks.alone()
 
     def _compare(self, prepared: "Prepared", test: Split, tuned: list[Row], base: list[Row] | None) -> "Comparison":
-        from tuneport.evaluation.comparison import Comparison
+        from tuneport.evaluation.comparison import Comparison, OfSource
         from tuneport.evaluation.prediction import has_head
 
         task, meta, rows = tasks.load(self.task_name), prepared.info.meta, test.rows
         trivial = task.baselines(prepared.stored("train"), test, meta, self)
+
+        def scored(answers: list[Row], places: Sequence[int]) -> "Evaluation":
+            with warnings.catch_warnings():  # few rows may be of one label
+                warnings.filterwarnings("ignore", "A single label was found", UserWarning)
+                return task.evaluate([rows[i] for i in places], [answers[i] for i in places], meta, self.seed)
+
         return Comparison(
             tuned=task.evaluate(rows, tuned, meta, self.seed),
             base=None if base is None else task.evaluate(rows, base, meta, self.seed),
+            by_source={
+                source: OfSource(
+                    rows=len(places),
+                    tuned=scored(tuned, places),
+                    base=None if base is None else scored(base, places),
+                )
+                for source, places in prepared.sources("test", rows).items()
+            },
             base_has_head=has_head(self.model_selector_output.path, self.pytorch_model_folder.path),
             baselines={name: task.evaluate(rows, answers, meta, self.seed) for name, answers in trivial.items()},
             seed=self.seed,

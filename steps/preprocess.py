@@ -1,16 +1,18 @@
 """Validate, split and tokenise the user's rows: `python -m steps preprocess --help`; imports no torch."""
 
 import dataclasses as dc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tuneport import tasks
 from tuneport.address import EXTRAS
 from tuneport.artifacts import Dataset, File, MLTable, Tokenizer
 from tuneport.data.column_map import ColumnMap, column_map
+from tuneport.data.mixtures import shared_out, told_apart
 from tuneport.data.mltable import find_mltable
 from tuneport.data.options import PrepareParams
 from tuneport.data.readers import MissingColumns, Source, find
 from tuneport.errors import UserError
+from tuneport.mixture import parts
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE
 from tuneport.step import Step, View, consumes, produces, resource
 
@@ -25,15 +27,25 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
     model_selector_output: Tokenizer = consumes("Imported base model, or its tokenizer_folder; no weights are read.")
     train_file_path: File | None = consumes(
         "Training data: jsonl, json, csv, tsv or parquet; a file, a glob or a folder; a path, or an address with "
-        "s3://, gs://, abfs://, abfss://, az://, https:// or hf://."
+        "s3://, gs://, abfs://, abfss://, az://, https:// or hf://; or a list of several, each of which may be "
+        '{"path": …, "weight": …, "max_rows": …, "columns": {…}}.',
+        mixable=True,
     )
-    validation_file_path: File | None = consumes("Validation data; without any, rows are taken from the training data.")
-    test_file_path: File | None = consumes("Test data; without any, rows are taken from the training data.")
-    train_mltable_path: MLTable | None = consumes("Training data as an MLTable folder; wins over train_file_path.")
+    validation_file_path: File | None = consumes(
+        "Validation data; without any, rows are taken from the training data.", mixable=True
+    )
+    test_file_path: File | None = consumes(
+        "Test data; without any, rows are taken from the training data.", mixable=True
+    )
+    train_mltable_path: MLTable | None = consumes(
+        "Training data as an MLTable folder, or a list of several; wins over train_file_path.", mixable=True
+    )
     validation_mltable_path: MLTable | None = consumes(
-        "Validation data as an MLTable folder; wins over validation_file_path."
+        "Validation data as an MLTable folder; wins over validation_file_path.", mixable=True
     )
-    test_mltable_path: MLTable | None = consumes("Test data as an MLTable folder; wins over test_file_path.")
+    test_mltable_path: MLTable | None = consumes(
+        "Test data as an MLTable folder; wins over test_file_path.", mixable=True
+    )
     preprocess_output: Dataset = produces(
         "Tokenised splits, their raw rows and the data report.",
         views={"data_report": View("markdown", "data_report.json")},
@@ -49,6 +61,9 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
             raise UserError("no training data: expected train_file_path or train_mltable_path.")
         self.wanted_columns()
         self.column_map()
+        for name in map(self._input, given):
+            for number, part in enumerate(parts(getattr(self, name).location), 1):
+                self.column_map(part.columns, f"{name}[{number}].columns")
         if none := [s for s in SPLITS if self._most(s) == 0]:
             raise UserError(f"max_{none[0]}_rows=0: reads nothing; expected at least 1, or -1 for all rows.")
         if idle := [s for s in SPLITS if s not in given and self._most(s) is not None]:
@@ -65,12 +80,15 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
 
     def check_files(self) -> None:
         """Find missing files and columns by a look at the first row of each source; raises `UserError`."""
-        sources, wanted = self.sources(), self.wanted_columns()
-        for source in sources.values():
-            try:
-                source.peek(wanted)
-            except MissingColumns as e:
-                raise UserError(f"{e}{tasks.load(self.task_name).hint(e.columns, self)}") from None
+        wanted = self.wanted_columns()
+        for split, sources in self.sources().items():
+            for source in sources:
+                try:
+                    source.peek(wanted)
+                except MissingColumns as e:
+                    hint = tasks.load(self.task_name).hint(e.columns, self)
+                    several = f" Each source of {self._input(split)} may have a map, `columns`, of its own."
+                    raise UserError(f"{e}{hint}{several if len(sources) > 1 else ''}") from None
 
     def check_rows(self) -> list[str]:
         from tuneport.data.row_checks import check_rows
@@ -103,36 +121,65 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
         given = self._elsewhere()
         if not given:
             return {}
-        sources: Mapping[str, Source] = getattr(self, "_read", None) or self.sources()
-        return {given[split]: identity for split in given if (identity := sources[split].identity)}
+        sources: Mapping[str, Sequence[Source]] = getattr(self, "_read", None) or self.sources()
+        return {
+            name if len(sources[split]) == 1 else f"{name}[{number}]": source.identity
+            for split, name in given.items()
+            for number, source in enumerate(sources[split], 1)
+            if source.identity
+        }
 
     def _elsewhere(self) -> dict[str, str]:
         """By split, the input that names data that does not lie on this machine."""
-        used = {s: f"{s}_mltable_path" if getattr(self, f"{s}_mltable_path") else f"{s}_file_path" for s in SPLITS}
-        return {s: name for s, name in used.items() if (v := getattr(self, name)) and v.address.scheme in EXTRAS}
+        used = {split: self._input(split) for split in SPLITS}
+        return {
+            split: name
+            for split, name in used.items()
+            if (value := getattr(self, name)) and any(one.address.scheme in EXTRAS for one in value.each())
+        }
 
-    def sources(self) -> dict[str, Source]:
-        """The given data by split.
+    def _input(self, split: str) -> str:
+        """The input that gives the data of a split."""
+        return f"{split}_mltable_path" if getattr(self, f"{split}_mltable_path") else f"{split}_file_path"
+
+    def sources(self) -> dict[str, tuple[Source, ...]]:
+        """The given data by split, one source or those of a mixture.
 
         Raises `UserError` where an input names none.
         """
-        map = self.column_map()
-        return {
-            split: dc.replace(source, map=map, max_rows=self._most(split))
-            for split in SPLITS
-            if (source := self._source(split))
-        }
+        return {split: self._sources(split) for split in SPLITS if getattr(self, self._input(split))}
+
+    def _sources(self, split: str) -> tuple[Source, ...]:
+        option = self._input(split)
+        given = parts(getattr(self, option).location)
+        limits = shared_out(self._most(split), [part.weight for part in given], f"max_{split}_rows")
+        find_source = find_mltable if option.endswith("_mltable_path") else find
+        found = [
+            dc.replace(
+                find_source(part.address, option, self.quoting, self.limits()),
+                map=self.column_map(part.columns, f"{option}[{number}].columns"),
+                max_rows=min((n for n in (limit, part.max_rows) if n is not None), default=None),
+                weight=part.weight,
+            )
+            for number, (part, limit) in enumerate(zip(given, limits, strict=True), 1)
+        ]
+        return told_apart(found, option)
 
     def _most(self, split: str) -> int | None:
         """How many rows of a split are read; None: all."""
         asked: int = getattr(self, f"max_{split}_rows")
         return None if asked == -1 else asked
 
-    def column_map(self) -> ColumnMap:
-        """Where the data has the columns that the task asks for. Raises `UserError`."""
+    def column_map(self, own: Mapping[str, str] | None = None, option: str = "columns") -> ColumnMap:
+        """Where the data, or one source with a map of its ``own``, has the columns that are asked for.
+
+        Raises `UserError`.
+        """
         task = tasks.load(self.task_name)
         group = {"group": self.group_key} if self.group_key is not None else {}
-        return column_map(self.columns, task.columns(self) | group, task.optional_columns(self))
+        return column_map(
+            self.columns, task.columns(self) | group, task.optional_columns(self), own, option if own else "columns"
+        )
 
     def wanted_columns(self) -> dict[str, str]:
         """The user's column by the option that names it."""
@@ -145,11 +192,3 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
             found[option if option in self.ports() else options.get(column, field)] = column
         group = {"group_key": self.group_key} if self.group_key is not None else {}
         return found | group
-
-    def _source(self, split: str) -> Source | None:
-        file, mltable = f"{split}_file_path", f"{split}_mltable_path"
-        if table := getattr(self, mltable):
-            return find_mltable(table.address, mltable, self.quoting, self.limits())
-        if data := getattr(self, file):
-            return find(data.address, file, self.quoting, self.limits())
-        return None

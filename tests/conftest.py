@@ -3,7 +3,6 @@
 import gc
 import itertools
 import json
-import logging
 import os
 import shutil
 import signal
@@ -54,15 +53,6 @@ def no_tracking_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test tracks only where it says so; MLflow itself leaves its URI in the environment of a process."""
     for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(variable, raising=False)
-
-
-@pytest.fixture
-def level_of_logs() -> Iterator[None]:
-    """Set back after a test what an estimate or a preview leaves at warnings."""
-    log = logging.getLogger("tuneport.preprocess")
-    before = log.level
-    yield
-    log.setLevel(before)
 
 
 @pytest.fixture

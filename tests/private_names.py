@@ -30,6 +30,7 @@ OWNERS = (
     "azure.ai.ml.entities.PipelineJob",
     "mlflow.MlflowClient",
     "kfp.Client",
+    "os",
 )
 
 

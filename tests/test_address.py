@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneport.address import Address
+from tuneport.address import Address, is_elsewhere
 from tuneport.artifacts import File
 from tuneport.step import Port
 
@@ -50,3 +50,13 @@ def test_an_artifact_keeps_the_address_that_a_port_was_given() -> None:
     assert artifact.location == "s3://bucket//a/../rows.csv"
     assert port.parse(artifact).location == artifact.location
     assert port.parse("file:///data/x.csv").path == Path("/data/x.csv")
+
+
+def test_a_split_of_a_hub_s_data_set_is_an_address_and_a_path_is_none() -> None:
+    assert Address.of("stanfordnlp/imdb:train").text == "hf://datasets/stanfordnlp/imdb:train"
+    assert Address.of("a/b@v1.2:test").text == "hf://datasets/a/b@v1.2:test"
+    assert is_elsewhere("stanfordnlp/imdb:train")
+    for path in ("./a/b:train", "/a/b:train", "a/b", "a/b/c:train", "a:train", "a/b:train.csv", "a/b:"):
+        assert Address.of(path).is_local, path
+    assert Address.of(Path("a/b:train")).is_local
+    assert File.at(Address.of("./a/b:train")).address.is_local

@@ -9,7 +9,7 @@ import pytest
 
 import pipelines
 from tuneport.artifacts import CustomMLflowModel, Dataset, File
-from tuneport.config import example, from_file, from_overrides, given, json_schema, platform
+from tuneport.config import example, from_file, from_overrides, from_values, given, json_schema, platform
 from tuneport.errors import UserError
 from tuneport.graph import Pipeline, trace
 from tuneport.step import Params, Step, consumes, param, produces
@@ -265,6 +265,29 @@ def test_an_example_shows_help_choices_and_bounds_under_the_headings_of_groups(p
     assert "\n# Column: 'y', say.\n# Or another. (text)\nlabel:\n" in text
     headings = ["Required", "Inputs", "Parameters", "Schedule"]
     assert re.findall(r"^# ---- (.*) ----$", text, re.MULTILINE) == headings
+
+
+def test_data_may_be_a_list_of_sources_whose_paths_count_from_the_file(tmp_path: Path) -> None:
+    pipeline = pipelines.load("text_classification")
+    (tmp_path / "run.yaml").write_text(
+        "train_file_path:\n- {path: a.jsonl, weight: 2}\n- {path: 's3://rows/b.jsonl', weight: 1}\n"
+        "test_file_path: [x.csv, /y.csv]\nvalidation_file_path: {path: v.csv, columns: {text: body}}\n"
+    )
+    found = given(pipeline, tmp_path / "run.yaml", (), Path("/elsewhere"))
+    sources = [{"path": f"{tmp_path}/a.jsonl", "weight": 2}, {"path": "s3://rows/b.jsonl", "weight": 1}]
+    assert json.loads(found["train_file_path"].location) == sources
+    assert [one.location for one in found["test_file_path"].each()] == [f"{tmp_path}/x.csv", "/y.csv"]
+    assert json.loads(found["validation_file_path"].location) == [
+        {"path": f"{tmp_path}/v.csv", "columns": {"text": "body"}}
+    ]
+    override = from_overrides(pipeline, ['train_file_path=["a.jsonl"]'], tmp_path)
+    assert json.loads(override["train_file_path"].location) == [{"path": f"{tmp_path}/a.jsonl"}]
+    value = from_values(pipeline, {"train_file_path": [Path("a.jsonl"), {"path": "b.jsonl"}]}, tmp_path)
+    assert [one.location for one in value["train_file_path"].each()] == [f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl"]
+    assert json_schema(pipeline, {})["properties"]["train_file_path"]["type"] == ["string", "array", "null"]
+    (tmp_path / "run.yaml").write_text("train_file_path:\n- {path: a.jsonl, weight: -1}\n")
+    with pytest.raises(UserError, match=r"line 1: train_file_path\[1\].weight=-1: not valid"):
+        given(pipeline, tmp_path / "run.yaml", (), tmp_path)
 
 
 def test_a_value_that_is_json_may_be_a_mapping_in_the_file(tmp_path: Path) -> None:

@@ -20,11 +20,14 @@ PATTERN = frozenset("*?[")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # a `Path` makes one slash of the two
 _ASSET = re.compile(r"azureml:")  # of Azure ML, which has no slash: azureml:rows:3
+# A split of a data set on a hub, as people write it: organisation/name:train, also organisation/name@revision:train.
+_OF_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[^/:]+)?:[A-Za-z]\w*")
 
 
 def is_elsewhere(text: str) -> bool:
     """Whether a text is an address that no path of this machine stands for, as ``s3://…`` or ``azureml:rows:3``."""
-    return bool(_SCHEME.match(text) or _ASSET.match(text)) and not text.startswith("file:/")
+    known = _SCHEME.match(text) or _ASSET.match(text) or _OF_HUB.fullmatch(text)
+    return bool(known) and not text.startswith("file:/")
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class Address:
 
     @classmethod
     def of(cls, value: str | Path | Address) -> Address:
-        """The address of a path or a text; ``file://`` is the path that it names."""
+        """The address of a path or a text; ``file://`` is the path that it names, ``NAME:SPLIT`` a hub's data set."""
         if isinstance(value, Address):
             return value
         text = str(value)
         if text.startswith("file:/"):
             return cls("/" + unquote(text.removeprefix("file:").lstrip("/")))
+        if _OF_HUB.fullmatch(text):
+            return cls(f"./{text}" if isinstance(value, Path) else f"hf://datasets/{text}")
         if isinstance(value, Path) and is_elsewhere(text):  # it lost a slash
             text = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", r"\1://", text)
         return cls(text)

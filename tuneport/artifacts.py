@@ -6,11 +6,12 @@ import fnmatch
 import glob
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
+from tuneport import mixture
 from tuneport.address import Address
 from tuneport.digests import of_all, sha256
 from tuneport.errors import UserError, excerpt
@@ -26,6 +27,7 @@ SELF = "sha256"  # in a record: digest of all else that it says
 HARMLESS = ("__pycache__", "README*", "LICENSE*", "NOTICE*", "Thumbs.db", "desktop.ini", "registered_model_meta", SEAL)
 SCHEMA_VERSION = 2  # since 2, a manifest holds its own digest
 BLOCK = 1 << 20
+NOWHERE = Path(os.devnull, "mixture")  # under what is no folder: no file stands there
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,34 @@ class Artifact:
     def __fspath__(self) -> str:
         return str(self.path)
 
+    @classmethod
+    def at(cls, address: Address) -> Self:
+        """What lies at an address."""
+        return cls(Path(address.text), None if address.is_local else address.text)
+
+    @classmethod
+    def mixed(cls, text: str) -> Self:
+        """Several sources in one: the text of `tuneport.mixture.canonical`."""
+        return cls(NOWHERE / hashlib.sha256(os.fsencode(text)).hexdigest(), text)
+
+    @property
+    def is_mixture(self) -> bool:
+        return self.path.parent == NOWHERE
+
+    def each(self) -> tuple[Self, ...]:
+        """The sources of a mixture; anything else is one."""
+        if not self.is_mixture:
+            return (self,)
+        return tuple(self.at(part.address) for part in mixture.parts(self.location))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all of it lies on this machine."""
+        return all(one.address.is_local for one in self.each())
+
     @property
     def location(self) -> str:
-        """The path or URI as the user wrote it."""
+        """The path or URI as the user wrote it; of a mixture its text."""
         return self.address.text
 
     @property
@@ -102,6 +129,8 @@ class MLTable(Artifact):
 
     def members(self) -> list[Path]:
         """Its own files, and those elsewhere that its YAML names; preprocess says what is wrong with it."""
+        if self.is_mixture:
+            return [file for one in self.each() for file in one.members()]
         try:
             table = read_yaml(self.path / "MLTable")
             named = [self.path / str(value) for entry in table["paths"] for value in entry.values()]
@@ -321,6 +350,8 @@ def _added_message(artifact: Artifact) -> str:
 
 def digest(artifact: Artifact) -> str:
     """One SHA-256 that stands for an artifact: of its manifest, or of every byte the user supplies."""
+    if artifact.is_mixture:
+        return mixed_digest(artifact, digest)
     manifest = artifact.path / MANIFEST
     if is_sealed(artifact):
         return sha256(manifest)
@@ -329,6 +360,15 @@ def digest(artifact: Artifact) -> str:
     for path in read:
         name = os.path.relpath(path, artifact.path.parent)
         total.update(f"{name}\0{read[path]}\n".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
+
+
+def mixed_digest(artifact: Artifact, of: Callable[[Artifact], str]) -> str:
+    """One SHA-256 over all that a mixture says of its sources, and what ``of`` says of each."""
+    total = hashlib.sha256()
+    for part, one in zip(mixture.parts(artifact.location), artifact.each(), strict=True):
+        said = to_json([of(one), part.weight, part.max_rows, dict(part.columns)], sort_keys=True)
+        total.update(f"{said}\n".encode())
     return total.hexdigest()
 
 

@@ -20,6 +20,7 @@ from tuneport.errors import UserError, excerpt
 from tuneport.graph import Pipeline
 from tuneport.json_yaml import check_aliases, yaml_errors
 from tuneport.limits import MAX_YAML_BYTES, read_bytes
+from tuneport.mixture import canonical, is_mixture
 from tuneport.step import REQUIRED, Port, parse_values
 
 if t.TYPE_CHECKING:
@@ -58,7 +59,7 @@ def from_file(pipeline: Pipeline, file: Path) -> dict[str, t.Any]:
     values: dict[str, t.Any] = {}
     problems: list[str] = []
     seen: dict[str, int] = {}
-    structured = {name for name, port in pipeline.params.items() if port.json}
+    structured = {name for name, port in pipeline.params.items() if port.json or port.mixable}
     for key, value, line in _entries(file, structured):
         try:
             if key in seen:
@@ -108,6 +109,8 @@ def from_values(pipeline: Pipeline, values: Mapping[str, t.Any], folder: Path) -
         port = pipeline.params.get(name)
         if port is not None and port.kind == "input" and isinstance(value, str | Path):
             texts[name] = _located(port, str(value), folder)
+        elif port is not None and port.mixable and is_mixture(value):
+            texts[name] = _located(port, json.dumps(value, default=str), folder)
         else:
             texts[name] = json.dumps(value) if isinstance(value, Mapping | list) else value
     return parse_values(pipeline.params, texts, pipeline.name)
@@ -119,7 +122,13 @@ def _located(port: Port | None, value: str | None, folder: Path) -> str | None:
         return value
     if "\0" in value:
         raise UserError(f"{port.name}={excerpt(value)}: not valid; it holds a NUL character. Remove it.")
-    if port.kind != "input" or value == "" or is_elsewhere(value) or value.startswith("file:/"):
+    if port.mixable and is_mixture(value):
+        return canonical(port.name, value, lambda path: _absolute(path, folder))
+    return _absolute(value, folder) if port.kind == "input" else value
+
+
+def _absolute(value: str, folder: Path) -> str:
+    if value == "" or is_elsewhere(value) or value.startswith("file:/"):
         return value
     try:
         path = Path(value).expanduser()
@@ -246,7 +255,8 @@ def _property(port: Port) -> dict[str, t.Any]:
         schema["enum"] = [*port.choices, *numbers, *null]
     else:
         name = "string" if port.kind == "input" else JSON_TYPES[port.type]
-        types = [name, *(("object", "array") if port.json else ()), *(("null",) if port.optional else ())]
+        lists = ("object", "array") if port.json else ("array",) if port.mixable else ()
+        types = [name, *lists, *(("null",) if port.optional else ())]
         schema["type"] = types if len(types) > 1 else name
     schema |= {JSON_BOUNDS[bound]: limit for bound, limit in port.bounds.items()}
     return schema if port.default is REQUIRED else schema | {"default": port.default}

@@ -20,6 +20,7 @@ from pathlib import Path
 from tuneport.address import Address
 from tuneport.artifacts import Artifact
 from tuneport.errors import UserError, did_you_mean, excerpt
+from tuneport.mixture import canonical, is_mixture
 
 T = t.TypeVar("T")
 Kind = t.Literal["input", "param", "output", "resource"]
@@ -38,9 +39,12 @@ BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 WORDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def consumes(help: str) -> t.Any:
-    """Declare an input artifact; annotate it ``X | None`` where it may be left out."""
-    return dc.field(default=REQUIRED, metadata={"kind": "input", "help": help})
+def consumes(help: str, *, mixable: bool = False) -> t.Any:
+    """Declare an input artifact; annotate it ``X | None`` where it may be left out.
+
+    ``mixable``: a list of several does as well; see `tuneport.mixture`.
+    """
+    return dc.field(default=REQUIRED, metadata={"kind": "input", "help": help, "mixable": mixable})
 
 
 @dc.dataclass(frozen=True)
@@ -139,6 +143,7 @@ class Port:
     refused: Mapping[str, str] = dc.field(default_factory=dict)  # why these values are not among the choices
     views: Mapping[str, View] = dc.field(default_factory=dict)  # of an output
     json: bool = False  # whether its text is JSON
+    mixable: bool = False  # whether a list of several sources does as well, as a list or as JSON
 
     @property
     def is_artifact(self) -> bool:
@@ -185,13 +190,14 @@ class Port:
             raise self.refuse(value) from None
 
     def _parse_artifact(self, value: t.Any) -> Artifact:
+        kind: type[Artifact] = self.type
         if isinstance(value, Artifact):
             value = value.location
+        if self.mixable and is_mixture(value):
+            return kind.mixed(canonical(self.name, value))
         if not isinstance(value, (str, Path)) or str(value) == "" or "\0" in str(value):
             raise self.refuse(value)
-        address = Address.of(value)
-        artifact: Artifact = self.type(Path(address.text), None if address.is_local else address.text)
-        return artifact
+        return kind.at(Address.of(value))
 
     def refuse(self, value: t.Any) -> UserError:
         """The one message for a value that a port does not take."""
@@ -338,7 +344,7 @@ class Step(Params):
 
     def needs_network(self) -> bool:
         """Whether it may need more of the network with these values than the tracking server."""
-        return self.network or any(not artifact.address.is_local for artifact in self.inputs().values())
+        return self.network or any(not artifact.is_local for artifact in self.inputs().values())
 
     def inputs(self) -> Mapping[str, Artifact]:
         """The artifacts that it is given, by input."""
@@ -408,6 +414,7 @@ def _port(f: dc.Field[t.Any], hint: t.Any, owner: type[Params]) -> Port:
         refused=f.metadata.get("refused", {}),
         views=f.metadata.get("views", {}),
         json=f.metadata.get("json", False),
+        mixable=f.metadata.get("mixable", False),
     )
 
 

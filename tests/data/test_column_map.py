@@ -26,7 +26,8 @@ def step(data: Path, task: str = "text_classification", **values: Any) -> Any:
 def rows_of(step: Any) -> list[dict[str, Any]]:
     step.check()
     step.check_files()
-    source: Source = step.sources()["train"]
+    source: Source
+    (source,) = step.sources()["train"]
     return [row.values for row in source.rows(step.wanted_columns())]
 
 

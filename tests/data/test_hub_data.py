@@ -146,9 +146,8 @@ def test_a_data_set_is_read_at_one_commit_which_its_identity_names(hub: tuple[st
 
 def test_what_is_gone_private_or_made_by_code_is_said(hub: tuple[str, type[FakeHub]]) -> None:
     endpoint, _ = hub
-    assert "cannot be read" in (said := read(endpoint, f"hf://datasets/acme/rows@{'9' * 40}/data")["error"]) or (
-        "not found" in said
-    )
+    assert f"has no revision '{'9' * 40}' (any more)" in read(endpoint, f"acme/rows@{'9' * 40}:train")["error"]
+    assert "has no revision 'v1' (any more)" in read(endpoint, "hf://datasets/acme/rows@v1/data")["error"]
     error = read(endpoint, "hf://datasets/acme/private")["error"]
     assert "hf://datasets/acme/private" in error and ("refused" in error or "not found" in error)
     assert read(endpoint, "hf://datasets/acme/private", HF_TOKEN="hf_token")["rows"] == 500
@@ -156,3 +155,50 @@ def test_what_is_gone_private_or_made_by_code_is_said(hub: tuple[str, type[FakeH
         "made by code of its own (rows.py), which is not run"
         in (read(endpoint, f"hf://datasets/acme/rows@{'3' * 40}")["error"])
     )
+
+
+NAMED = {f"data/{split}-00000-of-00001.jsonl": lines(ROWS[:count]) for split, count in (("train", 9), ("test", 4))}
+
+
+def test_a_split_is_named_as_people_write_it_and_found_by_the_names_of_files(hub: tuple[str, type[FakeHub]]) -> None:
+    endpoint, handler = hub
+    handler.commits["4" * 40] = {**NAMED, "README.md": b"# no front matter", "val.jsonl": lines(ROWS[:2])}
+    handler.main = "4" * 40
+    assert [read(endpoint, f"acme/rows:{split}")["rows"] for split in ("train", "validation", "test")] == [9, 2, 4]
+    assert read(endpoint, f"acme/rows@{'4' * 40}:test")["identity"] == f"commit {'4' * 40}, 1 files"
+    error = read(endpoint, "acme/rows:dev2")["error"]
+    assert "train_file_path=hf://datasets/acme/rows:dev2: no file of it is of a split 'dev2'" in error
+    assert "expected one of: train, validation, test." in error
+    assert "made by code of its own (rows.py)" in read(endpoint, f"acme/rows@{'3' * 40}:train")["error"]
+
+
+def test_a_card_says_which_files_a_split_has(hub: tuple[str, type[FakeHub]]) -> None:
+    endpoint, handler = hub
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: fit, path: 'data/t*'}\n"
+    other = "- config_name: other\n  data_files: x.jsonl\n"
+    handler.commits["5" * 40] = {**NAMED, "README.md": f"{card}---\n# card\n".encode()}
+    handler.commits["6" * 40] = {**NAMED, "README.md": f"{card}{other}---\n".replace("default", "more").encode()}
+    assert read(endpoint, f"acme/rows@{'5' * 40}:fit")["rows"] == 13
+    assert "has no split 'train'; it has: fit" in read(endpoint, f"acme/rows@{'5' * 40}:train")["error"]
+    assert (
+        "several sets of data (more, other) and none by default" in read(endpoint, f"acme/rows@{'6' * 40}:fit")["error"]
+    )
+
+
+def test_a_data_set_is_read_from_the_cache_where_the_hub_is_out_of_reach(tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "datasets--acme--rows"
+    for name, body in {**NAMED, "README.md": b"# card"}.items():
+        path = repository / "snapshots" / ("7" * 40) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("7" * 40)
+    closed = "http://127.0.0.1:9"
+    cache = {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")}
+    for offline in ("1", "0"):
+        found = read(closed, "acme/rows:train", HF_HUB_OFFLINE=offline, **cache)
+        assert (found["rows"], found["identity"]) == (9, f"commit {'7' * 40}, 1 files")
+    for address, rows in (("data", 13), ("data/test-00000-of-00001.jsonl", 4), ("data/te*.jsonl", 4)):
+        assert read(closed, f"hf://datasets/acme/rows/{address}", HF_HUB_OFFLINE="1", **cache)["rows"] == rows
+    error = read(closed, f"acme/rows@{'8' * 40}:train", HF_HUB_OFFLINE="1", **cache)["error"]
+    assert "is not in the cache" in error and "HF_HUB_OFFLINE is set. Run `hf download --repo-type dataset" in error

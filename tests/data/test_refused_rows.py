@@ -41,7 +41,7 @@ def collect(tmp_path: Path) -> Callable[..., Any]:
         return read_rows.collect(
             Strict(),
             options,
-            sources={"train": find(path, "train_file_path")},
+            sources={"train": [find(path, "train_file_path")]},
             wanted={"sentence1_key": "text", "label_key": "label"},
             scratch=tmp_path / "scratch",
             dropped=tmp_path / "dropped",

@@ -11,7 +11,6 @@ from tuneport.errors import UserError
 from tuneport.estimation import hardware
 
 Tuneport = Callable[..., int]
-pytestmark = pytest.mark.usefixtures("level_of_logs")
 
 
 @pytest.fixture

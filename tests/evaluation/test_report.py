@@ -239,9 +239,9 @@ def test_parts_of_the_rows_are_scored_as_a_recount_says():
     tuned = task.evaluate(rows, answers, {"labels": labels, "multi_label": False}, 0)
     found = {(part.kind, part.name): part for part in slices(task, rows, tuned, tuned, 0)}
     right = [a["label"] == r["label"] for r, a in zip(rows, answers, strict=True)]
-    for name in ("x.csv", "y.csv"):
-        of_it = [ok for ok, row in zip(right, rows, strict=True) if row["row_id"].startswith(name)]
-        part = found["source", name]
+    for name in labels:
+        of_it = [ok for ok, row in zip(right, rows, strict=True) if row["label"] == name]
+        part = found["label", name]
         assert (part.rows, part.value, part.base) == (
             len(of_it),
             pytest.approx(np.mean(of_it)),

@@ -50,7 +50,10 @@ def prepare(folder, base, rows, write_jsonl, **params):
     out = folder / "data"
     execute(
         with_task(Preprocess, TASK)(
-            model_selector_output=base, train_file_path=train, preprocess_output=out, max_seq_length=32, **params
+            model_selector_output=base,
+            preprocess_output=out,
+            max_seq_length=32,
+            **{"train_file_path": train, **params},
         )
     )
     return out
@@ -178,6 +181,23 @@ def test_a_file_with_other_things_than_parameters_of_evaluation_is_refused(text,
     with pytest.raises(UserError, match=message):
         evaluate(tmp_path, *inputs, evaluation_config=tmp_path / "config.json")
     assert not (tmp_path / "report").exists()
+
+
+def test_the_rows_of_each_source_are_scored_by_themselves(tiny_model, questions, write_jsonl, tmp_path):
+    base = imported(tiny_model, tmp_path / "base")
+    files = [write_jsonl(tmp_path / f"{name}.jsonl", questions[i::3]) for i, name in enumerate("abc")]
+    sources = [{"path": str(file), "weight": weight} for file, weight in zip(files, (2, 1, 1), strict=True)]
+    data = prepare(tmp_path, base, questions, write_jsonl, train_file_path=sources)
+    metrics, lines, html = evaluate(tmp_path, base, tune(tmp_path / "tuned", base, data), data)
+    assert sum(found["rows"] for found in metrics["by_source"].values()) == len(lines) == metrics["test_rows"]
+    for source, found in metrics["by_source"].items():
+        own = [line for line in lines if line["row_id"].startswith(source)]
+        assert len(own) == found["rows"]
+        right = [line["correct"] for line in own]
+        assert found["tuned"]["metrics"]["accuracy"] == pytest.approx(sum(right) / len(right))
+        assert "accuracy" in found["base"]["metrics"]
+    assert "<h2>By source</h2>" in html and "Mixture of the train data" in html
+    assert "a.jsonl: 50.00% of the rows (asked: 50.00%)" in html
 
 
 def test_a_base_without_a_head_for_the_labels_is_called_that(evaluated):

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import pipelines
 import steps
 from tests.object_store import VARIABLES, client, moto_server
 from tuneport.artifacts import Dataset
+from tuneport.errors import UserError
 from tuneport.graph import Node, Pipeline, Ref
 from tuneport.runner.request import Request
 from tuneport.stage import execute
@@ -156,3 +158,91 @@ def test_a_container_that_reads_a_store_gets_its_credentials_and_the_network_and
     assert any(f"target={tmp_path / 'credentials'}" in flag for flag in flags)
     assert VARIABLES["AWS_SECRET_ACCESS_KEY"] not in " ".join(flags)
     assert not any("AWS" in flag for flag in stages["finetune"])
+
+
+MIXED = '[{"path": "s3://rows/a.jsonl", "weight": 2}, {"path": "hf://datasets/acme/rows", "weight": 1}]'
+
+
+def test_several_sources_compile_for_every_target(tmp_path: Path, environment: dict[str, str]) -> None:
+    plan = compiled("local", MIXED, tmp_path, environment)
+    argv = next(stage.argv for stage in plan.stages if stage.name == "preprocess")
+    assert argv[argv.index("--train_file_path") + 1] == MIXED
+    spec, _ = yaml.safe_load_all(compiled("kfp", MIXED, tmp_path, environment).text)
+    assert spec["root"]["inputDefinitions"]["parameters"]["train_file_path"]["defaultValue"] == MIXED
+    assert not any("train_file_path" in name for name in spec["root"]["dag"]["tasks"])  # nothing is imported
+    executor = next(e for name, e in spec["deploymentSpec"]["executors"].items() if "preprocess" in name)
+    assert "HF_HUB_OFFLINE" not in {entry["name"] for entry in executor["container"]["env"]}
+    files = compiled("azureml", MIXED, tmp_path, environment).files
+    assert files["job.yaml"]["inputs"]["train_file_path"] == MIXED
+    assert files["components/preprocess.yaml"]["inputs"]["train_file_path"]["type"] == "string"
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "said"),
+    [
+        ("kfp", "/data/rows.jsonl", "is a path that no stage on the cluster sees"),
+        ("kfp", "minio://rows/a.jsonl", "of several sources each is read by the stage itself; expected an address"),
+        ("azureml", "azureml:rows:1", "of several sources each is read by the stage itself; expected an address"),
+        ("azureml", "/data/rows.jsonl", "Name one data asset, or upload the file."),
+    ],
+)
+def test_a_source_that_a_platform_s_stage_cannot_read_is_refused(
+    target: str, source: str, said: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    with pytest.raises(UserError) as e:
+        compiled(target, json.dumps(["s3://rows/a.jsonl", source]), tmp_path, environment)
+    assert f"train_file_path={source}: " in str(e.value) and said in str(e.value)
+
+
+def test_a_container_sees_each_local_source_and_the_credentials_of_each_other(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    from tuneport.targets.docker.container import run_flags
+
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    sources = json.dumps([str(tmp_path / "rows.jsonl"), "s3://rows/a.jsonl"])
+    plan = compiled("docker", sources, tmp_path, environment)
+    stage = next(stage for stage in plan.plan.stages if stage.name == "preprocess")
+    flags = run_flags(plan.plan, stage, plan.settings, gpus=False)
+    assert any(f"target={tmp_path / 'rows.jsonl'}" in flag for flag in flags)
+    assert "AWS_ACCESS_KEY_ID" in flags and flags[flags.index("--network") + 1] == "bridge"
+
+
+def test_a_stage_of_several_sources_is_cached_until_one_of_them_changes(
+    *,
+    server: str,
+    environment: dict[str, str],
+    imported_model: Path,
+    questions: list[dict[str, str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    client(server).put_object(Bucket="rows", Key="mixed.jsonl", Body=body(questions[:60]))
+    (tmp_path / "here.jsonl").write_bytes(body(questions[60:]))
+    step = steps.load("preprocess", "text_classification")
+    outputs = {"preprocess_output": Ref("preprocess", "preprocess_output")}
+    target, request = load("local"), Request(output_dir=tmp_path / "run", folder=tmp_path, environment=environment)
+
+    def ends(weight: int = 1) -> str:
+        sources = [
+            {"path": "s3://rows/mixed.jsonl", "weight": weight},
+            {"path": str(tmp_path / "here.jsonl"), "weight": 1},
+        ]
+        values = {
+            "model_selector_output": step.ports()["model_selector_output"].parse(imported_model),
+            "train_file_path": step.ports()["train_file_path"].parse(sources),
+            "task_name": "text_classification",
+            **COLUMNS,
+        }
+        node = Node(name="preprocess", step=step, values=values)
+        pipeline = Pipeline(name="prepare", doc="", nodes=(node,), params={}, outputs=outputs)
+        assert target.submit(target.compile(pipeline, {}, request)) == 0
+        return capsys.readouterr().out
+
+    assert "preprocess | cached" not in ends()
+    assert "cached" in ends()
+    (tmp_path / "here.jsonl").write_bytes(body(questions[60:-1]))
+    assert "changed: input train_file_path" in ends()
+    assert "changed: input train_file_path" in ends(weight=2)
+    client(server).put_object(Bucket="rows", Key="mixed.jsonl", Body=body(questions[:50]))
+    assert "changed: version of train_file_path[1]" in ends(weight=2)

@@ -1,6 +1,7 @@
 """`tuneport preview`: of each task, the first rows as the model will see them; and what is said of the rest."""
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -16,8 +17,6 @@ from tests.tasks.conftest import CHATML
 from tuneport.errors import UserError
 from tuneport.inspection.look import Preview, Window, preview
 from tuneport.inspection.show import render, save_html
-
-pytestmark = pytest.mark.usefixtures("level_of_logs")
 
 
 @pytest.fixture
@@ -70,10 +69,33 @@ def test_more_rows_than_are_looked_at_are_said_and_no_steps_are_guessed(
     look: Callable[..., Preview], imported_model: Path, questions: list[dict[str, str]]
 ) -> None:
     rows = [{**row, "text": f"{row['text']} {i}"} for i in range(10) for row in questions]
+    log = logging.getLogger("tuneport.preprocess")
+    log.setLevel(logging.INFO)
     found = look("text_classification", imported_model, rows, sentence1_key="text", label_key="label")
+    assert log.level == logging.INFO
+    log.setLevel(logging.NOTSET)
     assert found.report["sources"]["train"]["read"] == 1000
     assert found.steps is None
     assert "has more rows than were looked at" in text_of(found)
+
+
+def test_of_several_sources_the_first_rows_of_each_are_looked_at(
+    imported_model: Path, questions: list[dict[str, str]], tmp_path: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    pipeline = pipelines.load("text_classification")
+    long = [{**row, "text": f"{row['text']} {i}"} for i in range(10) for row in questions]
+    files = [write_jsonl(tmp_path / "a.jsonl", long), write_jsonl(tmp_path / "b.jsonl", questions)]
+    given = {"pytorch_model_path": imported_model, "sentence1_key": "text", "label_key": "label"}
+
+    def found(first: dict[str, Any]) -> Preview:
+        sources = [{"path": str(files[0]), "weight": 1, **first}, {"path": str(files[1]), "weight": 1}]
+        return preview(pipeline, pipeline.resolve({**given, "train_file_path": sources}), 1)
+
+    cut = found({})
+    assert [entry["read"] for entry in cut.report["sources"]["train"]["mixture"]] == [1000, 120]
+    assert cut.steps is None
+    assert "880 of a.jsonl, beyond its weight" in text_of(cut)
+    assert found({"max_rows": 500}).steps == 8 * 24
 
 
 def test_a_tagging_names_the_tag_of_each_word_that_is_learnt(

@@ -1,6 +1,7 @@
 """Packs hold every row once within their tokens, in few packs; the rows of a step are dealt out evenly."""
 
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 import steps
 from tuneport import tasks
@@ -15,7 +17,7 @@ from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.stage import execute
 from tuneport.tracking import Run
-from tuneport.training import auto_batch_size, sampler
+from tuneport.training import auto_batch_size, packing, sampler
 from tuneport.training.packing import Packs, best_fit_decreasing, token_counts
 from tuneport.training.train import train
 
@@ -38,6 +40,60 @@ def test_packs_hold_every_row_once_and_little_room(capacity: int) -> None:
     assert sorted(row for pack in packs for row in pack) == list(range(3000))
     assert all(lengths[pack].sum() <= capacity for pack in packs)
     assert len(packs) <= -(-lengths.sum() // capacity) * 1.02 + 1
+
+
+def one_by_one(lengths: Any, capacity: int) -> list[list[int]]:
+    """The packs as their definition has them: row after row, each into the pack with the least room that suffices."""
+    packs: list[list[int]] = []
+    by_room: dict[int, list[int]] = {}
+    for place in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[place])
+        room = min((room for room in by_room if room >= length), default=None)
+        if room is None:
+            room, pack = max(capacity, length), len(packs)
+            packs.append([place])
+        else:
+            pack = by_room[room].pop()
+            if not by_room[room]:
+                del by_room[room]
+            packs[pack].append(place)
+        by_room.setdefault(room - length, []).append(pack)
+    return packs
+
+
+@pytest.mark.parametrize("chunk", [3, 1 << 20])
+@pytest.mark.parametrize("seed", range(8))
+def test_packs_of_many_rows_at_once_are_those_of_one_row_after_the_other(
+    seed: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "CHUNK", chunk)
+    rng = np.random.default_rng(seed)
+    capacity, kinds = int(rng.integers(1, 200)), int(rng.integers(1, 40))
+    lengths = rng.choice(rng.integers(0 if seed == 3 else 1, capacity + 20, kinds), 700)
+    order = rng.permutation(700)
+    found = best_fit_decreasing(lengths, capacity, order)
+    assert [order[pack].tolist() for pack in one_by_one(lengths[order], capacity)] == [pack.tolist() for pack in found]
+
+
+def test_rows_of_like_length_are_drawn_in_the_order_of_transformers() -> None:
+    for rows, step in ((1000, 8), (37, 8), (5, 8), (4096, 4)):
+        lengths = np.random.default_rng(rows).integers(1, 50, rows).astype(np.int32)
+        drawn = sampler.similar(lengths, step)(torch.Generator().manual_seed(3))
+        expected = get_length_grouped_indices(lengths.tolist(), step, generator=torch.Generator().manual_seed(3))
+        assert list(sampler.EpochSampler(rows, 3, lambda _, d=drawn: d)) == expected
+
+
+def test_the_order_of_many_rows_and_their_packs_take_few_bytes_a_row() -> None:
+    rows = 300_000
+    packs = Packs.__new__(Packs)
+    packs.rows, packs.max_seq_length, packs.tokens = range(rows), 512, log_normal(rows, 512).astype(np.int32)  # type: ignore[assignment]
+    tracemalloc.start()
+    drawn: Any = sampler.packed(packs)(torch.Generator().manual_seed(0))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (held + packs.tokens.nbytes) / rows < 16
+    assert drawn.made.rows.dtype == np.int32
+    assert sum(map(len, drawn)) == rows
 
 
 def test_each_row_goes_where_the_least_room_is_left_that_suffices() -> None:
@@ -73,7 +129,7 @@ def test_an_epoch_has_other_packs_of_as_large_a_number_and_every_row_once() -> N
 
 
 def test_rows_of_a_step_are_dealt_out_to_batches_of_about_as_many_tokens() -> None:
-    lengths = log_normal(8 * 4 * 20 + 5, 512).tolist()
+    lengths = log_normal(8 * 4 * 20 + 5, 512)
     drawn = sampler.shuffled(len(lengths))(torch.Generator().manual_seed(0))
     dealt = sampler.balanced(drawn, lengths, batch=8, batches=4)
     most, most_at_random = [], []
@@ -82,7 +138,7 @@ def test_rows_of_a_step_are_dealt_out_to_batches_of_about_as_many_tokens() -> No
         for found, into in ((dealt, most), (drawn, most_at_random)):
             tokens = [sum(lengths[row] for row in found[start + 8 * i : start + 8 * (i + 1)]) for i in range(4)]
             into.append(max(tokens) / (sum(tokens) / 4))
-    assert dealt[8 * 4 * 20 :] == drawn[8 * 4 * 20 :]
+    assert dealt[8 * 4 * 20 :].tolist() == drawn[8 * 4 * 20 :].tolist()
     assert np.mean(most) < 1.05
     assert np.mean(most_at_random) > 1.3
 

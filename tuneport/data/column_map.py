@@ -40,20 +40,29 @@ class ColumnMap:
         return {**values, **{name: at(values, place) for name, place in self.places.items()}} if self.places else values
 
 
-def column_map(text: str | None, columns: Mapping[str, str], optional: Collection[str]) -> ColumnMap:
+def column_map(
+    text: str | None,
+    columns: Mapping[str, str],
+    optional: Collection[str],
+    own: Mapping[str, str] | None = None,
+    option: str = "columns",
+) -> ColumnMap:
     """What a user's JSON object says; ``columns`` are those asked for by field, ``optional`` those taken if there.
+
+    ``own`` is what one source says of itself, which wins; ``option`` names where.
 
     A column whose name holds a dot is sought inside of objects where the data has none of that name. Raises
     `UserError` for what is no such object, and for a name that nobody asks for.
     """
     names = [*columns.values(), *optional]
     places = {name: name for name in names if "." in name}
-    for name, place in _parse(text).items():
+    for name, place in (*_parse(text).items(), *(own or {}).items()):
         asked = name if name in names else columns.get(name)
         if asked is None:
             known = list(dict.fromkeys([*names, *columns]))
+            got = excerpt(dict(own) if own and name in own else text)
             raise UserError(
-                f"columns={excerpt(text)}: nobody reads {name!r}; expected the name of a column that is asked for: "
+                f"{option}={got}: nobody reads {name!r}; expected the name of a column that is asked for: "
                 f"{', '.join(known)}.{did_you_mean(name, known)}"
             )
         places[asked] = place

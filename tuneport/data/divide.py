@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from tuneport.data.data_report import duplicates_report, groups_report, near_duplicates_report
 from tuneport.data.duplicates import Duplicates, find_duplicates, repeated_rows
+from tuneport.data.mixtures import Parts, leave_out
 from tuneport.data.near_duplicates import NearDuplicateIndex, NearDuplicates
 from tuneport.data.options import PrepareParams
-from tuneport.data.read_rows import Collected, SourceCount
+from tuneport.data.read_rows import Collected
+from tuneport.data.source_count import SourceCount
 from tuneport.data.splits import (
     REMOVED,
     SPLITS,
@@ -38,7 +40,7 @@ def divide(
     """
     identities = np.frombuffer(collected.identities, np.uint64)
     classes = np.frombuffer(collected.classes, np.int32)
-    sources = collected.source_codes()
+    sources, parts = collected.source_codes(), collected.parts()
     contents = np.frombuffer(collected.contents, np.uint64)
     same_inputs = find_duplicates(identities)
     duplicates, other_reference = repeated_rows(same_inputs, contents, sources)
@@ -48,15 +50,18 @@ def divide(
     keep = np.ones(len(sources), bool)
     if options.deduplicate != "none":
         keep[duplicates.rows] = False
-        _note_removed(collected, sources, duplicates, others)
+        _note_removed(collected, parts, duplicates, others)
     near_duplicates = near.find(same_inputs.rows, remove=options.deduplicate == "near")
     if options.deduplicate == "near":
         near_duplicates = _with_other_answers(near_duplicates, same_inputs, keep)
         keep[near_duplicates.rows] = False
-        _note_near_removed(collected, sources, near_duplicates, classes)
-    for split, count in collected.sources.items():
-        _check_left(split, int((sources[keep] == SPLITS.index(split)).sum()), count)
+        _note_near_removed(collected, parts, near_duplicates, classes)
+    leave_out(collected.sources, keep, parts, options.split_seed)
+    for split in collected.sources:
+        _check_left(split, int((sources[keep] == SPLITS.index(split)).sum()), collected.total(split))
     strata = _rarest_label(classes, collected.class_labels)
+    if collected.mixture("train"):  # each split has the shares of the whole
+        strata = strata * len(collected.counts) + parts
     ratios: dict[str, t.Any] = {
         "validation_ratio": options.validation_split_ratio,
         "test_ratio": options.test_split_ratio,
@@ -73,7 +78,11 @@ def divide(
         splits[keep] = assign_input_splits(sources[keep], strata[keep], identities[keep], collected.sources, **ratios)
     else:
         splits[keep] = assign_splits(sources[keep], strata[keep], collected.sources, **ratios)
-    _check_sizes(splits, collected.sources["train"], options)
+    _check_sizes(splits, collected.total("train"), options)
+    if options.deduplicate == "none":
+        duplicates = duplicates.of(keep[duplicates.rows])
+    if options.deduplicate != "near":
+        near_duplicates = near_duplicates.of(keep[near_duplicates.rows] & keep[near_duplicates.originals])
     leakage = {
         "duplicates": duplicates_report(
             options.deduplicate,
@@ -104,7 +113,7 @@ def _check_groups(groups: npt.NDArray[np.uint64], group_key: str, collected: Col
     if missing and found <= len(missing):
         held = "all are of one group" if found == 1 else f"are of {found} groups"
         raise UserError(
-            f"group_key='{group_key}': the {len(groups)} training rows of {collected.sources['train'].file} {held}; "
+            f"group_key='{group_key}': the {len(groups)} training rows of {collected.total('train').file} {held}; "
             f"expected at least {len(missing) + 1}, as a group stays in one split and {' and '.join(missing)} rows are "
             f"taken from them. Give {' and '.join(f'{split}_file_path' for split in missing)}, or group by another "
             "column."
@@ -116,7 +125,7 @@ def _check_inputs(inputs: npt.NDArray[np.uint64], collected: Collected) -> None:
     found = len(np.unique(inputs))
     if missing and found <= len(missing):
         raise UserError(
-            f"{collected.sources['train'].file}: its {len(inputs)} training rows have {found} different inputs; "
+            f"{collected.total('train').file}: its {len(inputs)} training rows have {found} different inputs; "
             f"expected at least {len(missing) + 1}, as the answers to one input stay in one split and "
             f"{' and '.join(missing)} rows are taken from them. Add rows, or give "
             f"{' and '.join(f'{split}_file_path' for split in missing)}."
@@ -162,11 +171,11 @@ def _warn(leakage: Mapping[str, Mapping[str, t.Any]]) -> None:
 
 
 def _note_near_removed(
-    collected: Collected, sources: Codes, near: NearDuplicates, classes: npt.NDArray[np.int32]
+    collected: Collected, parts: Parts, near: NearDuplicates, classes: npt.NDArray[np.int32]
 ) -> None:
-    removed = np.bincount(sources[near.rows], minlength=len(SPLITS))
-    for split, count in collected.sources.items():
-        count.near_duplicates = int(removed[SPLITS.index(split)])
+    removed = np.bincount(parts[near.rows], minlength=len(collected.counts))
+    for count, n in zip(collected.counts, removed.tolist(), strict=True):
+        count.near_duplicates = n
     if not len(near.rows):
         return
     if len(collected.contents):
@@ -176,10 +185,10 @@ def _note_near_removed(
     log.warning("%s near duplicates removed, of which %s with another label", f"{len(near.rows):,}", f"{other_label:,}")
 
 
-def _note_removed(collected: Collected, sources: Codes, duplicates: Duplicates, others: Mapping[str, int]) -> None:
-    removed = np.bincount(sources[duplicates.rows], minlength=len(SPLITS))
-    for split, count in collected.sources.items():
-        count.duplicates = int(removed[SPLITS.index(split)])
+def _note_removed(collected: Collected, parts: Parts, duplicates: Duplicates, others: Mapping[str, int]) -> None:
+    removed = np.bincount(parts[duplicates.rows], minlength=len(collected.counts))
+    for count, n in zip(collected.counts, removed.tolist(), strict=True):
+        count.duplicates = n
     if not len(duplicates.rows):
         return
     of_which = f", of which {others.get('with_another_label', 0):,} with another label"
@@ -200,9 +209,10 @@ def _check_left(split: str, left: int, count: SourceCount) -> None:
 def _check_sizes(splits: Codes, train: SourceCount, options: PrepareParams) -> None:
     sizes = {split: int((splits == code).sum()) for code, split in enumerate(SPLITS)}
     if sizes["train"] < options.min_rows:
+        beyond = f", {train.left_out} beyond the weights" if train.left_out else ""
         raise UserError(
             f"{train.file}: leaves {sizes['train']} training rows ({train.read} read, {train.dropped.total()} "
-            f"unusable, {train.duplicates + train.near_duplicates} duplicates, the rest went to other splits); "
+            f"unusable, {train.duplicates + train.near_duplicates} duplicates{beyond}, the rest went to other splits); "
             f"expected at least min_rows={options.min_rows}. Add rows or lower min_rows."
         )
     for split, size in sizes.items():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import typing as t
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,13 @@ from tuneport.data.options import PrepareParams
 from tuneport.data.row_progress import RowProgress
 from tuneport.data.shards import ShardWriter, with_row_id
 from tuneport.data.splits import REMOVED, SPLITS, Codes
+from tuneport.data.workers import Work, cores, mapped
 from tuneport.errors import UserError
 from tuneport.tasks.task import Encoder, Meta, Task
+
+WORTHWHILE = 4 << 20  # bytes of rows that take longer to encode than processes take to start
+BATCHES_EACH = 4  # at least, that a process encodes
+ARRAYS, BESIDE = ("made_from", "truncated", "without_label"), b"beside"  # of what is encoded, beside its columns
 
 
 def encode(
@@ -32,9 +39,11 @@ def encode(
     max_seq_length: int,
     scratch: Path,
     output: Path,
+    processes: int | None = None,
 ) -> tuple[dict[str, TokenLengths], dict[str, Lost], dict[str, Notes]]:
     """Write ``encoded/`` and ``rows/`` of every split; returns, by split, the token lengths, the rows without a label
-    left, and what has to be said of rows.
+    left, and what has to be said of rows. What is written does not depend on how many ``processes`` make the tokens;
+    None: one a CPU, where there are rows enough.
 
     Raises `UserError` where a row's tokens hold no label, and where no training row's do.
     """
@@ -43,7 +52,6 @@ def encode(
     progress = RowProgress("rows encoded", int((splits != REMOVED).sum()))
     untrainable, lost = Untrainable(), {split: Lost() for split in SPLITS}
     notes = {split: Notes() for split in SPLITS}
-    start = 0
     with ExitStack() as stack:
         writers = [
             SplitWriter(
@@ -57,34 +65,22 @@ def encode(
             )
             for split in SPLITS
         ]
-        source = stack.enter_context(pa.OSFile(os.fsencode(scratch)))
-        for stored in pa.ipc.open_stream(source):
-            codes = splits[start : start + len(stored)]
-            start += len(stored)
-            kept = codes != REMOVED
-            batch, codes = stored.filter(pa.array(kept)), codes[kept]
-            if not len(batch):
-                continue
-            columns = to_columns(batch.to_pylist())
-            made_from = np.array(columns.pop("row", range(len(batch))), np.int64)
-            truncated = np.array(columns.pop("truncated"), bool)
-            row_ids = batch["row_id"].take(pa.array(made_from))
-            if "trainable" in columns:
-                untrainable.add(row_ids.filter(pa.array(~np.array(columns.pop("trainable"), bool))).to_pylist())
-            _note(columns.pop("notes", ()), [SPLITS[code] for code in codes[made_from]], row_ids, notes)
-            input_ids = columns["input_ids"]
-            if not isinstance(input_ids, pa.Array):
-                input_ids = pa.array(input_ids, encoded_schema.field("input_ids").type)
-            columns |= {"row_id": row_ids, "input_ids": input_ids, "length": input_ids.value_lengths()}
-            without_label = np.array(columns.pop("lost", np.zeros(len(truncated))), bool)
-            encoded = pa.RecordBatch.from_pydict(columns, schema=encoded_schema)
-            if without_label.any():
-                for code, split in enumerate(SPLITS):
-                    lost[split].add(row_ids.filter(pa.array(without_label & (codes[made_from] == code))).to_pylist())
-                encoded = encoded.filter(pa.array(~without_label))
-                made_from, truncated = made_from[~without_label], truncated[~without_label]
+        made = mapped(
+            Work(make=partial(_encoded, to_columns=to_columns, schema=encoded_schema), pack=_packed, unpack=_unpacked),
+            partial(_kept, pa.OSFile, scratch, splits),
+            _processes(scratch, len(splits) // options.batch_size) if processes is None else processes,
+            theirs=partial(_kept, pa.memory_map, scratch, splits),  # most of which each of them skips
+        )
+        for kept, found in stack.enter_context(closing(made)):
+            batch, codes = kept.rows, kept.codes
+            of_encoded = codes[found.made_from]
+            untrainable.add(found.untrainable)
+            _note(found.notes, [SPLITS[code] for code in of_encoded], found.batch["row_id"], notes)
+            for split, row_ids in found.lost(of_encoded).items():
+                lost[split].add(row_ids)
+            encoded, of_encoded, truncated = found.with_label(of_encoded)
             for code, writer in enumerate(writers):
-                chosen, of_chosen = codes == code, codes[made_from] == code
+                chosen, of_chosen = codes == code, of_encoded == code
                 writer.write(encoded.filter(pa.array(of_chosen)), batch.filter(pa.array(chosen)), truncated[of_chosen])
             progress.advance(len(batch))
         untrainable.refuse(max_seq_length)
@@ -97,6 +93,110 @@ def encode(
         for writer in writers:
             writer.flush()
     return {split: writer.lengths for split, writer in zip(SPLITS, writers, strict=True)}, lost, notes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What a batch of rows becomes; the arrays have an entry for each encoded row."""
+
+    batch: pa.RecordBatch
+    made_from: npt.NDArray[np.int64]  # the row of the batch
+    truncated: npt.NDArray[np.bool_]
+    without_label: npt.NDArray[np.bool_]
+    untrainable: list[str]  # ids of rows
+    notes: Sequence[Sequence[str]]
+
+    def lost(self, codes: Codes) -> dict[str, list[str]]:
+        """By split, the ids of the rows that have no label left; ``codes``: the split of each encoded row."""
+        if not self.without_label.any():
+            return {}
+        row_ids = self.batch["row_id"]
+        chosen = {split: self.without_label & (codes == code) for code, split in enumerate(SPLITS)}
+        return {split: row_ids.filter(pa.array(rows)).to_pylist() for split, rows in chosen.items()}
+
+    def with_label(self, codes: Codes) -> tuple[pa.RecordBatch, Codes, npt.NDArray[np.bool_]]:
+        """The encoded rows that have a label, the split of each, and whether it is cut."""
+        kept = ~self.without_label
+        if kept.all():
+            return self.batch, codes, self.truncated
+        return self.batch.filter(pa.array(kept)), codes[kept], self.truncated[kept]
+
+
+class Kept:
+    """A batch of the scratch file: the rows that are not removed, and the split of each."""
+
+    def __init__(self, stored: pa.RecordBatch, splits: Codes) -> None:
+        self._stored, self._splits = stored, splits
+
+    @cached_property
+    def rows(self) -> pa.RecordBatch:
+        return self._stored.filter(pa.array(self._splits != REMOVED))
+
+    @cached_property
+    def codes(self) -> Codes:
+        found: Codes = self._splits[self._splits != REMOVED]
+        return found
+
+
+def _kept(opened: t.Callable[[bytes], t.Any], scratch: Path, splits: Codes) -> Iterator[Kept]:
+    """The batches of the scratch file that have rows which are not removed."""
+    start = 0
+    with opened(os.fsencode(scratch)) as source:
+        for stored in pa.ipc.open_stream(source):
+            codes = splits[start : start + len(stored)]
+            start += len(stored)
+            if (codes != REMOVED).any():
+                yield Kept(stored, codes)
+
+
+def _encoded(kept: Kept, *, to_columns: Encoder, schema: pa.Schema) -> Encoded:
+    batch = kept.rows
+    columns = to_columns(batch.to_pylist())
+    made_from = np.array(columns.pop("row", range(len(batch))), np.int64)
+    truncated = np.array(columns.pop("truncated"), bool)
+    row_ids = batch["row_id"].take(pa.array(made_from))
+    trainable = np.array(columns.pop("trainable", np.ones(len(truncated))), bool)
+    notes = columns.pop("notes", ())
+    without_label = np.array(columns.pop("lost", np.zeros(len(truncated))), bool)
+    input_ids = columns["input_ids"]
+    if not isinstance(input_ids, pa.Array):
+        input_ids = pa.array(input_ids, schema.field("input_ids").type)
+    columns |= {"row_id": row_ids, "input_ids": input_ids, "length": input_ids.value_lengths()}
+    return Encoded(
+        batch=pa.RecordBatch.from_pydict(columns, schema=schema),
+        made_from=made_from,
+        truncated=truncated,
+        without_label=without_label,
+        untrainable=row_ids.filter(pa.array(~trainable)).to_pylist(),
+        notes=notes,
+    )
+
+
+def _packed(found: Encoded) -> bytes:
+    """What `_unpacked` reads; the columns of the batch go as Arrow writes them."""
+    batch, beside = found.batch, {"untrainable": found.untrainable, "notes": list(found.notes)}
+    for name in ARRAYS:
+        batch = batch.append_column(name, pa.array(getattr(found, name)))
+    batch = batch.replace_schema_metadata({BESIDE: json.dumps(beside)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return t.cast(bytes, sink.getvalue().to_pybytes())
+
+
+def _unpacked(data: bytes) -> Encoded:
+    batch = pa.ipc.open_stream(data).read_next_batch()
+    beside = json.loads(batch.schema.metadata[BESIDE])
+    arrays = {name: batch[name].to_numpy(zero_copy_only=False) for name in ARRAYS}
+    names = [name for name in batch.schema.names if name not in ARRAYS]
+    return Encoded(batch=batch.select(names).replace_schema_metadata(None), **arrays, **beside)
+
+
+def _processes(scratch: Path, batches: int) -> int:
+    """How many processes encode: one a CPU, but only as many as have enough to do."""
+    if scratch.stat().st_size < WORTHWHILE:
+        return 1
+    return max(1, min(cores(), batches // BATCHES_EACH))
 
 
 def _note(

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from tuneport.address import Address
 from tuneport.confined import home, leads_outside
 from tuneport.data import remote
+from tuneport.data.hub_data import CARD, CARD_BYTES, HUB, of_split, without_split
 from tuneport.errors import UserError, did_you_mean, excerpt
 from tuneport.limits import DataLimits
 
@@ -59,12 +60,19 @@ def list_files(address: Address, option: str, limits: DataLimits) -> list[DataFi
 
 
 def _list_remote(address: Address, option: str) -> list[DataFile]:
-    found, is_folder = remote.listed(address)
+    whole, split = without_split(address)
+    listed, is_folder = remote.listed(whole)
+    found = listed
     if is_folder:
-        root = address.key.rstrip("/") + "/" if address.scheme != remote.HUB else ""
+        root = address.key.rstrip("/") + "/" if address.scheme != HUB else ""
         found = [file for file in found if _visible(PurePosixPath(_under(file.address, root)))]
-        if address.scheme == remote.HUB:
+        if address.scheme == HUB:
             found = _data_of_hub(found, f"{option}={address}")
+        if split is not None and found:
+            named = {_in_repository(file.address): file for file in found}
+            card = next((file for file in listed if _in_repository(file.address) == CARD), None)
+            chosen = of_split(list(named), split, _text(card), f"{option}={address}")
+            found = [named[name] for name in chosen]
     if found:
         return [DataFile(address=file.address, remote=file) for file in found]
     if is_folder:
@@ -85,6 +93,18 @@ def _data_of_hub(files: list[remote.Remote], got: str) -> list[remote.Remote]:
             f"files of data: {known_formats()}. Save its rows to such a file first."
         )
     return data
+
+
+def _in_repository(address: Address) -> str:
+    """A file's path in its data set, of an address with a commit."""
+    return address.key.partition("@")[2].partition("/")[2]
+
+
+def _text(card: remote.Remote | None) -> str:
+    if card is None:
+        return ""
+    with remote.said(card.address), remote.open_remote(card) as f:
+        return str(f.read(CARD_BYTES).decode("utf-8", "replace"))
 
 
 def _under(address: Address, root: str) -> str:

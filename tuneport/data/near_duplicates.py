@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,10 @@ class NearDuplicates:
     rows: Indices
     originals: Indices
     checked: int
+
+    def of(self, chosen: npt.NDArray[np.bool_]) -> NearDuplicates:
+        """Those pairs that ``chosen`` (pairs,) says."""
+        return replace(self, rows=self.rows[chosen], originals=self.originals[chosen])
 
 
 def shingles(identities: Sequence[str]) -> list[Shingles]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,14 @@ from tuneport.data.label_spellings import check_spellings
 from tuneport.data.load_tokenizer import chat_template, load_tokenizer, longest_input, read_json, resolve_length
 from tuneport.data.near_duplicates import NearDuplicateIndex, sample_rows
 from tuneport.data.options import PrepareParams
-from tuneport.data.read_rows import collect, read_column, read_scratch, source_report
+from tuneport.data.read_rows import (
+    collect,
+    files_by_source,
+    read_column,
+    read_scratch,
+    rows_by_source,
+    source_report,
+)
 from tuneport.data.readers import Source
 from tuneport.data.splits import SPLITS
 from tuneport.encoding.base_model import BaseModel
@@ -39,14 +46,15 @@ def prepare(
     task: Task,
     options: PrepareParams,
     *,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, Sequence[Source]],
     wanted: Mapping[str, str],
     model: Path,
     output: Path,
 ) -> None:
     """Read, clean, split, tokenise and write the prepared dataset; see `tuneport.data.prepared` for its shape.
 
-    ``sources`` are by split; ``wanted`` maps the options that name columns to the columns. Raises `UserError`.
+    ``sources`` are by split, several where they are mixed; ``wanted`` maps the options that name columns to the
+    columns. Raises `UserError`.
     """
     config, tokenizer_config = read_json(model, "config.json"), read_json(model, "tokenizer_config.json")
     max_seq_length = resolve_length(options.max_seq_length, longest_input(config, tokenizer_config))
@@ -97,6 +105,7 @@ def prepare(
     scratch.unlink()
 
     rows = {split: int((splits == code).sum()) for code, split in enumerate(SPLITS)}
+    by_source = rows_by_source(collected, splits)
     save_json(
         output / "dataset.json",
         {
@@ -106,6 +115,7 @@ def prepare(
             "max_seq_length": max_seq_length,
             "pad_to": max_seq_length if options.pad_to_max_length else None,
             "splits": {split: {"rows": n} for split, n in rows.items()},
+            **({"mixtures": files_by_source(collected)} if by_source else {}),
         },
     )
     save_json(
@@ -117,6 +127,7 @@ def prepare(
             "splits": {
                 split: {
                     "rows": rows[split],
+                    **({"sources": by_source[split]} if split in by_source else {}),
                     "labels": histograms[split],
                     **lost[split].report(),
                     **lengths[split].report(),

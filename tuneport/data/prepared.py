@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ class Info:
     max_seq_length: int  # tokens
     pad_to: int | None  # tokens to pad every sequence to; None: to the longest of its batch
     splits: Mapping[str, int]  # rows by split
+    # By split whose rows come from several sources, and by source: its files, as row ids call them.
+    mixtures: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
 
 class StoredSplit(Split):
@@ -92,6 +94,15 @@ class Prepared:
 
         rows = StoredRows(self._files("rows", split), self.info.splits[split])
         return StoredSplit(rows, self.encoded_files(split))
+
+    def sources(self, split: str, rows: Sequence[Row]) -> dict[str, list[int]]:
+        """The places of a split's rows by their source; empty where they come from one."""
+        mixed = self.info.mixtures.get(split, {})
+        source_of = {file: source for source, files in mixed.items() for file in files}
+        found: dict[str, list[int]] = {source: [] for source in mixed}
+        for place, row in enumerate(rows if mixed else ()):
+            found[source_of[row["row_id"].rpartition(":")[0]]].append(place)
+        return {source: places for source, places in found.items() if places}
 
     def report(self) -> dict[str, Any]:
         """``data_report.json``."""

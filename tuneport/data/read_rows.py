@@ -8,7 +8,7 @@ import os
 import typing as t
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tuneport.data.data_report import LISTED_ROWS, Notes
+from tuneport.data.data_report import LISTED_ROWS
 from tuneport.data.duplicates import identity_hash
+from tuneport.data.mixtures import Parts, check_labels, report
 from tuneport.data.near_duplicates import NearDuplicateIndex
 from tuneport.data.options import PrepareParams
 from tuneport.data.readers import RawRow, Source
 from tuneport.data.row_progress import RowProgress
 from tuneport.data.shards import with_row_id
+from tuneport.data.source_count import SourceCount, summed
 from tuneport.data.splits import SPLITS, Codes
 from tuneport.errors import UserError, excerpt
 from tuneport.json_yaml import to_json
@@ -36,27 +38,6 @@ READ_ORDER = ("test", "validation", "train")
 
 
 @dataclass(kw_only=True)
-class SourceCount:
-    """What became of one source's rows."""
-
-    file: str
-    read_as: dict[str, int] = field(default_factory=dict)  # how files are written where that had to be found out
-    max_rows: int | None = None  # so many of its rows are read, where it has more
-    read: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    dropped_where: dict[str, list[str]] = field(default_factory=dict)
-    refused: Counter[str] = field(default_factory=Counter)
-    refused_where: dict[str, list[str]] = field(default_factory=dict)
-    notes: Notes = field(default_factory=Notes)
-    duplicates: int = 0
-    near_duplicates: int = 0
-
-    @property
-    def usable(self) -> int:
-        return self.read - self.dropped.total()
-
-
-@dataclass(kw_only=True)
 class Collected:
     """Pass 1's result: one entry a row in each array, in the order of the scratch file."""
 
@@ -65,19 +46,51 @@ class Collected:
     classes: array[int] = field(default_factory=lambda: array("i"))
     groups: array[int] = field(default_factory=lambda: array("Q"))  # hashes; empty without a group_key
     class_labels: list[tuple[str, ...]] = field(default_factory=list)  # by class code: the labels of its rows
-    sources: dict[str, SourceCount] = field(default_factory=dict)  # by split, in `READ_ORDER`
+    sources: dict[str, list[SourceCount]] = field(default_factory=dict)  # by split, in `READ_ORDER`
     spellings: Spellings = field(default_factory=lambda: Spellings("exact"))
 
+    @property
+    def counts(self) -> list[SourceCount]:
+        """Of every source, in the order of the rows."""
+        return [count for counts in self.sources.values() for count in counts]
+
     def source_codes(self) -> Codes:
-        counts = [count.usable for count in self.sources.values()]
+        """For which split each row was given, as an index into `SPLITS`."""
+        counts = [sum(count.usable for count in counts) for counts in self.sources.values()]
         return np.repeat(np.array([SPLITS.index(split) for split in self.sources], np.uint8), counts)
+
+    def parts(self) -> Parts:
+        """The source of each row, as an index into `counts`."""
+        rows = [count.usable for count in self.counts]
+        return np.repeat(np.arange(len(rows), dtype=np.uint16), rows)
+
+    def mixture(self, split: str) -> list[SourceCount]:
+        """The sources that a split's rows come from, where they are several."""
+        found = self.sources.get(split) or self.sources["train"]
+        return found if len(found) > 1 else []
+
+    def total(self, split: str) -> SourceCount:
+        """What became of all rows that were given for a split."""
+        first, *others = self.sources[split]
+        return first if not others else summed([first, *others])
+
+    def labels(self, count: SourceCount) -> Counter[str]:
+        """How many rows of a source have each label."""
+        counts = self.counts
+        place = next(i for i, other in enumerate(counts) if other is count)
+        begin = sum(before.usable for before in counts[:place])
+        found: Counter[str] = Counter()
+        for code, rows in Counter(self.classes[begin : begin + count.usable]).items():
+            for label in self.class_labels[code]:
+                found[label] += rows
+        return found
 
 
 def collect(
     task: Task,
     options: PrepareParams,
     *,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, Sequence[Source]],
     wanted: Mapping[str, str],
     scratch: Path,
     dropped: Path,
@@ -85,17 +98,18 @@ def collect(
 ) -> Collected:
     """Write the usable rows of every source to the scratch file and return what the split needs to know of them.
 
-    Raises `UserError` where a source cannot be read, the task refuses rows of it, or more of them are unusable than
-    ``max_dropped_fraction``.
+    Raises `UserError` where a source cannot be read, the task refuses rows of it, more of them are unusable than
+    ``max_dropped_fraction``, or two sources of a split have no label in common.
     """
     collected = Collected(spellings=Spellings(getattr(options, "equal_labels", "normal")))
     codes: dict[tuple[str, ...], int] = {}
     first_column = next(iter(wanted.values()), "")
     schema = with_row_id(task.row_schema(options))
     with _stream_writer(scratch, schema) as writer, dropped.open("w", encoding="utf-8") as dropped_file:
-        for split in (s for s in READ_ORDER if s in sources):
-            source, read = sources[split], task.reader(options)
-            count = collected.sources[split] = SourceCount(file=source.name)
+        for split, source in ((s, source) for s in READ_ORDER for source in sources.get(s, ())):
+            read = task.reader(options)
+            count = SourceCount(file=source.name, weight=source.weight, files=tuple(s.name for s in source.shards))
+            collected.sources.setdefault(split, []).append(count)
             batch: list[Row] = []
             rows = source.rows(wanted, task.optional_columns(options))
             for raw in _with_progress(rows, f"reading {source.name}"):
@@ -129,7 +143,14 @@ def collect(
             _check_dropped(count, options.max_dropped_fraction)
             count.read_as = dict(source.read_as)
             _say(count, source, split)
+    _check_labels(collected)
     return collected
+
+
+def _check_labels(collected: Collected) -> None:
+    for split, counts in collected.sources.items():
+        if len(counts) > 1:
+            check_labels(split, {count.file: collected.labels(count) for count in counts})
 
 
 def _say(count: SourceCount, source: Source, split: str) -> None:
@@ -140,7 +161,8 @@ def _say(count: SourceCount, source: Source, split: str) -> None:
     for how, files in count.read_as.items():
         log.info("%s: %s%s", source.name, how, f" ({files:,} files)" if len(source.shards) > 1 else "")
     if count.max_rows is not None:
-        log.warning("%s: only its first %s rows are read (max_%s_rows)", source.name, f"{count.max_rows:,}", split)
+        limit = f"max_{split}_rows" if not source.title else f"max_rows or max_{split}_rows"
+        log.warning("%s: only its first %s rows are read (%s)", source.name, f"{count.max_rows:,}", limit)
     log.info("read %s rows of %s (%s): %s usable", f"{count.read:,}", source.name, split, f"{count.usable:,}")
     for note, n in count.notes.rows.most_common():
         log.warning("%s of %s rows of %s: %s", f"{n:,}", f"{count.read:,}", source.name, note)
@@ -279,18 +301,38 @@ def _stream_writer(path: Path, schema: pa.Schema) -> Iterator[t.Any]:
         yield writer
 
 
-def source_report(count: SourceCount) -> dict[str, t.Any]:
-    """What the data report says of one source."""
+def rows_by_source(collected: Collected, splits: Codes) -> dict[str, dict[str, int]]:
+    """By each split whose rows come from several sources: how many rows of each it has."""
+    parts, counts = collected.parts(), collected.counts
+    found = {}
+    for code, split in enumerate(SPLITS):
+        if mixed := {id(count) for count in collected.mixture(split)}:
+            rows = np.bincount(parts[splits == code], minlength=len(counts)).tolist()
+            found[split] = {count.file: n for count, n in zip(counts, rows, strict=True) if id(count) in mixed}
+    return found
+
+
+def files_by_source(collected: Collected) -> dict[str, dict[str, list[str]]]:
+    """By each split whose rows come from several sources: the files of each, as row ids call them."""
+    mixed = {split: collected.mixture(split) for split in SPLITS}
+    return {split: {count.file: list(count.files) for count in counts} for split, counts in mixed.items() if counts}
+
+
+def source_report(counts: Sequence[SourceCount]) -> dict[str, t.Any]:
+    """What the data report says of the rows given for one split, and of each source where they are several."""
+    count = counts[0] if len(counts) == 1 else summed(counts)
     return {
         "file": count.file,
         **({"read_as": count.read_as} if count.read_as else {}),
         **({"first_rows_only": count.max_rows} if count.max_rows is not None else {}),
         "read": count.read,
-        "kept": count.usable - count.duplicates - count.near_duplicates,
+        "kept": count.kept,
+        **({"left_out": count.left_out} if count.left_out else {}),
         "duplicates_removed": count.duplicates,
         "near_duplicates_removed": count.near_duplicates,
         "dropped": {
             reason: {"rows": n, "first": count.dropped_where[reason]} for reason, n in count.dropped.most_common()
         },
         **count.notes.report(),
+        **({"mixture": report(counts)} if len(counts) > 1 else {}),
     }

@@ -156,12 +156,14 @@ class Source:
     hidden: frozenset[str] = frozenset()
     map: ColumnMap = field(default_factory=ColumnMap)
     max_rows: int | None = None  # of which the first are read
+    weight: float | None = None  # its part of a mixture; None: all rows are taken
+    title: str = ""  # its name where it is one of several
     read_as: dict[str, int] = field(default_factory=dict, compare=False)  # what was found of files -> how many of them
     doubts: list[str] = field(default_factory=list, compare=False)  # the `Shard.doubt` of the file that is read
 
     @property
     def name(self) -> str:
-        return self.shards[0].name if len(self.shards) == 1 else printable(self.path.name)
+        return self.title or (self.shards[0].name if len(self.shards) == 1 else printable(self.path.name))
 
     @property
     def identity(self) -> str | None:

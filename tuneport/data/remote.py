@@ -15,15 +15,16 @@ import typing as t
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from tuneport.address import EXTRAS, WEB, Address
+from tuneport.data.hub_data import HUB, Cached, cached, is_out_of_reach, not_cached, revision_gone
 from tuneport.errors import UserError, causes
 from tuneport.limits import MEBIBYTE
 from tuneport.secrets import masked
 
 log = logging.getLogger("tuneport.preprocess")
 
-HUB = "hf"
 BLOCK = 4 * MEBIBYTE  # that are asked for at once
 TRIES = 8  # of one range
 PAUSE = 0.1  # seconds before the second try; each later one waits twice as long as the one before
@@ -58,6 +59,7 @@ class Remote:
     version: str  # an ETag, commit or digest: another one where its bytes are others
     size: int | None  # bytes; None where a web server does not say
     ranges: bool = True  # whether a part of it can be asked for
+    cache: Path | None = None  # where a hub's cache has it, which is read then
 
 
 def listed(address: Address) -> tuple[list[Remote], bool]:
@@ -69,7 +71,14 @@ def listed(address: Address) -> tuple[list[Remote], bool]:
         fs, path = store(address)
         fs.invalidate_cache()
         if address.scheme == HUB:
-            address, path = _at_commit(fs, path)
+            try:
+                address, path = _at_commit(fs, path)
+            except Exception as e:  # as the hub's library and its own have them
+                if is_out_of_reach(e):
+                    if found := cached(address):
+                        return _of_cache(found), found.is_folder
+                    raise not_cached(address) from None
+                raise (revision_gone(address, e) or e) from None
         if address.is_pattern:
             found = fs.glob(path, detail=True)
             return _files(fs, address, found), False
@@ -93,6 +102,14 @@ def _at_commit(fs: t.Any, path: str) -> tuple[Address, str]:
     pinned = f"{found.repo_type}s/{found.repo_id}@{info.sha}"
     pinned += f"/{found.path_in_repo}" if found.path_in_repo else ""
     return Address(f"{HUB}://{pinned}"), pinned
+
+
+def _of_cache(found: Cached) -> list[Remote]:
+    root = Address(f"{HUB}://datasets/{found.repository}@{found.commit}")
+    return [
+        Remote(address=root.child(name), version=found.commit, size=path.stat().st_size, cache=path)
+        for name, path in found.files.items()
+    ]
 
 
 def _commit(address: Address) -> str:
@@ -243,12 +260,16 @@ class Stream(io.RawIOBase):
 
 def open_remote(file: Remote) -> t.Any:
     """The bytes of a remote file from its start, `BLOCK` at a time."""
+    if file.cache is not None:
+        return file.cache.open("rb")
     raw: io.RawIOBase = Ranges(file) if file.ranges else Stream(file)
     return io.BufferedReader(raw, BLOCK)
 
 
 def open_seekable(file: Remote) -> t.Any:
     """A remote file that is read here and there; what a server sends only whole is copied to the disk first."""
+    if file.cache is not None:
+        return file.cache.open("rb")
     if file.ranges:
         return Ranges(file)
     copy = tempfile.TemporaryFile()  # noqa: SIM115  (closed by who reads it)
@@ -261,6 +282,8 @@ def open_seekable(file: Remote) -> t.Any:
 
 def check_unchanged(file: Remote) -> None:
     """Raise `UserError` where a file is another one than it was when it was found."""
+    if file.cache is not None:
+        return  # a commit's files stay as they are
     with said(file.address):
         now = look(file.address)
     if (now.version, now.size) != (file.version, file.size):

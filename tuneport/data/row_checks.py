@@ -6,14 +6,14 @@ import dataclasses as dc
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tuneport.data.near_duplicates import NearDuplicateIndex
 from tuneport.data.options import PrepareParams
-from tuneport.data.read_rows import Collected, SourceCount, collect
+from tuneport.data.read_rows import Collected, collect
 from tuneport.data.readers import Source
+from tuneport.data.row_progress import quiet
 from tuneport.errors import UserError
 from tuneport.labels import alike
 from tuneport.tasks.task import Task
@@ -22,15 +22,15 @@ FIRST_ROWS = 1000  # of each source that are looked at
 
 
 def check_rows(
-    task: Task, options: PrepareParams, sources: Mapping[str, Source], wanted: Mapping[str, str]
+    task: Task, options: PrepareParams, sources: Mapping[str, Sequence[Source]], wanted: Mapping[str, str]
 ) -> list[str]:
     """Read the first rows as preprocess would; returns what is worth a look, in words.
 
     Raises `UserError` for what makes preprocess fail: rows that are wrong, too many that cannot be used, and, where
     there are no more rows than these, too few of them or one class alone.
     """
-    limited = {s: dc.replace(f, max_rows=min(FIRST_ROWS, f.max_rows or FIRST_ROWS)) for s, f in sources.items()}
-    with tempfile.TemporaryDirectory(prefix="tuneport-rows-") as folder, _quiet():
+    limited = {split: [of_first(source, FIRST_ROWS) for source in given] for split, given in sources.items()}
+    with tempfile.TemporaryDirectory(prefix="tuneport-rows-") as folder, quiet(logging.ERROR):
         near = NearDuplicateIndex(Path(folder, "shingles"), options.near_duplicate_threshold)
         try:
             found = collect(
@@ -47,20 +47,13 @@ def check_rows(
     return [*_of_sources(found), *_of_labels(options, found)]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What is logged of a whole reading would be said twice."""
-    log = logging.getLogger("tuneport.preprocess")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
+def of_first(source: Source, rows: int) -> Source:
+    """A source of which no more than so many rows are read."""
+    return dc.replace(source, max_rows=min(rows, source.max_rows or rows))
 
 
 def _of_sources(found: Collected) -> Iterator[str]:
-    for split, count in found.sources.items():
+    for split, count in ((split, count) for split, counts in found.sources.items() for count in counts):
         for how in count.read_as:
             yield f"{count.file} ({split}): {how}"
         for reason, rows in count.dropped.most_common():
@@ -69,7 +62,7 @@ def _of_sources(found: Collected) -> Iterator[str]:
 
 
 def _of_labels(options: PrepareParams, found: Collected) -> Iterator[str]:
-    train, rows = found.sources["train"], _labels(found, "train")
+    train, rows = found.total("train"), _labels(found, "train")
     whole = train.max_rows is None
     if whole and train.usable < options.min_rows:
         raise UserError(
@@ -92,18 +85,5 @@ def _of_labels(options: PrepareParams, found: Collected) -> Iterator[str]:
 
 
 def _labels(found: Collected, split: str) -> Counter[str]:
-    """How many rows of a source have each label."""
-    begin = 0
-    for name, count in found.sources.items():
-        if name == split:
-            return _counted(found, begin, count)
-        begin += count.usable
-    return Counter()
-
-
-def _counted(found: Collected, begin: int, count: SourceCount) -> Counter[str]:
-    counted: Counter[str] = Counter()
-    for code, rows in Counter(found.classes[begin : begin + count.usable]).items():
-        for label in found.class_labels[code]:
-            counted[label] += rows
-    return counted
+    """How many rows given for a split have each label."""
+    return sum((found.labels(count) for count in found.sources[split]), Counter())

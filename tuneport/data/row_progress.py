@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 log = logging.getLogger("tuneport.preprocess")
 PROGRESS_SECONDS = 2.0
+
+
+@contextmanager
+def quiet(level: int) -> Iterator[None]:
+    """Log nothing below this level of preparing rows: whoever looks at some of them says it in other words."""
+    before = log.level
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 class RowProgress:

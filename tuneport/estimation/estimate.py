@@ -14,6 +14,7 @@ from tuneport import tasks
 from tuneport.data import readers
 from tuneport.data.prepare import prepare
 from tuneport.data.prepared import Prepared
+from tuneport.data.row_progress import quiet
 from tuneport.errors import UserError
 from tuneport.estimation.hardware import GIB, Gpu, gpu, of_memory
 from tuneport.graph import Pipeline, Ref
@@ -91,8 +92,8 @@ def estimate(
     if gpu_name and gpu_memory:
         raise UserError("got both --gpu and --gpu_memory; expected one of them.")
     device = gpu(gpu_name) if gpu_name else of_memory(gpu_memory) if gpu_memory else None
-    logging.getLogger("tuneport.preprocess").setLevel(logging.WARNING)  # it is not their split that is asked for
-    with tempfile.TemporaryDirectory(prefix="tuneport-estimate-") as scratch:
+    # It is not the split of the rows that is asked for.
+    with tempfile.TemporaryDirectory(prefix="tuneport-estimate-") as scratch, quiet(logging.WARNING):
         steps: Mapping[str, t.Any] = bind.instantiate(pipeline, values, Path(scratch, "run"))
         if missing := [name for name in ("preprocess", "finetune") if name not in steps]:
             raise UserError(f"{pipeline.name}: has no stage {', '.join(missing)}, so there is nothing to estimate.")
@@ -110,11 +111,13 @@ def _sample(step: t.Any, base: Path, output: Path) -> Prepared:
     wanted = step.wanted_columns()
     rows = output.parent / "rows.jsonl"
     with rows.open("w", encoding="utf-8") as f:
-        for row in islice(step.sources()["train"].rows(wanted), SAMPLE_ROWS):
-            f.write(to_json(dict(row.values)) + "\n")
+        given = step.sources()["train"]
+        for source in given:
+            for row in islice(source.rows(wanted), -(-SAMPLE_ROWS // len(given))):
+                f.write(to_json(dict(row.values)) + "\n")
     step.min_rows, step.max_dropped_fraction = 1, 1.0
     output.mkdir()
-    sources = {"train": readers.find(rows, "train_file_path")}
+    sources = {"train": [readers.find(rows, "train_file_path")]}
     prepare(tasks.load(step.task_name), step, sources=sources, wanted=wanted, model=base, output=output)
     return Prepared(output)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing as t
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from tuneport.metrics import bootstrap
@@ -43,11 +43,20 @@ class Gain:
         return self.metric.gain_in_words(self.value, self.interval)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OfSource:
+    """Scores on the test rows of one source of a mixture."""
+
+    rows: int
+    tuned: Evaluation
+    base: Evaluation | None
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Evaluations of the same rows; ``base_has_head`` says whether the base model was trained for these labels.
 
-    ``base`` is None where the base model was left out.
+    ``base`` is None where the base model was left out. ``by_source``: where the rows come from several sources.
     """
 
     tuned: Evaluation
@@ -55,6 +64,7 @@ class Comparison:
     base_has_head: bool
     baselines: Mapping[str, Evaluation]
     seed: int
+    by_source: Mapping[str, OfSource] = field(default_factory=dict)
 
     @property
     def base_name(self) -> str:
@@ -150,6 +160,11 @@ class Comparison:
             "gains": {
                 name: {"value": g.value, "interval": g.interval and list(g.interval)} for name, g in self.gains.items()
             },
+            **(
+                {"by_source": {name: _of_source(found) for name, found in self.by_source.items()}}
+                if self.by_source
+                else {}
+            ),
             "per_class": self.tuned.details.get("per_class"),
             "confusion_matrix": self.tuned.details.get("confusion_matrix"),
             "labels": self.tuned.details.get("labels"),
@@ -170,6 +185,10 @@ def _scores(found: Evaluation | None) -> dict[str, t.Any]:
     if found is None:
         return {"metrics": {}, "intervals": {}}
     return {"metrics": dict(found.metrics), "intervals": {k: list(v) for k, v in found.intervals.items()}}
+
+
+def _of_source(found: OfSource) -> dict[str, t.Any]:
+    return {"rows": found.rows, "tuned": _scores(found.tuned), "base": _scores(found.base)}
 
 
 def _number(value: float | None) -> str:

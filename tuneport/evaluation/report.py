@@ -19,6 +19,8 @@ from tuneport.evaluation.shown_rows import FIRST_ROWS, Shown, as_json
 from tuneport.evaluation.slices import Slice, by_kind
 from tuneport.json_yaml import finite
 from tuneport.licences import notices
+from tuneport.metrics.metric import AnyMetric
+from tuneport.metrics.scores import Evaluation
 from tuneport.step import show
 
 SURE = 0.9  # the probability of a wrong answer above which the row's own label is worth a look
@@ -141,6 +143,7 @@ def render(
         wrong=wrong,
         training=training,
         data=data,
+        sources=_by_source(comparison),
         reasons=_drop_reasons(data),
         max_seq_length=max_seq_length,
         lineage=lineage,
@@ -155,15 +158,34 @@ def _table(comparison: Comparison) -> list[dict[str, t.Any]]:
         values = [found.metrics.get(metric.name) for found in comparison.all.values()]
         best = metric.best(values)
         cells = [
-            {
-                "value": metric.number(value),
-                "interval": [metric.number(bound) for bound in found.intervals.get(metric.name, ())],
-                "best": value is not None and value == best,
-            }
+            {**_cell(metric, found), "best": value is not None and value == best}
             for value, found in zip(values, comparison.all.values(), strict=True)
         ]
         rows.append({"metric": metric, "cells": cells, "main": metric in comparison.tuned.main})
     return rows
+
+
+def _cell(metric: AnyMetric, found: Evaluation) -> dict[str, t.Any]:
+    """A value and its interval, as tables show them."""
+    bounds = found.intervals.get(metric.name, ())
+    return {"value": metric.number(found.metrics.get(metric.name)), "interval": [metric.number(b) for b in bounds]}
+
+
+def _by_source(comparison: Comparison) -> list[dict[str, t.Any]]:
+    """One entry a source of the test rows: how many they are, and each main metric of both models."""
+    return [
+        {
+            "name": name,
+            "rows": found.rows,
+            "cells": [
+                _cell(metric, scores)
+                for metric in comparison.tuned.main
+                for scores in (found.tuned, found.base)
+                if scores is not None
+            ],
+        }
+        for name, found in comparison.by_source.items()
+    ]
 
 
 def _columns(comparison: Comparison, *, written: bool) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""The headline metric on parts of the test rows: by source, by label, by length of the input."""
+"""The headline metric on parts of the test rows: by label, by length of the input."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tuneport.evaluation.shown_rows import source_of
 from tuneport.metrics import bootstrap
 from tuneport.metrics.scores import Evaluation
 from tuneport.tasks.task import Row, Task
@@ -33,7 +32,6 @@ def slices(task: Task, rows: Sequence[Row], tuned: Evaluation, base: Evaluation 
     words = [len(task.identity(row).split()) for row in rows]
     labels = [task.labels(row) for row in rows]
     kinds: dict[str, Sequence[Sequence[str]]] = {
-        "source": [[source_of(str(row["row_id"]))] for row in rows],
         "label": [list(dict.fromkeys(found)) for found in labels],
         "words": [[name] for name in _ranges(words)],
     }

@@ -14,6 +14,8 @@ from tuneport import tasks
 from tuneport.data.load_tokenizer import load_tokenizer, read_json
 from tuneport.data.prepare import prepare
 from tuneport.data.prepared import Prepared
+from tuneport.data.row_checks import of_first
+from tuneport.data.row_progress import quiet
 from tuneport.data.splits import SPLITS
 from tuneport.errors import UserError
 from tuneport.graph import Pipeline
@@ -83,8 +85,7 @@ def preview(pipeline: Pipeline, values: Mapping[str, t.Any], rows: int = 3) -> P
 
     Raises `UserError` where the values do not go together, or where the rows or the model's settings cannot be read.
     """
-    logging.getLogger("tuneport.preprocess").setLevel(logging.ERROR)  # the preview itself says it all
-    with tempfile.TemporaryDirectory(prefix="tuneport-preview-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="tuneport-preview-") as scratch, quiet(logging.ERROR):
         steps: Mapping[str, t.Any] = bind.instantiate(pipeline, values, Path(scratch, "run"))
         if missing := [name for name in ("model_import", "preprocess") if name not in steps]:
             raise UserError(f"{pipeline.name}: has no stage {', '.join(missing)}, so there are no rows to look at.")
@@ -98,10 +99,7 @@ def preview(pipeline: Pipeline, values: Mapping[str, t.Any], rows: int = 3) -> P
 
 
 def _prepare_first(step: t.Any, base: Path, output: Path) -> None:
-    sources = {
-        split: dc.replace(source, max_rows=min(LOOKED_AT, source.max_rows or LOOKED_AT))
-        for split, source in step.sources().items()
-    }
+    sources = {split: [of_first(source, LOOKED_AT) for source in given] for split, given in step.sources().items()}
     step.min_rows, step.max_dropped_fraction = 1, 1.0
     output.mkdir()
     prepare(tasks.load(step.task_name), step, sources=sources, wanted=step.wanted_columns(), model=base, output=output)
@@ -111,7 +109,9 @@ def _look(step: t.Any, training: t.Any, base: Path, prepared: Prepared, rows: in
     task, info, report = tasks.load(step.task_name), prepared.info, prepared.report()
     tokenizer = load_tokenizer(base, read_json(base, "tokenizer_config.json"), info.max_seq_length)
     train = report["sources"]["train"]
-    whole = train.get("first_rows_only") in (None, step.max_train_rows)
+    limits = [source.max_rows for source in step.sources()["train"]]
+    read = [found.get("first_rows_only") for found in train.get("mixture", [train])]
+    whole = all(found in (None, limit) for found, limit in zip(read, limits, strict=True))
     return Preview(
         task=task.name,
         rows=list(_shown(prepared, tokenizer, rows)),

@@ -111,6 +111,11 @@ def _counts(preview: Preview) -> Table:
     for split in SPLITS:
         if source := preview.report["sources"].get(split):
             dropped = [f"{found['rows']:,} {reason}" for reason, found in source["dropped"].items()]
+            dropped += [
+                f"{found['left_out']:,} of {found['file']}, beyond its weight"
+                for found in source.get("mixture", ())
+                if found["left_out"]
+            ]
             cells = (f"{source['read']:,}", f"{source['kept']:,}", f"{source['duplicates_removed']:,}")
             table.add_row(f"{source['file']} ({split})", *cells, "; ".join(dropped) or "none")
     return table

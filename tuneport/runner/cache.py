@@ -20,6 +20,7 @@ from tuneport.artifacts import (
     expand,
     faults,
     files,
+    mixed_digest,
     verify,
     write_atomically,
 )
@@ -59,6 +60,8 @@ class Digests:
 
 def _user_digest(artifact: Artifact) -> str:
     """Of the bytes, never of a manifest that the folder may hold: the user may have edited the files since."""
+    if artifact.is_mixture:
+        return mixed_digest(artifact, _user_digest)
     if not expand(artifact.path):  # a URI, that no file of this machine stands for, counts by its text, secrets masked
         return hashlib.sha256(masked(artifact.location).encode("utf-8", "surrogateescape")).hexdigest()
     if not artifact.path.is_dir():

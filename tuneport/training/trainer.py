@@ -32,7 +32,7 @@ from tuneport.training.loss import LossByItem
 from tuneport.training.monitoring import MonitoredTrainer
 from tuneport.training.packing import Packs, token_counts
 from tuneport.training.predictions import LeanEvaluation
-from tuneport.training.sampler import Draw, EpochSampler, balanced, packed, shuffled, similar
+from tuneport.training.sampler import Draw, EpochSampler, Order, balanced, packed, shuffled, similar
 
 log = logging.getLogger("tuneport.finetune")
 
@@ -106,13 +106,13 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
             return packed(rows)
         args, step, size = self.args, rows_per_step(self.args), self.args.train_batch_size
         grouped = args.train_sampling_strategy == "group_by_length"
-        draw = similar(list(rows["length"]), step) if grouped else shuffled(len(rows))
+        draw = similar(rows.data.column("length").to_numpy(), step) if grouped else shuffled(len(rows))
         unpadded = self.padding_free
         if args.world_size == 1 or unpadded is None:
             return draw
-        tokens = token_counts(rows, targets=self.has_targets).tolist()
+        tokens = token_counts(rows, targets=self.has_targets)
 
-        def balanced_draw(generator: torch.Generator) -> t.Sequence[int]:
+        def balanced_draw(generator: torch.Generator) -> Order:
             found = draw(generator)  # where batches are padded, the longest row alone says what one takes
             return balanced(found, tokens, batch=size, batches=step // size) if unpadded.enabled else found
 

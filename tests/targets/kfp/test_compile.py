@@ -91,6 +91,18 @@ def test_data_comes_by_importer_from_a_volume_or_from_a_web_server() -> None:
     assert spec["kubernetes"]["exec-model-import"]["pvcMount"][0]["mountPath"] == "/mnt/data"
 
 
+def test_what_is_imported_is_imported_again_in_each_run_where_that_is_asked_for() -> None:
+    def importers(**settings: Any) -> tuple[set[bool], set[bool]]:
+        spec = compiled(settings)
+        executors = [e["importer"] for e in spec["deploymentSpec"]["executors"].values() if "importer" in e]
+        tasks = [task for name, task in spec["root"]["dag"]["tasks"].items() if name.startswith("importer")]
+        cached = {bool(task["cachingOptions"].get("enableCache")) for task in tasks}
+        return {bool(found.get("reimport")) for found in executors}, cached
+
+    assert importers() == ({False}, {True})
+    assert importers(reimport=True) == ({True}, {False})
+
+
 def test_what_is_not_given_is_an_optional_input_of_its_component() -> None:
     artifacts = compiled()["components"]["comp-preprocess"]["inputDefinitions"]["artifacts"]
     optional = {name for name, artifact in artifacts.items() if artifact.get("isOptional")}

@@ -83,6 +83,17 @@ def test_data_on_a_volume_is_read_where_it_lies(tmp_path, imported_model, questi
     assert done.returncode == 0, done.stderr
 
 
+def test_several_sources_come_as_one_location(tmp_path, imported_model, questions_file) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(questions_file.read_text().replace('"text": "', '"text": "other '))
+    sources = json.dumps([{"path": str(path), "weight": 1} for path in (questions_file, other)])
+    parameters = {**COLUMNS, "train_file_path_location": sources}
+    task = executor_input(tmp_path / "out", PREPROCESS, parameters, model_selector_output=imported_model)
+    done = run("preprocess", task, *TASK)
+    assert done.returncode == 0, done.stderr
+    assert "### mixture" in (tmp_path / "out" / "data_report").read_text("utf-8")
+
+
 def test_a_bad_value_ends_with_one_message_and_no_executor_output(tmp_path, imported_model, questions_file) -> None:
     parameters = {**COLUMNS, "max_seq_length": "long", "colour": "red"}
     task = executor_input(

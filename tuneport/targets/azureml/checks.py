@@ -7,6 +7,7 @@ import typing as t
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tuneport.address import EXTRAS
 from tuneport.artifacts import Artifact
 from tuneport.errors import UserError, did_you_mean
 from tuneport.graph import Node, Pipeline
@@ -93,6 +94,11 @@ def _value(port: Port, value: t.Any) -> Iterator[str]:
     if is_read_by_stage(port, value):
         if "'" in value.location or "${{" in value.location:
             yield f"{port.name}={value.location!r}: no quote and no ${{{{ can stand in an address on Azure ML."
+        if strange := [one.location for one in value.each() if one.address.scheme not in EXTRAS]:
+            yield (
+                f"{port.name}={strange[0]}: of several sources each is read by the stage itself; expected an address "
+                f"with {', '.join(EXTRAS)}. Name one data asset, or upload the file."
+            )
     elif isinstance(value, Artifact):
         yield from _uri(port, value.location) if is_uri(value) else _path(port, value.path)
     elif value == "" and port.default != "":

@@ -54,7 +54,7 @@ class Document:
 
 def is_uri(artifact: Artifact) -> bool:
     """Whether an input lies elsewhere: a URI, or an asset as in ``azureml:name:1``."""
-    return not artifact.address.is_local
+    return not artifact.is_local
 
 
 def artifact_type(port: Port) -> str:
@@ -143,9 +143,11 @@ def _environment(step: type[Step], settings: AzureMLSettings) -> t.Any:
 
 def is_read_by_stage(port: Port, value: t.Any) -> bool:
     """Whether an input is data at an address that Azure ML does not know: its stage gets it as text and reads it."""
-    if port.type not in (File, MLTable) or not isinstance(value, Artifact) or not is_uri(value):
+    if port.type not in (File, MLTable) or not isinstance(value, Artifact):
         return False
-    return value.address.scheme in set(EXTRAS) - MOUNTED
+    if value.is_mixture:
+        return True  # an input of Azure ML is one
+    return is_uri(value) and value.address.scheme in set(EXTRAS) - MOUNTED
 
 
 def _input(port: Port, value: t.Any = None) -> Spec:

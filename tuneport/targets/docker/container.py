@@ -201,7 +201,7 @@ def _variables(plan: Plan, stage: Stage, settings: Settings, networked: bool) ->
 
 def _stores(stage: Stage) -> set[str]:
     """The extras of ours by which a stage reads data that lies elsewhere."""
-    return {EXTRAS[a.address.scheme] for a in stage.inputs.values() if a.address.scheme in EXTRAS}
+    return {EXTRAS[s] for a in stage.inputs.values() for one in a.each() if (s := one.address.scheme) in EXTRAS}
 
 
 def _credential_files(plan: Plan, stage: Stage) -> Iterator[tuple[str, Path]]:
@@ -263,7 +263,8 @@ def _mounts(plan: Plan, stage: Stage, store: Path | None) -> Iterator[Mount]:
         yield Mount(source=plan.digests, target=plan.digests, writable=True)
     for artifact in stage.inputs.values():
         if artifact.user_supplied or not artifact.path.is_relative_to(plan.output_dir):
-            yield from read_only(artifact)
+            for one in artifact.each():
+                yield from read_only(one)
     for _, file in _credential_files(plan, stage):
         yield Mount(source=file, target=file)
     for folder in (plan.folder / plan.environment[name] for name in USER_FOLDERS if plan.environment.get(name)):

@@ -13,6 +13,7 @@ from functools import cached_property
 from tuneport.errors import UserError, did_you_mean
 from tuneport.graph import Node, Pipeline, Ref
 from tuneport.launchers import job
+from tuneport.mixture import parts
 from tuneport.step import REQUIRED, Port, Resource, Step, show
 from tuneport.targets.kfp import multi_node
 from tuneport.targets.kfp.executor import FLAG, JOB_FLAG, LOCATION, RUN_FLAG
@@ -169,7 +170,9 @@ def _import(plan: Plan, name: str, uri: t.Any) -> PipelineTask:
     from kfp import dsl
 
     kind = plan.pipeline.params[name].type.__name__
-    return dsl.importer(artifact_uri=uri, artifact_class=_class(CLASSES[kind])).set_display_name(f"import {name}")
+    again = plan.settings.reimport
+    task = dsl.importer(artifact_uri=uri, artifact_class=_class(CLASSES[kind]), reimport=again)
+    return task.set_caching_options(not again).set_display_name(f"import {name}")
 
 
 def _component(plan: Plan, node: Node) -> Callable[..., PipelineTask]:
@@ -298,7 +301,7 @@ def _bound_tmp(task: PipelineTask, plan: Plan, size: str | None) -> None:
 def _environment(plan: Plan, node: Node) -> dict[str, str]:
     found = {"PYTHONUNBUFFERED": "1"}
     read = [plan.sources[v.port].location for v in plan.wired(node).values() if v.port in plan.sources]
-    if not node.step.network and not any(location.startswith("hf:") for location in read):
+    if not node.step.network and not any(part.address.scheme == "hf" for text in read for part in parts(text)):
         found["HF_HUB_OFFLINE"] = "1"
     if uri := plan.settings.tracking_uri:
         found |= {"MLFLOW_TRACKING_URI": uri, "MLFLOW_EXPERIMENT_NAME": plan.settings.experiment or plan.pipeline.name}

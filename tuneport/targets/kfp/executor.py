@@ -16,6 +16,7 @@ from tuneport.address import EXTRAS, Address
 from tuneport.artifacts import MANIFEST, File, MLTable, write_atomically
 from tuneport.errors import UserError
 from tuneport.json_yaml import parse_json, to_json
+from tuneport.mixture import is_mixture
 from tuneport.step import Port, Step
 from tuneport.targets.kfp.views import render
 
@@ -118,6 +119,8 @@ def _inputs(task: JSON, step: type[Step]) -> Iterator[JSON]:
 def _located(name: str, value: str, folder: Path, port: Port | None) -> str | Path:
     """A path, or the address of data, which its stage reads where it lies; anything else is fetched."""
     address = Address.of(value)
+    if port is not None and port.mixable and is_mixture(value):
+        return value
     if "://" not in value:
         return Path(value)
     if port is not None and port.type in (File, MLTable) and address.scheme in EXTRAS:

@@ -236,6 +236,11 @@ class Settings(Resources):
     )
     image_pull_secrets: list[Name] = Field(default_factory=list, description="Secrets to pull the images with.")
     security: Identity = Field(default_factory=Identity, description="As whom containers run.")
+    reimport: bool = Field(
+        default=False,
+        description="Import data and models again in each run, though Kubeflow knows their address: a recurring run "
+        "then sees what has changed behind it.",
+    )
     volumes: list[Volume] = Field(default_factory=list, description="Volumes that every stage sees.")
     secrets: list[Secret] = Field(default_factory=list, description="Secrets that every stage sees.")
     kubeflow_job: t.Literal["pytorchjob", "trainjob"] = Field(

@@ -7,9 +7,10 @@ import typing as t
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from tuneport.address import EXTRAS
+from tuneport.address import EXTRAS, Address
 from tuneport.errors import UserError, did_you_mean
 from tuneport.graph import Node, Pipeline, Ref
+from tuneport.mixture import is_mixture, parts
 from tuneport.step import Port
 from tuneport.targets.kfp.settings import Volume
 
@@ -43,6 +44,10 @@ def sources(
 
 def _source(port: Port, location: str, volumes: Sequence[Volume]) -> Source:
     got, kind = f"{port.name}={location}", port.type.__name__
+    if port.mixable and is_mixture(location):
+        for part in parts(location):
+            _check_part(port, part.address.text, volumes)
+        return Source(location, imported=False)
     scheme, is_uri, rest = location.partition("://")
     if not is_uri:
         _check_path(got, PurePosixPath(location), volumes)
@@ -64,6 +69,18 @@ def _source(port: Port, location: str, volumes: Sequence[Volume]) -> Source:
     if not re.fullmatch(r"[A-Za-z0-9][-A-Za-z0-9._:]*/+[^/].*", rest):
         raise UserError(f"{got}: not valid; expected {scheme}://bucket/key.")
     return Source(location, imported=True)
+
+
+def _check_part(port: Port, location: str, volumes: Sequence[Volume]) -> None:
+    """Raise `UserError` for a source of a mixture that its stage cannot read itself: Kubeflow imports but one."""
+    address = Address.of(location)
+    if not address.is_local and address.scheme not in EXTRAS:
+        raise UserError(
+            f"{port.name}={location}: of several sources each is read by the stage itself; expected an address with "
+            f"{', '.join(EXTRAS)}, or a path on one of platform.kfp.volumes."
+        )
+    if address.is_local or address.scheme not in OBJECT_STORES:
+        _source(port, location, volumes)
 
 
 def _check_path(got: str, path: PurePosixPath, volumes: Sequence[Volume]) -> None:

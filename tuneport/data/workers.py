@@ -1,0 +1,161 @@
+"""Work on the items of a stream in several processes, with the results in the order of the items.
+
+Threads would not do: most of what preparing a row takes is Python. The processes are forks, as what they work with, an
+encoder of a task, cannot be sent to another process. Each goes through the whole stream and works on every n-th item.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import select
+import signal
+import struct
+import traceback
+import typing as t
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneport.errors import UserError
+
+log = logging.getLogger("tuneport.preprocess")
+
+T = t.TypeVar("T")
+R = t.TypeVar("R")
+
+CGROUP = Path("/sys/fs/cgroup/cpu.max")
+PATIENCE = 120.0  # seconds without a sign from a process, after which its items are worked on here
+PIPE_BYTES = 1 << 20  # that a process may be ahead
+HEADER = struct.Struct("<BQ")  # what follows, and its size
+RESULT, MISTAKE, DEFECT = range(3)
+
+
+def cores() -> int:
+    """How many CPUs this process may use: by its affinity, and by its cgroup's share of them."""
+    if not hasattr(os, "sched_getaffinity"):
+        return 1  # a fork is not safe there
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota, period = CGROUP.read_text().split()
+        return max(1, min(allowed, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max"
+        return allowed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work(t.Generic[T, R]):
+    """What is made of an item, and how that travels from one process to another."""
+
+    make: Callable[[T], R]
+    pack: Callable[[R], bytes]
+    unpack: Callable[[bytes], R]
+
+
+def mapped(
+    work: Work[T, R], source: Callable[[], Iterator[T]], processes: int, *, theirs: Callable[[], Iterator[T]]
+) -> Generator[tuple[T, R], None, None]:
+    """Each item that ``source`` gives, with what is made of it, in order; with one process all happens here.
+
+    ``theirs`` gives the other processes the same items. What the work raises is raised here, at its item: a `UserError`
+    as that, anything else as a RuntimeError with its traceback. Where a process ends or says nothing for `PATIENCE`
+    seconds, its items are worked on here.
+    """
+    workers = [] if processes < 2 else _forked(work, theirs, processes)
+    try:
+        for number, item in enumerate(source()):
+            found = workers[number % processes].receive() if workers else None
+            yield item, work.make(item) if found is None else work.unpack(found)
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+class _Worker:
+    """A process that works on every n-th item, as its parent sees it."""
+
+    def __init__(self, process: int, pipe: int) -> None:
+        self.process, self.pipe, self.lost = process, pipe, False
+
+    def receive(self) -> bytes | None:
+        """The result of its next item; None where it is lost. Raises what the work raised."""
+        if self.lost:
+            return None
+        try:
+            kind, size = HEADER.unpack(self._read(HEADER.size))
+            data = self._read(size)
+        except EOFError as e:
+            log.warning("a process that encodes rows %s; its rows are encoded here", e)
+            self.lost = True
+            return None
+        if kind == RESULT:
+            return data
+        raise (UserError if kind == MISTAKE else RuntimeError)(data.decode("utf-8", "surrogatepass"))
+
+    def _read(self, count: int) -> bytes:
+        parts = []
+        while count:
+            if not select.select([self.pipe], [], [], PATIENCE)[0]:
+                raise EOFError(f"says nothing for {PATIENCE:.0f} seconds")
+            part = os.read(self.pipe, min(count, PIPE_BYTES))
+            if not part:
+                raise EOFError("has ended early")
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def end(self) -> None:
+        os.close(self.pipe)
+        os.kill(self.process, signal.SIGKILL)
+        os.waitpid(self.process, 0)
+
+
+def _forked(work: Work[T, R], source: Callable[[], Iterator[T]], processes: int) -> list[_Worker]:
+    workers: list[_Worker] = []
+    for number in range(processes):
+        read, write = os.pipe()
+        if hasattr(fcntl, "F_SETPIPE_SZ"):
+            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads: those of the tokenizers are not used then
+            process = os.fork()
+        if not process:
+            for pipe in (read, *(worker.pipe for worker in workers)):
+                os.close(pipe)  # so that writing fails when the parent is gone
+            _run(work, source, number, processes, write)
+        os.close(write)
+        workers.append(_Worker(process, read))
+    return workers
+
+
+def _run(work: Work[T, R], source: Callable[[], Iterator[T]], first: int, step: int, pipe: int) -> t.NoReturn:
+    """What a forked process does; nothing of its parent's is finished or closed by it."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the threads of the parent are not here
+        for number, item in enumerate(source()):
+            if number % step == first:
+                _send(pipe, *_tried(work, item))
+    except OSError:
+        pass  # the parent needs no more
+    finally:
+        os._exit(0)
+
+
+def _tried(work: Work[T, R], item: T) -> tuple[int, bytes]:
+    try:
+        return RESULT, work.pack(work.make(item))
+    except UserError as e:
+        return MISTAKE, str(e).encode("utf-8", "surrogatepass")
+    except Exception:
+        return DEFECT, traceback.format_exc().encode("utf-8", "surrogatepass")
+
+
+def _send(pipe: int, kind: int, data: bytes) -> None:
+    for part in (HEADER.pack(kind, len(data)), data):
+        view = memoryview(part)
+        while view:
+            view = view[os.write(pipe, view) :]
