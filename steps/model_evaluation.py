@@ -73,8 +73,12 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
     def processes(self) -> int | None:
         return self.number_of_gpu_to_use_evaluation if self.number_of_gpu_to_use_evaluation > 1 else None
 
+    def check(self) -> None:
+        tasks.load(self.task_name).check_options(self)
+
     def check_files(self) -> None:
         self._configured()
+        tasks.load(self.task_name).check_options(self, files=True)
 
     def lost_effect(self) -> str:
         from tuneport.tracking import lost_artifacts
@@ -222,10 +226,10 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
         task, meta, rows = tasks.load(self.task_name), prepared.info.meta, test.rows
         trivial = task.baselines(prepared.stored("train"), test, meta, self)
         return Comparison(
-            tuned=task.evaluate(rows, tuned, meta, self.seed),
-            base=None if base is None else task.evaluate(rows, base, meta, self.seed),
+            tuned=task.evaluate_with(rows, tuned, meta, self),
+            base=None if base is None else task.evaluate_with(rows, base, meta, self),
             base_has_head=has_head(self.model_selector_output.path, self.pytorch_model_folder.path),
-            baselines={name: task.evaluate(rows, answers, meta, self.seed) for name, answers in trivial.items()},
+            baselines={name: task.evaluate_with(rows, answers, meta, self) for name, answers in trivial.items()},
             seed=self.seed,
         )
 

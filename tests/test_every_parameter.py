@@ -20,6 +20,7 @@ import pipelines
 import steps
 from tuneport import tasks
 from tuneport.errors import UserError
+from tuneport.metrics.answers import AnswerMetricsParams, AnswerRowsParams
 from tuneport.parameters import GenerationParams
 from tuneport.stage import execute
 from tuneport.tasks.task import Split
@@ -140,7 +141,9 @@ ELSEWHERE = ("question_answering", "summarization", "translation", "text_generat
 TRAINING = {name for name, port in steps.load("finetune", FIRST).ports().items() if port.kind == "param"}
 # What only decides where the work is done, in tests/tasks/test_evaluation_on_devices.py.
 PLACES = {"number_of_gpu_to_use_evaluation"}
-SHARED_ELSEWHERE = {*TRAINING, *PLACES, *GenerationParams.ports(), "trivial_baselines"}
+# What scores written answers, in tests/metrics/test_answers.py and tests/tasks/test_written_answers.py.
+ANSWERS = {*AnswerMetricsParams.ports(), *AnswerRowsParams.ports()}
+SHARED_ELSEWHERE = {*TRAINING, *PLACES, *ANSWERS, *GenerationParams.ports(), "trivial_baselines"}
 
 
 def cases(stage: str) -> list[Any]:

@@ -111,6 +111,12 @@ class Task(ABC):
         """Whether greater is better, by the name of each choice of metric_for_best_model."""
         return directions(self.scored_by)
 
+    def check_options(self, options: t.Any, *, files: bool = False) -> None:  # noqa: B027 - most tasks have none
+        """Raise `UserError` for values of the task's own parameters of finetune or model_evaluation that are not valid.
+
+        ``files``: look into the user's files, too.
+        """
+
     # -- preprocess: imports no torch ---------------------------------------------------------------------------
     @abstractmethod
     def columns(self, options: t.Any) -> dict[str, str]:
@@ -221,8 +227,12 @@ class Task(ABC):
         """Whether the predictor answers the validation rows at each evaluation, to add `score` to the metrics."""
         return False
 
-    def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
-        """Metrics of the predictor's answers, by the names of their records."""
+    def validation_questions(self, rows: Sequence[Row], options: t.Any) -> dict[int, Row]:
+        """What the predictor is asked in an evaluation of a training, by the row's place; other rows are not scored."""
+        return dict(enumerate(rows))
+
+    def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, options: t.Any = None) -> dict[str, float]:
+        """Metrics of the predictor's answers, by the names of their records; ``options`` are those of the training."""
         return {}
 
     def settings(self, meta: Meta, options: t.Any) -> Row:
@@ -248,6 +258,10 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
         """Score a predictor's answers against the rows they answer."""
+
+    def evaluate_with(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, options: t.Any) -> Evaluation:
+        """The same by the metrics that the ``options`` of the evaluation ask for."""
+        return self.evaluate(rows, answers, meta, options.seed)
 
     @abstractmethod
     def short(self, answer: Row) -> Row:
