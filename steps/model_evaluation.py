@@ -87,6 +87,7 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
 
     def run(self) -> None:
         from tuneport.data.prepared import Prepared
+        from tuneport.evaluation import row_scores
 
         for name, value in self._configured().items():
             setattr(self, name, value)
@@ -102,6 +103,7 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
         output = self.evaluation_result.path
         save_json(output / "metrics.json", comparison.as_json())
         short = None if base is None else [tasks.load(self.task_name).short(answer) for answer in base]
+        save_json(output / row_scores.FILE, row_scores.row_scores(rows, comparison.tuned))
         _write_predictions(output / "predictions.jsonl", rows, tuned, short, comparison.tuned.row_correct)
         (output / "report.html").write_text(self._report(prepared, rows, tuned, base, comparison), "utf-8")
         self._track(comparison)

@@ -143,7 +143,9 @@ TRAINING = {name for name, port in steps.load("finetune", FIRST).ports().items()
 PLACES = {"number_of_gpu_to_use_evaluation"}
 # What scores written answers, in tests/metrics/test_answers.py and tests/tasks/test_written_answers.py.
 ANSWERS = {*AnswerMetricsParams.ports(), *AnswerRowsParams.ports()}
-SHARED_ELSEWHERE = {*TRAINING, *PLACES, *ANSWERS, *GenerationParams.ports(), "trivial_baselines"}
+# What decides whether and how a model is registered, in tests/steps/test_model_registration.py.
+REGISTRATION = {"register_if", "move_champion"}
+SHARED_ELSEWHERE = {*TRAINING, *REGISTRATION, *PLACES, *ANSWERS, *GenerationParams.ports(), "trivial_baselines"}
 
 
 def cases(stage: str) -> list[Any]:
@@ -181,7 +183,7 @@ def test_trivial_baselines_are_left_out_where_they_are_not_wanted(task: str) -> 
 @pytest.mark.parametrize("task", OWN)
 def test_the_tables_cover_every_parameter_of_the_pipeline(task: str) -> None:
     own = OWN[task].tables
-    tested = (TRAINING | PLACES) - {"task_name"} | {
+    tested = (TRAINING | PLACES | REGISTRATION) - {"task_name"} | {
         name for tables in (SHARED, own) for table in tables.values() for name in table
     }
     assert tested == {name for name, port in pipelines.load(task).params.items() if port.kind == "param"}

@@ -175,7 +175,8 @@ class Comparison:
                 metric: {name: gain.as_json() for name, gain in gains.items()} for metric, gains in self.paired.items()
             },
             "level": self.verdict.level,
-            "better_than_base": self.base is not None and self.gains[self.base_name].level == "good",
+            "better_than_base": None if self.base is None else self.gains[self.base_name].level == "good",
+            "worse_than_base": None if self.base is None else self.gains[self.base_name].level == "bad",
             "per_class": self.tuned.details.get("per_class"),
             "confusion_matrix": self.tuned.details.get("confusion_matrix"),
             "labels": self.tuned.details.get("labels"),
