@@ -1,17 +1,24 @@
 """Metrics of what a model writes, from the training's choice of a checkpoint to the report."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import pipelines
 import steps
+from tests.kfp_local import ROOT, run_document, start_processes
 from tuneport.data.prepared import Prepared
 from tuneport.metrics.answers import last_number
+from tuneport.runner.request import Request
 from tuneport.stage import execute
+from tuneport.targets import load
 
 NUMBERS = {"cat": 7, "dog": 12, "cow": 305, "hen": 48}
 OWN = """
@@ -116,3 +123,58 @@ def test_so_many_rows_are_answered_as_asked_for_and_by_the_seed(run: SimpleNames
     document = json.loads((tmp_path / "first" / "metrics.json").read_text())
     assert document["tuned"]["metrics"]["json_schema"] == 0.0
     assert document["tuned"]["metrics"]["loss"] is not None and document["test_rows"] == 12
+
+
+@pytest.fixture(scope="module")
+def exported(run: SimpleNamespace) -> Path:
+    output = run.folder / "exported"
+    execute(
+        steps.load("model_export", "text_generation")(
+            pytorch_model_folder=run.tuned,
+            preprocess_output=run.prepared.path,
+            max_new_tokens=8,
+            mlflow_model_folder=output,
+        )
+    )
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["local", "kfp"])
+def test_an_own_metric_is_carried_to_where_exported_models_are_evaluated(
+    target: str, run: SimpleNamespace, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its folder beside it: the file is an input as any other."""
+    (tmp_path / "metric").mkdir()
+    (tmp_path / "metric" / "own.py").write_text(OWN)
+    values = {
+        "first_model": str(exported),
+        "test_rows_path": str(run.folder / "test.jsonl"),
+        "metrics": "own.py:digits,numeric_match",
+        "metrics_file": str(tmp_path / "metric" / "own.py"),
+    }
+    if target == "local":
+        flags = [f"{name}={value}" for name, value in values.items()]
+        argv = [sys.executable, "-m", "pipelines", "run", "evaluate", *flags, "--output_dir", "here"]
+        subprocess.run(argv, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+        result = tmp_path / "here" / "model_comparison" / "comparison_result"
+    else:
+        ran, digest = start_processes(monkeypatch), "@sha256:" + 64 * "0"
+        volumes = [{"claim": "run", "path": str(run.folder)}, {"claim": "own", "path": str(tmp_path / "metric")}]
+        platform = {"images": {name: f"registry.example/{name}{digest}" for name in ("base", "trainer")}}
+        request = Request(
+            output_dir=tmp_path / "x",
+            folder=tmp_path,
+            environment={},
+            platform={"kfp": {**platform, "volumes": volumes}},
+        )
+        pipeline = pipelines.load("evaluate")
+        document = load("kfp").compile(pipeline, pipeline.resolve(values), request)
+        result = Path(run_document(document.text, tmp_path / "root").outputs["comparison_result"].path)
+        assert ran == ["model_comparison"]
+    found = json.loads((result / "metrics.json").read_text())
+    lines = [json.loads(line) for line in (result / "predictions.jsonl").read_text().splitlines()]
+    own = [sum(c.isdigit() for c in line["answers"]["first_model"]["text"]) for line in lines]
+    assert found["headline"] == "digits" and len(own) == 12
+    assert found["models"]["first_model"]["metrics"]["digits"] == pytest.approx(sum(own) / 12)
+    assert found["models"]["first_model"]["metrics"]["numeric_match"] > 0.9

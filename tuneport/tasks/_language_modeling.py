@@ -52,6 +52,7 @@ class LanguageModelingTask(GenerationTask):
         "model_evaluation": LanguageModelingEvaluation,
         "model_export": GenerationParams,
     }
+    default_metrics = "exact_match,token_f1,rougeL,empty_answer,length_difference"
     scored_by = answers.beside(perplexity.METRICS)
     architectures: t.ClassVar[tuple[str, ...]] = ("AutoModelForCausalLM",)
 
@@ -148,7 +149,9 @@ class LanguageModelingTask(GenerationTask):
         if not options.metrics:
             return self.evaluate(rows, given, meta, options.seed)
         places = [i for i, answer in enumerate(given) if self.written(answer) is not None]
-        return evaluated_by(options, perplexity.METRICS, self._answered(rows, given, places, options))
+        written = self._answered(rows, given, places, options)
+        table = () if written.likelihood is None else perplexity.METRICS
+        return evaluated_by(options, table, written)
 
     def baselines(
         self, train: Split, test: Split, meta: Meta, options: LanguageModelingEvaluation

@@ -21,6 +21,8 @@ if t.TYPE_CHECKING:
     from tuneport.metrics.scores import Evaluation
 
 
+SCORING = "tuneport_scoring"  # in the metadata of an exported model: what scores it by other rows
+
 Row = dict[str, t.Any]
 Columns = dict[str, t.Any]  # name -> list, numpy array or Arrow array
 Encoder = Callable[[Sequence[Row]], Columns]
@@ -105,6 +107,8 @@ class Task(ABC):
     label_names: t.ClassVar[Sequence[str]] = ("labels",)  # what of the collator's batches a model's loss is made from
     scores_labels: t.ClassVar[bool] = True  # whether `compute_metrics` reads the label ids, beside what `reduce` kept
     likelihood: t.ClassVar[bool] = False  # whether models are also scored by how likely the encoded labels are to them
+
+    default_metrics: t.ClassVar[str] = ""  # as the parameter ``metrics``, where a model is known by its answers alone
 
     @property
     def metrics(self) -> dict[str, bool]:
