@@ -152,16 +152,18 @@ class Server:
     async def invocations(self, body: str, kind: str) -> tuple[str, int, str]:
         """The text, status and type that MLflow's own server answers. Raises `Refused`."""
         from mlflow import MlflowException
-        from mlflow.pyfunc.scoring_server import invocations
+        from mlflow.pyfunc import scoring_server
 
+        answer: t.Any = scoring_server.invocations
         schema = self.model.metadata.get_input_schema()
         try:
             found = await asyncio.get_running_loop().run_in_executor(
                 self.batches.thread,
-                lambda: invocations(data=body, content_type=kind, model=self.model, input_schema=schema),
+                lambda: answer(data=body, content_type=kind, model=self.model, input_schema=schema),
             )
         except MlflowException as e:
-            raise Refused(str(e), e.get_http_status_code()) from e
+            status: t.Any = e.get_http_status_code
+            raise Refused(str(e), status()) from e
         return found.response, found.status, found.mimetype
 
     async def chat(self, body: t.Any) -> Row:

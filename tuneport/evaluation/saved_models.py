@@ -146,10 +146,9 @@ class SideBySide:
         found: dict[str, dict[str, t.Any]] = {}
         for metric in base.records:
             for name, other in self.models.items():
-                pair = [self._parts(metric.name, evaluation) for evaluation in (base, other)]
-                if name != self.first and None not in pair:
-                    difference = bootstrap.difference(*t.cast(t.Any, pair), self.seed)
-                    found.setdefault(metric.name, {})[name] = (metric, difference)
+                before, after = (self._parts(metric.name, evaluation) for evaluation in (base, other))
+                if name != self.first and before is not None and after is not None:
+                    found.setdefault(metric.name, {})[name] = (metric, bootstrap.difference(before, after, self.seed))
         return found
 
     def _parts(self, metric: str, found: Evaluation) -> t.Any:

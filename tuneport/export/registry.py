@@ -92,8 +92,8 @@ def register(
         source=source,
         run_id=run_id,
         tracking_uri=masked(context.tracking_uri),
-        champion=decision and decision.is_champion,
-        champion_reason=decision and decision.reason,
+        champion=None if decision is None else decision.is_champion,
+        champion_reason=None if decision is None else decision.reason,
     )
 
 
