@@ -84,6 +84,7 @@ class Predict(Step):
         self._source(needed, optional).peek({name: name for name in needed})
 
     def run(self) -> None:
+        """Answer what is missing, each process its own files. Raises `UserError` where the model refuses too much."""
         from tuneport.evaluation.batch_prediction import Parts, one_gpu, predict, refused
         from tuneport.evaluation.ranks import Ranks
 

@@ -42,11 +42,12 @@ class Batches:
         self.waiting.append(entry)
         if not self.at_work:
             self.at_work = True
-            self.task = asyncio.create_task(self._work())
+            self.task = asyncio.create_task(self.work())
         found: Row = await entry.answer
         return found
 
-    async def _work(self) -> None:
+    async def work(self) -> None:
+        """Answer all that waits, and what comes meanwhile."""
         loop = asyncio.get_running_loop()
         try:
             while self.waiting:
