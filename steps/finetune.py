@@ -49,6 +49,7 @@ class Finetune(Step, TaskParams, TrainingParams):
         if self.eval_accumulation_steps == 0:
             raise UserError("eval_accumulation_steps=0: not valid; expected -1 (once, at the end) or a number > 0.")
         conflicts.check(self)
+        tasks.load(self.task_name).check_options(self)
 
     def check_files(self) -> None:
         if self.resume_from_checkpoint != "false":

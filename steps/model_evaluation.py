@@ -75,8 +75,12 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
     def processes(self) -> int | None:
         return self.number_of_gpu_to_use_evaluation if self.number_of_gpu_to_use_evaluation > 1 else None
 
+    def check(self) -> None:
+        tasks.load(self.task_name).check_options(self)
+
     def check_files(self) -> None:
         self._configured()
+        tasks.load(self.task_name).check_options(self, files=True)
 
     def lost_effect(self) -> str:
         from tuneport.tracking import lost_artifacts
@@ -85,6 +89,7 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
 
     def run(self) -> None:
         from tuneport.data.prepared import Prepared
+        from tuneport.evaluation import row_scores
 
         for name, value in self._configured().items():
             setattr(self, name, value)
@@ -100,6 +105,7 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
         output = self.evaluation_result.path
         save_json(output / "metrics.json", comparison.as_json())
         short = None if base is None else [tasks.load(self.task_name).short(answer) for answer in base]
+        save_json(output / row_scores.FILE, row_scores.row_scores(rows, comparison.tuned))
         _write_predictions(output / "predictions.jsonl", rows, tuned, short, comparison.tuned.row_correct)
         (output / "report.html").write_text(self._report(prepared, rows, tuned, base, comparison), "utf-8")
         self._track(comparison)
@@ -227,11 +233,11 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
         def scored(answers: list[Row], places: Sequence[int]) -> "Evaluation":
             with warnings.catch_warnings():  # few rows may be of one label
                 warnings.filterwarnings("ignore", "A single label was found", UserWarning)
-                return task.evaluate([rows[i] for i in places], [answers[i] for i in places], meta, self.seed)
+                return task.evaluate_with([rows[i] for i in places], [answers[i] for i in places], meta, self)
 
         return Comparison(
-            tuned=task.evaluate(rows, tuned, meta, self.seed),
-            base=None if base is None else task.evaluate(rows, base, meta, self.seed),
+            tuned=task.evaluate_with(rows, tuned, meta, self),
+            base=None if base is None else task.evaluate_with(rows, base, meta, self),
             by_source={
                 source: OfSource(
                     rows=len(places),
@@ -241,7 +247,7 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
                 for source, places in prepared.sources("test", rows).items()
             },
             base_has_head=has_head(self.model_selector_output.path, self.pytorch_model_folder.path),
-            baselines={name: task.evaluate(rows, answers, meta, self.seed) for name, answers in trivial.items()},
+            baselines={name: task.evaluate_with(rows, answers, meta, self) for name, answers in trivial.items()},
             seed=self.seed,
         )
 

@@ -1,9 +1,10 @@
 """Stage `model_export`: write the best model as an MLflow model that serves without tuneport."""
 
 import time
+from typing import Any
 
 from tuneport import tasks
-from tuneport.artifacts import Dataset, MLflowModel, Model
+from tuneport.artifacts import Dataset, MLflowModel, Model, read_manifest
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE, OutputTypeParams
 from tuneport.stage import parameters
 from tuneport.step import Step, consumes, produces, resource
@@ -51,6 +52,7 @@ class ModelExport(Step, TaskParams, OutputTypeParams):
                 settings=task.settings(prepared.info.meta, self),
                 example_rows=prepared.rows("test"),
                 destination=output,
+                reading=self._reading(),
             )
         carry_notices(model, output)
         model_uri = None
@@ -60,3 +62,9 @@ class ModelExport(Step, TaskParams, OutputTypeParams):
                 model_uri = run.log_model(output)
         save_run(output, run_id, self.context, model_uri)
         self.log.info("MLflow model written in %.1f s", time.monotonic() - started)
+
+    def _reading(self) -> dict[str, Any]:
+        """What the user told preprocess of this task's columns."""
+        given = read_manifest(self.preprocess_output)["parameters"]
+        group = tasks.load(self.task_name).params.get("preprocess")
+        return {name: given[name] for name in (group.ports() if group else ()) if name in given}

@@ -11,7 +11,7 @@ import pytest
 
 import pipelines
 import steps
-from tuneport import __version__, tasks
+from tuneport import __version__
 from tuneport.cli.stage_command import run_stage
 
 Command = Callable[..., int]
@@ -39,7 +39,7 @@ def test_help_lists_the_commands_and_the_pipelines(tuneport: Command, capsys: py
         "submit",
         "validate",
         "--version",
-        f"Pipelines: {', '.join(tasks.names())}",
+        f"Pipelines: {', '.join(pipelines.names())}",
     ]:
         assert word in " ".join(text.split())
     assert tuneport() == 0
@@ -122,15 +122,15 @@ def test_help_imports_no_heavy_library(argv: list[str]) -> None:
         (
             ["rnu"],
             (
-                "unknown command 'rnu'; there are: compile, estimate, examples, init, preview, replay, run, schema, "
-                "stage, submit, validate, verify. Did you mean 'run'?"
+                "unknown command 'rnu'; there are: compile, deploy, estimate, examples, init, preview, replay, run, "
+                "schema, stage, submit, validate, verify. Did you mean 'run'?"
             ),
         ),
-        (["run"], f"no pipeline is named; expected one of {', '.join(tasks.names())}."),
+        (["run"], f"no pipeline is named; expected one of {', '.join(pipelines.names())}."),
         (["schema", "txt_clasification"], "Did you mean 'text_classification'?"),
         (
             ["run", "text_clasification"],
-            f"unknown pipeline 'text_clasification'; there are: {', '.join(tasks.names())}.",
+            f"unknown pipeline 'text_clasification'; there are: {', '.join(pipelines.names())}.",
         ),
         (["run", "text_classification", "--form", "x"], "unknown option '--form';"),
         (["run", "text_classification", "--form", "x"], "Did you mean '--from'?"),

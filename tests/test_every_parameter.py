@@ -20,6 +20,7 @@ import pipelines
 import steps
 from tuneport import tasks
 from tuneport.errors import UserError
+from tuneport.metrics.answers import AnswerMetricsParams, AnswerRowsParams
 from tuneport.parameters import GenerationParams
 from tuneport.stage import execute
 from tuneport.tasks.task import Split
@@ -140,7 +141,11 @@ ELSEWHERE = ("question_answering", "summarization", "translation", "text_generat
 TRAINING = {name for name, port in steps.load("finetune", FIRST).ports().items() if port.kind == "param"}
 # What only decides where the work is done, in tests/tasks/test_evaluation_on_devices.py.
 PLACES = {"number_of_gpu_to_use_evaluation"}
-SHARED_ELSEWHERE = {*TRAINING, *PLACES, *GenerationParams.ports(), "trivial_baselines"}
+# What scores written answers, in tests/metrics/test_answers.py and tests/tasks/test_written_answers.py.
+ANSWERS = {*AnswerMetricsParams.ports(), *AnswerRowsParams.ports()}
+# What decides whether and how a model is registered, in tests/steps/test_model_registration.py.
+REGISTRATION = {"register_if", "move_champion"}
+SHARED_ELSEWHERE = {*TRAINING, *REGISTRATION, *PLACES, *ANSWERS, *GenerationParams.ports(), "trivial_baselines"}
 
 
 def cases(stage: str) -> list[Any]:
@@ -178,7 +183,7 @@ def test_trivial_baselines_are_left_out_where_they_are_not_wanted(task: str) -> 
 @pytest.mark.parametrize("task", OWN)
 def test_the_tables_cover_every_parameter_of_the_pipeline(task: str) -> None:
     own = OWN[task].tables
-    tested = (TRAINING | PLACES) - {"task_name"} | {
+    tested = (TRAINING | PLACES | REGISTRATION) - {"task_name"} | {
         name for tables in (SHARED, own) for table in tables.values() for name in table
     }
     assert tested == {name for name, port in pipelines.load(task).params.items() if port.kind == "param"}

@@ -97,6 +97,12 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("azureml", {"sentence1_key": "${{parent.inputs.x}}"}, "which Azure ML takes for an expression of its own"),
     ("azureml", {"registered_model_name": "my model"}, "registered_model_name='my model': is not a name for a model"),
     ("azureml", {"compute_model_registration": "cpu"}, "this stage has no machine on Azure ML"),
+    (
+        "azureml",
+        {"registered_model_name": "questions", "register_if": "accuracy > 0.5"},
+        "register_if='accuracy > 0.5': not taken on Azure ML",
+    ),
+    ("local", {"registered_model_name": "questions", "register_if": "accuracy >"}, "expected scores, numbers, and"),
     ("azureml", {"platform.image_base": "Registry/Base:1"}, "platform.azureml.image_base='Registry/Base:1'"),
     ("azureml", {"platform.image_trainer": "azureml:trainer"}, "platform.azureml.image_trainer='azureml:trainer'"),
     ("azureml", {"platform.subscription": "mine"}, "platform.azureml.subscription='mine'"),

@@ -112,6 +112,10 @@ class Report(Artifact):
     """Metrics, predictions and one self-contained HTML report."""
 
 
+class Predictions(Artifact):
+    """Rows with a model's answers, as JSON lines."""
+
+
 class Registration(Artifact):
     """Name and version under which a model stands in a registry."""
 

@@ -143,5 +143,5 @@ def test_a_headline_that_is_not_a_number_makes_no_verdict_and_no_invalid_json():
     comparison = Comparison(loss(math.nan), loss(0.9), True, {"guess": loss(0.5)}, 0)
     assert comparison.verdict.level == "unclear"
     assert comparison.verdict.headline == "No clear difference from the base model"
-    assert "n/a" in comparison.verdict.sentences[0]
+    assert "–" in comparison.verdict.sentences[0]
     assert json.loads(json.dumps(comparison.as_json(), allow_nan=False))["gains"]["base model"]["interval"] is None

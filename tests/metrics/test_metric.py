@@ -176,5 +176,5 @@ def test_a_share_is_given_in_percent_and_another_number_as_it_is() -> None:
     assert share.in_words(0.934, (0.9, 0.95)) == "93.4 % (90.0 to 95.0)"
     assert share.gain_in_words(0.1, (-0.02, 0.2)) == "+10.0 points (-2.0 to +20.0)"
     assert SPREAD.in_words(0.934, (0.9, 0.95)) == "0.934 (0.900 to 0.950)"
-    assert SPREAD.in_words(None, None) == SPREAD.number(None) == "n/a"
+    assert SPREAD.in_words(None, None) == SPREAD.number(None) == "–"
     assert SPREAD.best([3.0, None, 2.0]) == 2 and share.best([3.0, None, 2.0]) == 3 and share.best([None]) is None

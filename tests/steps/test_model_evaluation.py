@@ -241,7 +241,7 @@ def test_the_report_shows_verdict_curves_lineage_data_and_parameters(evaluated, 
     for part in (
         '<div class="verdict',
         "Confusion matrix",
-        "Worst errors",
+        "Errors",
         "best checkpoint, step 40",
         "Sequence lengths",
         "By label",

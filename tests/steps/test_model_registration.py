@@ -50,13 +50,16 @@ def registration(context: Context, **values: Any) -> ModelRegistration:
     return stage
 
 
-def register(run: SimpleNamespace, report: Path, output: Path, name: str, model: Path | None = None) -> dict[str, Any]:
+def register(
+    run: SimpleNamespace, report: Path, output: Path, name: str, model: Path | None = None, **values: Any
+) -> dict[str, Any]:
     stage = registration(
         run.context,
         mlflow_model_folder=model or run.exported,
         evaluation_result=report,
         registered_model_name=name,
         registration_details_folder=output,
+        **values,
     )
     execute(stage)
     details: dict[str, Any] = json.loads((output / "registration_details.json").read_text())
@@ -115,6 +118,58 @@ def test_a_version_that_was_deleted_is_made_again(tracked_run: SimpleNamespace, 
     client.delete_registered_model("deleted")
     register(tracked_run, report, tmp_path / "out", "deleted")
     assert len(client.search_model_versions("name='deleted'")) == 1
+
+
+def judged(report: Path, accuracy: float, **values: Any) -> None:
+    """Write what an evaluation of 100 rows found."""
+    metrics = {**METRICS, "base": {"metrics": {"accuracy": 0.5}}, "level": "good", "better_than_base": True}
+    tuned = {"metrics": {"accuracy": accuracy, "f1_macro": 2 / 3, "auc": None}}
+    save_json(report / "metrics.json", {**metrics, "tuned": tuned, **values})
+    parts = [[float(i < 100 * accuracy), 1.0] for i in range(100)]
+    save_json(
+        report / "row_scores.json", {"metric": "accuracy", "greater_is_better": True, "rows": "r", "parts": parts}
+    )
+    write_manifest(Report(report), "model_evaluation", "0", {}, {})
+
+
+def test_a_model_is_refused_where_that_was_asked_for_and_registered_with_its_verdict_otherwise(
+    tracked_run: SimpleNamespace, report: Path, tmp_path: Path
+) -> None:
+    judged(report, 0.75)
+    client = MlflowClient(tracked_run.uri)
+    refused = register(
+        tracked_run, report, tmp_path / "out", "gated", register_if="better_than_base and accuracy >= 0.9"
+    )
+    assert refused["version"] is None
+    assert refused["refused"].endswith("does not hold: better_than_base=true, accuracy=0.75")
+    assert not client.search_registered_models("name='gated'")
+    allowed = register(tracked_run, report, tmp_path / "out", "gated", register_if="accuracy > base_accuracy")
+    assert client.get_model_version("gated", str(allowed["version"])).tags["verdict"] == "good"
+    judged(report, 0.75, level="bad", better_than_base=None)
+    register(tracked_run, report, tmp_path / "out", "gated")
+    assert client.get_model_version("gated", "1").tags["verdict"] == "bad"
+    with pytest.raises(UserError, match="better_than_base has no value"):
+        register(tracked_run, report, tmp_path / "out", "gated", register_if="better_than_base")
+    with pytest.raises(UserError, match=r"register_if=.*not valid"):
+        register(tracked_run, report, tmp_path / "out", "gated", register_if="open('x')")
+
+
+def test_the_champion_moves_to_a_version_that_beats_it_on_the_same_rows(
+    tracked_run: SimpleNamespace, report: Path, tmp_path: Path
+) -> None:
+    def champion_after(accuracy: float) -> tuple[dict[str, Any], int]:
+        judged(report, accuracy)
+        model = altered(tracked_run, tmp_path / f"model {accuracy}")
+        details = register(tracked_run, report, tmp_path / "out", "contested", model, move_champion=True)
+        aliases = MlflowClient(tracked_run.uri).get_registered_model("contested").aliases
+        return details, int(aliases["champion"])
+
+    first, alias = champion_after(0.6)
+    assert (first["champion"], first["champion_reason"], alias) == (True, "there was no champion", 1)
+    second, alias = champion_after(0.61)
+    assert (second["champion"], alias) == (False, 1) and "version 2 beside version 1" in second["champion_reason"]
+    third, alias = champion_after(0.95)
+    assert (third["champion"], alias) == (True, 3)
 
 
 KILLED = """

@@ -215,3 +215,56 @@ def close(one: Any, other: Any) -> bool:
     if isinstance(one, list):
         return len(one) == len(other) and all(map(close, one, other))
     return bool(one == (pytest.approx(other, abs=1e-5) if isinstance(other, float) else other))
+
+
+@every_task
+def test_predict_answers_each_row_as_the_served_model_does(
+    name: str, run: Callable[[str], Any], task_rows: list[dict[str, Any]], write_jsonl: Any, tmp_path: Path
+) -> None:
+    import mlflow
+
+    done, rows = run(name), task_rows[:5]
+    rows = [{**row, "messages": row["messages"][:-1]} for row in rows]  # without the answer
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    stage = steps.load("predict")
+    execute(
+        stage(mlflow_model_folder=done.exported, predict_file_path=data, predictions=tmp_path / "out", rows_per_file=3)
+    )
+    files = sorted((tmp_path / "out" / "rows").glob("part-*.jsonl"))
+    found = [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
+    assert len(files) == 2 and [{k: v for k, v in line.items() if k != "prediction"} for line in found] == rows
+    served = mlflow.pyfunc.load_model(str(done.exported)).unwrap_python_model()
+    columns = {field: column for field, column in served.columns.items() if column in rows[0]}
+    wanted = served.predictor([{field: row[column] for field, column in columns.items()} for row in rows])
+    text = {"summarization": "summary", "translation": "translation", "chat_completion": "content"}.get(name, "text")
+    for line, answer in zip(found, wanted, strict=True):
+        key = next(k for k in (text, "label", "tags", "answer", "words") if k in answer)
+        assert line["prediction"][key] == answer[key]
+
+
+@every_task
+def test_evaluate_scores_an_exported_model_as_the_evaluation_of_its_run_does(
+    name: str, run: Callable[[str], Any], task_rows: list[dict[str, Any]], write_jsonl: Any, tmp_path: Path
+) -> None:
+    done = run(name)
+    numbers = [int(row["row_id"].rpartition(":")[2]) for row in done.prepared.rows("test")]
+    data = write_jsonl(tmp_path / "test.jsonl", [task_rows[n - 1] for n in numbers])
+    models = {"first_model": done.exported, "second_model": done.exported}
+    stage = steps.load("model_comparison")
+    execute(stage(**models, test_rows_path=data, comparison_result=tmp_path / "out"))
+    document = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    found = document["models"]["first_model"]
+    assert found == document["models"]["second_model"] and document["test_rows"] == len(numbers)
+    assert document["gains"][document["headline"]]["second_model"]["value"] == 0
+    if name in ("text_generation", "chat_completion"):
+        assert document["headline"] == "exact_match" and found["metrics"]["length_difference"] is not None
+    else:
+        wanted = json.loads((done.report / "metrics.json").read_text())["tuned"]
+        scores = {k: v for k, v in wanted["metrics"].items() if k not in ("loss", "perplexity", "token_accuracy")}
+        assert {k: found["metrics"][k] for k in scores} == pytest.approx(scores, rel=1e-4)
+        assert found["intervals"][document["headline"]] == pytest.approx(
+            wanted["intervals"][document["headline"]], rel=1e-3
+        )
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text("utf-8").splitlines()
+    assert len(lines) == len(numbers) and json.loads(lines[0])["answers"].keys() == models.keys()
+    assert "second_model" in (tmp_path / "out" / "report.html").read_text("utf-8")

@@ -10,6 +10,7 @@ import click
 import tuneport
 from tuneport.cli import (
     cmd_compile,
+    cmd_deploy,
     cmd_estimate,
     cmd_examples,
     cmd_init,
@@ -110,6 +111,7 @@ def commands(
         cmd_init.command(named),
         cmd_examples.command(),
         cmd_verify.command(),
+        cmd_deploy.command(),
     ):
         group.add_command(command)
     return group

@@ -39,6 +39,9 @@ class Gain:
             return "unclear"
         return "good" if (self.interval[0] > 0) == self.metric.greater_is_better else "bad"
 
+    def as_json(self) -> dict[str, t.Any]:
+        return {"value": self.value, "interval": self.interval and list(self.interval)}
+
     def __str__(self) -> str:
         return self.metric.gain_in_words(self.value, self.interval)
 
@@ -91,10 +94,25 @@ class Comparison:
 
     def _gain(self, other: Evaluation) -> Gain:
         name = self.tuned.headline.name
-        known = self.tuned.metrics[name] is not None and other.metrics[name] is not None
+        known = self.tuned.metrics[name] is not None and other.metrics.get(name) is not None
         found = bootstrap.difference(other.row_parts, self.tuned.row_parts, self.seed) if known else None
         value, interval = (None, None) if found is None else found
         return Gain(metric=self.tuned.headline, value=value, interval=interval)
+
+    @cached_property
+    def paired(self) -> dict[str, dict[str, Gain]]:
+        """The gains by each metric beside the headline that is made of rows: by its name, then the other's."""
+        found: dict[str, dict[str, Gain]] = {}
+        for metric in self.tuned.records:
+            parts = self.tuned.parts.get(metric.name)
+            if parts is None or metric.name == self.tuned.headline.name:
+                continue
+            for name, other in self.all.items():
+                if other is not self.tuned and metric.name in other.parts:
+                    difference = bootstrap.difference(other.parts[metric.name], parts, self.seed)
+                    value, interval = difference or (None, None)
+                    found.setdefault(metric.name, {})[name] = Gain(metric=metric, value=value, interval=interval)
+        return found
 
     @property
     def _rival(self) -> str | None:
@@ -121,6 +139,11 @@ class Comparison:
                 "The base model brings no head for these labels. Its head has random weights, so its score is that of "
                 "guessing and says nothing of what the model knows."
             )
+        sentences += [
+            f"{gains[self.base_name].metric.title}, beside the {self._base_phrase}: {gains[self.base_name]}."
+            for gains in self.paired.values()
+            if self.base_name in gains
+        ]
         sentences += self.tuned.details.get("notes", ())
         level, headline = self._headline_alone(rival) if self.base is None else self._headline(rival)
         return Verdict(level=level, headline=headline, sentences=tuple(sentences))
@@ -157,14 +180,18 @@ class Comparison:
             "tuned": _scores(self.tuned),
             "base": _scores(self.base),
             "baselines": {name: _scores(found) for name, found in self.baselines.items()},
-            "gains": {
-                name: {"value": g.value, "interval": g.interval and list(g.interval)} for name, g in self.gains.items()
+            "gains": {name: gain.as_json() for name, gain in self.gains.items()},
+            "paired_gains": {
+                metric: {name: gain.as_json() for name, gain in gains.items()} for metric, gains in self.paired.items()
             },
             **(
                 {"by_source": {name: _of_source(found) for name, found in self.by_source.items()}}
                 if self.by_source
                 else {}
             ),
+            "level": self.verdict.level,
+            "better_than_base": None if self.base is None else self.gains[self.base_name].level == "good",
+            "worse_than_base": None if self.base is None else self.gains[self.base_name].level == "bad",
             "per_class": self.tuned.details.get("per_class"),
             "confusion_matrix": self.tuned.details.get("confusion_matrix"),
             "labels": self.tuned.details.get("labels"),
@@ -176,7 +203,7 @@ class Comparison:
         width = max(map(len, self.all))
         head = " " * width + "".join(f"  {metric.name:>10}" for metric in self.tuned.main)
         return [head] + [
-            f"{name:<{width}}" + "".join(f"  {_number(found.metrics[metric.name]):>10}" for metric in self.tuned.main)
+            f"{name:<{width}}" + "".join(f"  {_number(found.metrics.get(m.name)):>10}" for m in self.tuned.main)
             for name, found in self.all.items()
         ]
 

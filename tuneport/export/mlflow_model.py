@@ -18,7 +18,7 @@ from tuneport import serving
 from tuneport.artifacts import INCOMPLETE, MANIFEST
 from tuneport.links import link_or_copy
 from tuneport.serving.served import Served
-from tuneport.tasks.task import Meta, Row, Task
+from tuneport.tasks.task import SCORING, Meta, Row, Task
 from tuneport.tracking import TRACKING_FILE, quieten
 
 if t.TYPE_CHECKING:
@@ -80,12 +80,13 @@ def write_mlflow_model(
     settings: Row,
     example_rows: Sequence[Row],
     destination: Path,
+    reading: Mapping[str, t.Any] | None = None,
 ) -> None:
     """Write the MLflow model of a fine-tuned model folder to ``destination``.
 
     ``columns`` maps the task's fields to the user's columns, ``settings`` are the predictor's, ``example_rows`` hold
-    the task's fields. Neither loads
-    the model nor touches the network.
+    the task's fields, ``reading`` is what preprocess was told of the data, by which the model is scored on other data.
+    Neither loads the model nor touches the network.
     """
     quieten()
     import mlflow
@@ -104,11 +105,16 @@ def write_mlflow_model(
             signature=_signature(inputs, answers, read, settings.get("params", {})),
             input_example=_example([task.example(row) for row in example_rows[:EXAMPLE_ROWS]], read),
             pip_requirements=requirements(),
-            metadata={"task": task.name},
+            metadata={"task": task.name, SCORING: scoring(meta, reading or {})},
         )
         _complete(saved, sorted(model_folder.glob(WEIGHTS)))
         for path in saved.iterdir():
             path.replace(destination / path.name)
+
+
+def scoring(meta: Meta, reading: Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """What `tuneport.evaluation.saved_models` needs to score a model by rows with true answers."""
+    return {"meta": {name: value for name, value in meta.items() if name != "prompting"}, "reading": dict(reading)}
 
 
 def requirements() -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tuneport.artifacts import MLflowModel, read_manifest
 from tuneport.errors import UserError, excerpt
+from tuneport.export import champion
 from tuneport.secrets import masked
 from tuneport.step import Context
 from tuneport.tracking import TRACKING_FILE, connect, has_files, model_uri_of, reason, run_id_of, tracked
@@ -33,14 +34,25 @@ class Registered:
     source: str
     run_id: str
     tracking_uri: str
+    champion: bool | None = None  # whether it has that alias now; None: it was not asked for
+    champion_reason: str | None = None
 
 
-def register(context: Context, name: str, model: Path, tags: Mapping[str, str]) -> Registered:
+def register(
+    context: Context,
+    name: str,
+    model: Path,
+    tags: Mapping[str, str],
+    *,
+    row_scores: Mapping[str, t.Any] | None = None,
+    move_champion: bool = False,
+) -> Registered:
     """Register the model of an exported folder, from the run that it was logged to.
 
     A model that did not reach the server when it was exported, or is gone from there, is uploaded now. One that is
-    registered already, which its digest tells, stays the version that it is. Raises `UserError` where there is no
-    server or no run, and where the server refuses.
+    registered already, which its digest tells, stays the version that it is. ``row_scores`` are kept with its run, for
+    later models to be compared with; ``move_champion``: see `tuneport.export.champion`. Raises `UserError` where there
+    is no server or no run, and where the server refuses.
     """
     if context.tracking_uri is None:
         raise UserError(
@@ -63,6 +75,10 @@ def register(context: Context, name: str, model: Path, tags: Mapping[str, str]) 
         else:
             source = uploaded if uploaded and has_files(uri, uploaded) else _upload(context, model, run_id)
             version = _create_version(client, name, source, run_id, tags)
+        if row_scores is not None:
+            client.log_text(run_id, json.dumps(row_scores), champion.place_of(tags[DIGEST_TAG]))
+        known = champion.KnownScores(client, name, DIGEST_TAG)
+        decision = champion.challenge(client, name, version, known) if move_champion else None
     except UserError:
         raise
     except Exception as e:  # the server is not there, or refuses: neither is mended by a traceback
@@ -71,7 +87,13 @@ def register(context: Context, name: str, model: Path, tags: Mapping[str, str]) 
             f"failed ({reason(e)}). Check that the server runs and lets you register models, then run this stage again."
         ) from e
     return Registered(
-        name=name, version=version, source=source, run_id=run_id, tracking_uri=masked(context.tracking_uri)
+        name=name,
+        version=version,
+        source=source,
+        run_id=run_id,
+        tracking_uri=masked(context.tracking_uri),
+        champion=None if decision is None else decision.is_champion,
+        champion_reason=None if decision is None else decision.reason,
     )
 
 

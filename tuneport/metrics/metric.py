@@ -90,6 +90,10 @@ class Metric(t.Generic[R_contra]):
     chooses_checkpoint: bool = False  # whether training computes it, so that it is a choice of metric_for_best_model
     main: int | None = None  # its place among the metrics to lead with, 1 first
     headline: Headline[R_contra] | None = None  # exactly one metric of a task has it
+    parts: Callable[[R_contra], np.ndarray] | None = None  # `Headline.parts`, of which a paired gain is made
+    claim: tuple[str, str] | None = None  # `Headline.claim`, of a metric that may become the headline
+    ranked: bool = True  # False: neither greater nor less is better, as of a length
+    resampled: bool = True  # False: it has no interval
     sums: Sums[R_contra] | None = None
     weighted: Weighted[R_contra] | None = None
     applies: Callable[[R_contra], bool] = lambda rows: True  # whether rows of this kind are scored by it at all
@@ -101,11 +105,11 @@ class Metric(t.Generic[R_contra]):
 
     @property
     def note(self) -> str:
-        return "" if self.greater_is_better else " (lower is better)"
+        return "" if self.greater_is_better or not self.ranked else " (lower is better)"
 
     def best(self, values: Iterable[float | None]) -> float | None:
         """The best of the values, None of none."""
-        known = [value for value in values if value is not None]
+        known = [value for value in values if value is not None and self.ranked]
         return (max if self.greater_is_better else min)(known, default=None)
 
     def number(self, value: float | None) -> str:

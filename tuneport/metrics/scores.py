@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from tuneport.metrics import bootstrap
 from tuneport.metrics.metric import AnyMetric, Metric, R, Undefined, in_order
 
+if t.TYPE_CHECKING:
+    import numpy as np
+
 Interval = tuple[float, float]
 
 
@@ -22,6 +25,8 @@ class Evaluation:
     metrics: Mapping[str, float | None]  # None: cannot be computed on these rows, ``details["notes"]`` says why
     intervals: Mapping[str, Interval] = field(default_factory=dict)  # bootstrap 95 %, of every metric with a value
     row_parts: Sequence[tuple[float, float]]  # the headline metric's numerator and denominator per row
+    # The same of each metric that has such parts, by its name.
+    parts: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     # JSON-able: notes, labels, per_class, counted (what per_class counts), confusion_matrix
     details: Mapping[str, t.Any] = field(default_factory=dict)
     row_losses: Sequence[float]  # per row, how wrong its answer is: ranks the answers to show
@@ -56,7 +61,7 @@ def evaluated(
     """Score rows by the metrics that apply to them, with intervals that ``seed`` decides."""
     records = in_order(metrics, rows)
     values, reasons = _values(records, rows)
-    known = [metric for metric in records if values[metric.name] is not None]
+    known = [metric for metric in records if values[metric.name] is not None and metric.resampled]
     drawn = {name: bootstrap.interval(found) for name, found in bootstrap.resampled(known, rows, seed).items()}
     intervals = {metric.name: found for metric in known if (found := drawn[metric.name]) is not None}
     reasons |= {
@@ -69,11 +74,16 @@ def evaluated(
         records=records,
         metrics=values,
         intervals=intervals,
-        row_parts=[(above, below) for above, below in headline.parts(rows).astype(float).tolist()],
+        row_parts=_pairs(headline.parts(rows)),
+        parts={metric.name: _pairs(metric.parts(rows)) for metric in known if metric.parts is not None},
         details={"notes": [*notes, *_sentences(reasons)], **details},
         row_losses=row_losses,
         row_correct=row_correct,
     )
+
+
+def _pairs(parts: np.ndarray) -> list[tuple[float, float]]:
+    return [(above, below) for above, below in parts.astype(float).tolist()]
 
 
 def _values(records: Sequence[Metric[R]], rows: R) -> tuple[dict[str, float | None], dict[str, str]]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import random
 import typing as t
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tuneport.labels import IGNORED
-from tuneport.metrics import perplexity
-from tuneport.metrics.metric import training_scores
+from tuneport.metrics import answers, perplexity
+from tuneport.metrics.metric import AnyMetric, training_scores
 from tuneport.modeling import pretrained
 from tuneport.modeling.batches import collator
 from tuneport.modeling.likelihood import shifted, token_losses
@@ -23,8 +25,53 @@ if t.TYPE_CHECKING:
 
     from tuneport.encoding.fast_tokenizer import FastTokenizer
     from tuneport.encoding.token_ids import ToIds
+    from tuneport.metrics.scores import Evaluation
 
 DEFAULT_NEW_TOKENS = 128
+
+
+def drawn(rows: int, most: int, seed: int) -> list[int]:
+    """The places of at most so many of the rows, in their order, drawn by the seed; -1: of all."""
+    if most in range(rows):
+        return sorted(random.Random(seed).sample(range(rows), most))
+    return list(range(rows))
+
+
+def evaluated_by(options: t.Any, table: Sequence[AnyMetric], rows: answers.AnsweredRows, **more: t.Any) -> Evaluation:
+    """Score written answers by the metrics that the evaluation's ``options`` name, beside the task's own ``table``."""
+    from tuneport.metrics import own
+    from tuneport.metrics.scores import evaluated
+
+    names: list[str] = []
+    brought: list[AnyMetric] = []
+    for entry in own.load(options.metrics, options.metrics_file and options.metrics_file.path):
+        records = [] if isinstance(entry, str) else own.scored(entry, rows)
+        brought += records
+        names += [entry] if isinstance(entry, str) else [metric.name for metric in records]
+    found = evaluated(
+        answers.chosen(names, table, brought),
+        rows,
+        options.seed,
+        row_correct=None,
+        row_losses=[0.0] * rows.total,
+        **more,
+    )
+    sign = -1 if found.headline.greater_is_better else 1
+    losses = [sign * above / below if below else 0.0 for above, below in found.row_parts]
+    return replace(found, row_losses=losses)
+
+
+def check_metrics(options: t.Any, table: Sequence[AnyMetric], *, files: bool) -> None:
+    """Raise `UserError` for metrics that there are not; own functions are looked for with ``files``."""
+    from tuneport.metrics import own
+
+    answers.check_schema(options.answer_schema)
+    text = getattr(options, "metrics", "")
+    if files and text:
+        own.load(text, options.metrics_file and options.metrics_file.path)
+    elif any(":" in name for name in answers.named(text)) and options.metrics_file is None:
+        own.load(text, None)
+    answers.chosen([name for name in answers.named(text) if ":" not in name and name not in own.brought()], table)
 
 
 class GenerationTask(Task):
@@ -36,6 +83,9 @@ class GenerationTask(Task):
     architectures: t.ClassVar[tuple[str, ...]] = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
     scores_labels = False
     likelihood = True
+
+    def check_options(self, options: t.Any, *, files: bool = False) -> None:
+        check_metrics(options, self.scored_by, files=files)
 
     def encoded_schema(self, meta: Meta, options: t.Any) -> pa.Schema:
         import pyarrow as pa

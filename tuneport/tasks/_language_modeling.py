@@ -8,35 +8,39 @@ from collections.abc import Mapping, Sequence
 from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.prompts import Specials, specials
 from tuneport.errors import UserError
-from tuneport.metrics import perplexity
-from tuneport.metrics.metric import choices
+from tuneport.metrics import answers, perplexity
+from tuneport.metrics.metric import choices, training_scores
 from tuneport.parameters import GenerationParams
 from tuneport.step import Params, param
-from tuneport.tasks._generation import DEFAULT_NEW_TOKENS, GenerationTask
+from tuneport.tasks._generation import DEFAULT_NEW_TOKENS, GenerationTask, drawn, evaluated_by
 from tuneport.tasks.task import Meta, Row, ShownAnswer, Split
 
 if t.TYPE_CHECKING:
     from tuneport.metrics.scores import Evaluation
 
 
-class LanguageModelingMetric(Params):
+class LanguageModelingMetric(answers.AnswerParams, answers.AnswerRowsParams):
     """Best model."""
 
     metric_for_best_model: str = param(
-        "Validation metric that decides which checkpoint is the best one.",
+        "Validation metric that decides which checkpoint is the best one; for one of written answers, those to the "
+        "validation rows are generated at each evaluation.",
         default="loss",
-        choices=choices(perplexity.METRICS),
+        choices=choices(answers.beside(perplexity.METRICS)),
     )
 
 
-class LanguageModelingEvaluation(GenerationParams):
+class LanguageModelingEvaluation(answers.AnswerMetricsParams, answers.AnswerRowsParams, GenerationParams):
     """Language model evaluation."""
 
     trivial_baselines: bool = param(
         "Also score the frequencies of tokens in the training rows, whatever stands before them.", default=True
     )
     generated_samples: int = param(
-        "Test rows, evenly chosen, for which texts are generated and shown; the scores need none.", default=20, ge=0
+        "Test rows, evenly chosen, for which texts are generated and shown, unless metrics asks for "
+        "those of more rows.",
+        default=20,
+        ge=0,
     )
 
 
@@ -48,7 +52,8 @@ class LanguageModelingTask(GenerationTask):
         "model_evaluation": LanguageModelingEvaluation,
         "model_export": GenerationParams,
     }
-    scored_by = perplexity.METRICS
+    default_metrics = "exact_match,token_f1,rougeL,empty_answer,length_difference"
+    scored_by = answers.beside(perplexity.METRICS)
     architectures: t.ClassVar[tuple[str, ...]] = ("AutoModelForCausalLM",)
 
     def asked(self, row: Row) -> Row:
@@ -62,6 +67,10 @@ class LanguageModelingTask(GenerationTask):
     def written(self, answer: Row) -> str | None:
         """The text of an answer; None where none was generated."""
         raise NotImplementedError
+
+    def true_calls(self, row: Row) -> answers.Calls:
+        """The tool calls that should follow."""
+        return []
 
     def labels(self, row: Row) -> list[str]:
         return []
@@ -100,13 +109,49 @@ class LanguageModelingTask(GenerationTask):
             )
         return found
 
+    def needs_answers(self, metric_for_best_model: str) -> bool:
+        return answers.is_written(metric_for_best_model)
+
+    def validation_questions(self, rows: Sequence[Row], options: t.Any) -> dict[int, Row]:
+        """The rows of `evaluation_rows`; all others are scored by their likelihood alone."""
+        places = drawn(len(rows), getattr(options, "evaluation_rows", -1), options.seed)
+        return {i: self.asked(rows[i]) for i in places}
+
+    def score(self, rows: Sequence[Row], given: Sequence[Row], meta: Meta, options: t.Any = None) -> dict[str, float]:
+        written = self._answered(rows, given, range(len(rows)), options)
+        return training_scores([m for m in self.scored_by if answers.is_written(m.name)], written)
+
+    def _answered(
+        self, rows: Sequence[Row], given: Sequence[Row], places: Sequence[int], options: t.Any
+    ) -> answers.AnsweredRows:
+        return answers.AnsweredRows(
+            truth=[self.texts(rows[i])[1].strip() for i in places],
+            predicted=[self.written(given[i]) or "" for i in places],
+            calls=[self.true_calls(rows[i]) for i in places],
+            raw=[rows[i] for i in places],
+            places=places,
+            total=len(rows),
+            likelihood=perplexity.likelihood_of(given),
+            **answers.answer_parameters(options),
+        )
+
     def questions(self, rows: Sequence[Row], options: t.Any) -> dict[int, Row]:
+        if options.metrics:
+            return self.validation_questions(rows, options)
         wanted = min(options.generated_samples, len(rows))
         picked = {round(i * (len(rows) - 1) / max(1, wanted - 1)) for i in range(wanted)}
         return {i: self.asked(rows[i]) for i in sorted(picked)}
 
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
         return perplexity.evaluate(answers, seed)
+
+    def evaluate_with(self, rows: Sequence[Row], given: Sequence[Row], meta: Meta, options: t.Any) -> Evaluation:
+        if not options.metrics:
+            return self.evaluate(rows, given, meta, options.seed)
+        places = [i for i, answer in enumerate(given) if self.written(answer) is not None]
+        written = self._answered(rows, given, places, options)
+        table = () if written.likelihood is None else perplexity.METRICS
+        return evaluated_by(options, table, written)
 
     def baselines(
         self, train: Split, test: Split, meta: Meta, options: LanguageModelingEvaluation

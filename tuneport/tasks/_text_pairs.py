@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.languages import Languages, language_specials, languages
 from tuneport.encoding.prompts import PLACEHOLDER, check_end, specials
 from tuneport.errors import UserError, excerpt
-from tuneport.metrics.metric import LOSS
-from tuneport.tasks._generation import CompletionTask
+from tuneport.metrics import answers, perplexity
+from tuneport.metrics.metric import LOSS, AnyMetric, training_scores
+from tuneport.tasks._generation import CompletionTask, evaluated_by
 from tuneport.tasks.task import Drop, Encoder, Meta, Row, ShownAnswer
 
 if t.TYPE_CHECKING:
@@ -18,6 +19,7 @@ if t.TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from tuneport.encoding.token_ids import ToIds
+    from tuneport.metrics.scores import Evaluation
 
 T5_TYPES = frozenset(["t5", "mt5", "umt5", "longt5"])
 
@@ -25,6 +27,7 @@ T5_TYPES = frozenset(["t5", "mt5", "umt5", "longt5"])
 class TextPairTask(CompletionTask):
     """A row has two fields: ``source``, which the model reads, and ``target``, which it writes as ``answer``."""
 
+    own_metrics: t.ClassVar[Sequence[AnyMetric]]  # those of the report where `metrics` asks for none
     source: t.ClassVar[str]
     target: t.ClassVar[str]
     answer: t.ClassVar[str]
@@ -72,6 +75,30 @@ class TextPairTask(CompletionTask):
             max_target_tokens=settings["max_target_tokens"],
         )
         return lambda rows: encode([row[self.source] for row in rows], [row[self.target] for row in rows]).columns()
+
+    def _answered(self, rows: Sequence[Row], given: Sequence[Row], meta: Meta, options: t.Any) -> answers.AnsweredRows:
+        return answers.AnsweredRows(
+            truth=[row[self.target] for row in rows],
+            predicted=[answer[self.answer] for answer in given],
+            raw=rows,
+            total=len(rows),
+            code=self.language(meta),
+            likelihood=perplexity.likelihood_of(given),
+            **answers.answer_parameters(options),
+        )
+
+    def language(self, meta: Meta) -> str:
+        """The code of the language that is written, where it is known."""
+        return ""
+
+    def score(self, rows: Sequence[Row], given: Sequence[Row], meta: Meta, options: t.Any = None) -> dict[str, float]:
+        written = self._answered(rows, given, meta, options)
+        return training_scores([m for m in self.scored_by if m.name != LOSS], written)
+
+    def evaluate_with(self, rows: Sequence[Row], given: Sequence[Row], meta: Meta, options: t.Any) -> Evaluation:
+        if not options.metrics:
+            return self.evaluate(rows, given, meta, options.seed)
+        return evaluated_by(options, self.own_metrics, self._answered(rows, given, meta, options))
 
     def needs_answers(self, metric_for_best_model: str) -> bool:
         return metric_for_best_model != LOSS  # any other one is of what the model writes

@@ -14,6 +14,7 @@ from tuneport.encoding.prompts import vocabulary_size
 from tuneport.encoding.template_trial import call_shapes, closed, end_of_calls, learns_end
 from tuneport.errors import UserError, excerpt
 from tuneport.limits import MAX_TEMPLATE_BYTES, TEMPLATE_MEMORY, memory_limit, read_bytes
+from tuneport.metrics.answers import Calls, true_calls
 from tuneport.serving.chat_completer import ChatCompleter
 from tuneport.serving.chat_template import ChatTemplate, Turns
 from tuneport.serving.template_sandbox import TemplateLimit
@@ -196,6 +197,9 @@ class ChatCompletion(LanguageModelingTask):
         turns = json.loads(row["messages"])
         last = max(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
         return turns[:last], turns[last]
+
+    def true_calls(self, row: Row) -> Calls:
+        return true_calls(self._split(row)[1])
 
     def written(self, answer: Row) -> str | None:
         return answer.get("content")

@@ -197,7 +197,7 @@ class QuestionAnswering(Task):
     def needs_answers(self, metric_for_best_model: str) -> bool:
         return True
 
-    def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
+    def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, options: t.Any = None) -> dict[str, float]:
         truth, predicted = [row["answer_texts"] for row in rows], [answer["answer"] for answer in answers]
         return training_scores(spans.METRICS, spans.AnsweredRows.of(truth, predicted))
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
-from tuneport.metrics import texts
-from tuneport.metrics.metric import choices, training_scores
+from tuneport.metrics import answers, texts
+from tuneport.metrics.metric import choices
 from tuneport.parameters import GenerationParams
 from tuneport.serving.summarizer import Summarizer
 from tuneport.step import Params, param
@@ -39,18 +39,18 @@ class SummarizationColumns(Params):
     )
 
 
-class SummarizationMetric(Params):
+class SummarizationMetric(answers.AnswerParams):
     """Best model."""
 
     metric_for_best_model: str = param(
-        "Validation metric that decides which checkpoint is the best one; for ROUGE, summaries of the validation rows "
-        "are generated at each evaluation.",
+        "Validation metric that decides which checkpoint is the best one; for any but the loss, summaries of the "
+        "validation rows are generated at each evaluation.",
         default="loss",
-        choices=choices(texts.SUMMARY_METRICS),
+        choices=choices(answers.beside(texts.SUMMARY_METRICS)),
     )
 
 
-class SummarizationEvaluation(GenerationParams):
+class SummarizationEvaluation(answers.AnswerMetricsParams, GenerationParams):
     """Summarization evaluation."""
 
     trivial_baselines: bool = param(
@@ -68,7 +68,8 @@ class Summarization(TextPairTask):
         "model_evaluation": SummarizationEvaluation,
         "model_export": GenerationParams,
     }
-    scored_by = texts.SUMMARY_METRICS
+    own_metrics = texts.SUMMARY_METRICS
+    scored_by = answers.beside(texts.SUMMARY_METRICS)
     predictor = Summarizer
     source, target, answer = "document", "summary", "summary"
 
@@ -105,15 +106,12 @@ class Summarization(TextPairTask):
         )
         return {"prompting": settings}
 
-    def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
-        truth, predicted = [row["summary"] for row in rows], [answer["summary"] for answer in answers]
-        return training_scores(texts.SUMMARY_METRICS, texts.WrittenRows(truth=truth, predicted=predicted))
-
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
         return texts.evaluate_summaries([row["summary"] for row in rows], answers, seed)
 
     def row_score(self, row: Row, answer: Row) -> str:
-        return f"{self.score([row], [answer], {})['rougeL']:.3f}"
+        written = texts.WrittenRows(truth=[row["summary"]], predicted=[answer["summary"]])
+        return f"{written.rouge['rougeL'][0]:.3f}"
 
     def baselines(
         self, train: Split, test: Split, meta: Meta, options: SummarizationEvaluation

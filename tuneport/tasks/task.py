@@ -21,6 +21,8 @@ if t.TYPE_CHECKING:
     from tuneport.metrics.scores import Evaluation
 
 
+SCORING = "tuneport_scoring"  # in the metadata of an exported model: what scores it by other rows
+
 Row = dict[str, t.Any]
 Columns = dict[str, t.Any]  # name -> list, numpy array or Arrow array
 Encoder = Callable[[Sequence[Row]], Columns]
@@ -118,10 +120,18 @@ class Task(ABC):
     scores_labels: t.ClassVar[bool] = True  # whether `compute_metrics` reads the label ids, beside what `reduce` kept
     likelihood: t.ClassVar[bool] = False  # whether models are also scored by how likely the encoded labels are to them
 
+    default_metrics: t.ClassVar[str] = ""  # as the parameter ``metrics``, where a model is known by its answers alone
+
     @property
     def metrics(self) -> dict[str, bool]:
         """Whether greater is better, by the name of each choice of metric_for_best_model."""
         return directions(self.scored_by)
+
+    def check_options(self, options: t.Any, *, files: bool = False) -> None:  # noqa: B027 - most tasks have none
+        """Raise `UserError` for values of the task's own parameters of finetune or model_evaluation that are not valid.
+
+        ``files``: look into the user's files, too.
+        """
 
     # -- preprocess: imports no torch ---------------------------------------------------------------------------
     @abstractmethod
@@ -233,8 +243,12 @@ class Task(ABC):
         """Whether the predictor answers the validation rows at each evaluation, to add `score` to the metrics."""
         return False
 
-    def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
-        """Metrics of the predictor's answers, by the names of their records."""
+    def validation_questions(self, rows: Sequence[Row], options: t.Any) -> dict[int, Row]:
+        """What the predictor is asked in an evaluation of a training, by the row's place; other rows are not scored."""
+        return dict(enumerate(rows))
+
+    def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, options: t.Any = None) -> dict[str, float]:
+        """Metrics of the predictor's answers, by the names of their records; ``options`` are those of the training."""
         return {}
 
     def settings(self, meta: Meta, options: t.Any) -> Row:
@@ -260,6 +274,10 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
         """Score a predictor's answers against the rows they answer."""
+
+    def evaluate_with(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, options: t.Any) -> Evaluation:
+        """The same by the metrics that the ``options`` of the evaluation ask for."""
+        return self.evaluate(rows, answers, meta, options.seed)
 
     @abstractmethod
     def short(self, answer: Row) -> Row:

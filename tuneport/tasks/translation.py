@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from tuneport.encoding.base_model import BaseModel
 from tuneport.errors import UserError
-from tuneport.metrics import texts
-from tuneport.metrics.metric import choices, training_scores
+from tuneport.metrics import answers, texts
+from tuneport.metrics.metric import choices
 from tuneport.parameters import GenerationParams
 from tuneport.serving.translator import Translator
 from tuneport.step import Params, param
@@ -45,18 +45,18 @@ class TranslationColumns(Params):
     )
 
 
-class TranslationMetric(Params):
+class TranslationMetric(answers.AnswerParams):
     """Best model."""
 
     metric_for_best_model: str = param(
-        "Validation metric that decides which checkpoint is the best one; for BLEU and chrF, translations of the "
+        "Validation metric that decides which checkpoint is the best one; for any but the loss, translations of the "
         "validation rows are generated at each evaluation.",
         default="loss",
-        choices=choices(texts.TRANSLATION_METRICS),
+        choices=choices(answers.beside(texts.TRANSLATION_METRICS)),
     )
 
 
-class TranslationEvaluation(GenerationParams):
+class TranslationEvaluation(answers.AnswerMetricsParams, GenerationParams):
     """Translation evaluation."""
 
     trivial_baselines: bool = param("Also score the source text as its own translation.", default=True)
@@ -72,7 +72,8 @@ class Translation(TextPairTask):
         "model_evaluation": TranslationEvaluation,
         "model_export": GenerationParams,
     }
-    scored_by = texts.TRANSLATION_METRICS
+    own_metrics = texts.TRANSLATION_METRICS
+    scored_by = answers.beside(texts.TRANSLATION_METRICS)
     predictor = Translator
     source, target, answer = "source", "target", "translation"
 
@@ -107,13 +108,11 @@ class Translation(TextPairTask):
         )
         return {"prompting": settings, "target_code": target}
 
-    def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta) -> dict[str, float]:
-        truth, predicted = [row["target"] for row in rows], [answer["translation"] for answer in answers]
-        written = texts.WrittenRows(truth=truth, predicted=predicted, code=meta["target_code"])
-        return training_scores(texts.TRANSLATION_METRICS, written)
-
     def evaluate(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, seed: int) -> Evaluation:
         return texts.evaluate_translations([row["target"] for row in rows], answers, meta["target_code"], seed)
+
+    def language(self, meta: Meta) -> str:
+        return t.cast(str, meta["target_code"])
 
     def row_score(self, row: Row, answer: Row) -> str:
         written = texts.WrittenRows(truth=[row["target"]], predicted=[answer["translation"]])

@@ -213,7 +213,9 @@ def assemble(
         callbacks=[EvaluateLastStep(), *_early_stopping(options), *callbacks],
     )
     if task.needs_answers(metric_for_best_model):
-        trainer.scores_of_answers = _scores_of_answers(task, base, prepared, arguments, sharded=_is_spread(options))
+        trainer.scores_of_answers = _scores_of_answers(
+            task, base, prepared, options, arguments, sharded=_is_spread(options)
+        )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -329,10 +331,12 @@ def _checkpoint(
 
 
 def _scores_of_answers(
-    task: Task, base: Path, prepared: Prepared, arguments: TrainingArguments, *, sharded: bool
+    task: Task, base: Path, prepared: Prepared, options: TrainingParams, arguments: TrainingArguments, *, sharded: bool
 ) -> t.Callable[[t.Any], dict[str, float]]:
     """Return a function model -> metrics of its answers to the validation rows, by the predictor's defaults."""
-    rows, meta = prepared.rows("validation"), prepared.info.meta
+    every, meta = prepared.rows("validation"), prepared.info.meta
+    questions = task.validation_questions(every, options)
+    rows, asked = [every[i] for i in questions], list(questions.values())
     settings = task.settings(meta, None)
     if sharded and arguments.world_size > 1:
         log.warning(
@@ -347,15 +351,15 @@ def _scores_of_answers(
         training = model.training
         model = model.get_base_model() if hasattr(model, "get_base_model") else model  # with its adapters
         predictor = task.predictor(str(base), settings, model=model, batch_size=arguments.per_device_eval_batch_size)
-        own = rows if arguments.world_size == 1 or sharded else rows[arguments.process_index :: arguments.world_size]
+        own = asked if arguments.world_size == 1 or sharded else asked[arguments.process_index :: arguments.world_size]
         with _in_16_bits(model, arguments):
             answers = predictor(own)
-        if own is not rows:  # a sharded model takes all processes for every row
+        if own is not asked:  # a sharded model takes all processes for every row
             parts: list[t.Any] = [None] * arguments.world_size
             torch.distributed.all_gather_object(parts, answers)
             answers = [parts[i % len(parts)][i // len(parts)] for i in range(len(rows))]
         model.train(training)
-        return task.score(rows, answers, meta)
+        return task.score(rows, answers, meta, options)
 
     return scores
 

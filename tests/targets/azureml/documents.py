@@ -9,12 +9,13 @@ import yaml
 
 import pipelines
 from tests.golden import FIRST, difference, dumped, plain, without
+from tuneport import tasks
 from tuneport.runner.request import Request
 from tuneport.targets import load
 from tuneport.targets.azureml.documents import DOCKERFILES, Document, Folded, Spec
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "azureml"
-TASKS = pipelines.names()
+TASKS = tasks.names()
 MODEL = "azureml://registries/azureml/models/bert-base-uncased/versions/12"
 COLUMNS: dict[str, dict[str, Any]] = {
     "chat_completion": {"messages_key": "turns"},

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import pipelines
+from tuneport import tasks
 from tuneport.runner.request import Request
 from tuneport.targets import load
 from tuneport.targets.azureml.documents import Document
@@ -78,7 +79,7 @@ def compiled(task: str = "text_classification", settings: dict[str, Any] | None 
     return document
 
 
-@pytest.mark.parametrize("task", pipelines.names())
+@pytest.mark.parametrize("task", tasks.names())
 def test_every_input_and_output_of_the_reference_component_is_there(task: str) -> None:
     pipeline = compiled(task).files["pipeline.yaml"]
     for name, (type_, default) in REFERENCE.items():

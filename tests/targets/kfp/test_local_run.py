@@ -15,29 +15,17 @@ from typing import Any
 import pytest
 
 import pipelines
+from tests.kfp_local import ROOT, start_processes
 from tuneport.runner.request import Request
 from tuneport.targets import load
 
-ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def processes_for_containers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """kfp.local's runner of containers starts processes; returns the stages that it ran."""
-    from kfp.local import docker_task_handler
-
-    ran: list[str] = []
-
-    def start(client: Any, image: str, command: list[str], volumes: Any, environment: Any = None, **rest: Any) -> int:
-        assert command[:4] == ["python3", "-P", "-m", "steps"] and image.endswith("@sha256:" + 64 * "0")
-        ran.append(command[4])
-        surroundings = {**os.environ, **(environment or {}), "PYTHONPATH": str(ROOT)}
-        return subprocess.run([sys.executable, *command[1:]], env=surroundings, check=False).returncode
-
-    monkeypatch.setattr(docker_task_handler, "run_docker_container", start)
-    monkeypatch.setattr("docker.from_env", type("Client", (), {"close": lambda self: None, "info": lambda self: {}}))
-    return ran
+    """The stages that kfp.local ran as processes."""
+    return start_processes(monkeypatch)
 
 
 @pytest.fixture

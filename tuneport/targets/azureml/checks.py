@@ -38,6 +38,7 @@ def check(
     problems = [
         *_names(pipeline, nodes, settings),
         *_registration(pipeline, nodes, values),
+        *_conditions(pipeline, values),
         *(p for n in pipeline.params if n in read for p in _value(pipeline.params[n], values[n])),
         *(p for step in steps.values() for p in _step(step)),
     ]
@@ -86,6 +87,20 @@ def _registration(pipeline: Pipeline, nodes: tuple[Node, ...], values: Mapping[s
                 f"{name}={show(values[name])}: this stage has no machine on Azure ML, which registers models itself. "
                 "Leave it out."
             )
+
+
+def _conditions(pipeline: Pipeline, values: Mapping[str, t.Any]) -> Iterator[str]:
+    """What the step that does not run there would do beside registering under a name."""
+    for node in pipeline.active(values):
+        if node.step.registers is None:
+            continue
+        for name, port in node.step.ports().items():
+            if port.kind == "param" and name != node.step.registers[1] and values[name] != port.default:
+                yield (
+                    f"{name}={show(values[name])}: not taken on Azure ML, which registers the model itself when it is "
+                    f"there, whatever its scores. Leave {name} out, or leave out {node.step.registers[1]} and register "
+                    "the model by hand."
+                )
 
 
 def _value(port: Port, value: t.Any) -> Iterator[str]:

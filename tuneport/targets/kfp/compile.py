@@ -33,6 +33,7 @@ CLASSES = {  # kfp's class for an artifact of ours
     "File": "Dataset",
     "MLTable": "Dataset",
     "Report": "Artifact",
+    "Predictions": "Dataset",
     "Registration": "Artifact",
 }
 VIEWS = {"metrics": "Metrics", "confusion_matrix": "ClassificationMetrics", "markdown": "Markdown", "html": "HTML"}

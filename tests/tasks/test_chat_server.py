@@ -1,0 +1,147 @@
+"""The server of `tuneport deploy --to docker`, for real: OpenAI's routes of an exported chat model, many at once."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import steps
+from tests.conftest import post
+from tuneport import deploy
+from tuneport.deploy.deployment import found
+from tuneport.stage import execute
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(
+    ready: Callable[[str], Any], fenced: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SimpleNamespace]:
+    made, folder = ready("chat_completion"), tmp_path_factory.mktemp("served")
+    run = folder / "run"
+    execute(made.stage(max_steps=2, learning_rate=1e-2, pytorch_model_folder=folder / "tuned"))
+    exported = run / "model_export" / "mlflow_model_folder"
+    execute(
+        steps.load("model_export", "chat_completion")(
+            pytorch_model_folder=folder / "tuned",
+            preprocess_output=made.prepared,
+            max_new_tokens=12,
+            mlflow_model_folder=exported,
+        )
+    )
+    (folder / "server.py").write_text(deploy.render("docker", found(run), {}).files["server.py"])
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    argv = [sys.executable, "server.py", "--model", str(exported), "--name", "answers", "--port", port]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(argv, env=fenced, cwd=folder, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.1)
+        yield SimpleNamespace(url=url, exported=exported)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ask(server: SimpleNamespace, text: str, **values: Any) -> tuple[int, Any]:
+    body = {"model": "answers", "messages": [{"role": "user", "content": text}], **values}
+    return post(f"{server.url}/v1/chat/completions", body)
+
+
+def wanted(server: SimpleNamespace, texts: list[str], **params: Any) -> list[str]:
+    import mlflow
+
+    predictor = mlflow.pyfunc.load_model(str(server.exported)).unwrap_python_model().predictor
+    rows = [{"messages": [{"role": "user", "content": text}], "tools": None} for text in texts]
+    return [answer["content"] for answer in predictor(rows, **params)]
+
+
+def test_a_chat_request_is_answered_in_openai_s_words_as_the_model_answers(server: SimpleNamespace) -> None:
+    status, found = ask(server, "what is red 7", max_tokens=5, temperature=0)
+    (choice,) = found["choices"]
+    assert status == 200 and found["object"] == "chat.completion" and found["model"] == "answers"
+    assert [choice["message"]["content"]] == wanted(server, ["what is red 7"], max_new_tokens=5)
+    assert choice["message"]["role"] == "assistant" and choice["finish_reason"] in ("stop", "length")
+    usage = found["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] and usage["prompt_tokens"] > 10
+
+
+def test_thirty_two_at_once_get_the_answers_that_each_gets_alone(server: SimpleNamespace) -> None:
+    texts = [f"what is number {i}" for i in range(32)]
+    with ThreadPoolExecutor(32) as pool:
+        found = list(pool.map(lambda text: ask(server, text), texts))
+    assert {status for status, _ in found} == {200}
+    said = [answer["choices"][0]["message"]["content"] for _, answer in found]
+    assert said == wanted(server, texts)
+
+
+def test_a_request_that_cannot_be_answered_harms_no_other(server: SimpleNamespace) -> None:
+    def one(i: int) -> tuple[int, Any]:
+        if i % 4:
+            return ask(server, f"is it {i}")
+        return ask(server, "x", messages=[{"role": "robot", "content": "x"}])
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(one, range(8)))
+    assert [status for status, _ in found] == [400, 200, 200, 200] * 2
+    assert found[0][1]["error"]["type"] == "invalid_request_error" and "robot" in found[0][1]["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("values", "status", "message"),
+    [
+        ({"n": 2}, 400, "n=2 is not supported"),
+        ({"stop": ["a"]}, 400, "stop=['a'] is not supported"),
+        ({"max_tokens": "many"}, 400, "max_tokens"),
+        ({"max_tokens": 100_000}, 400, "leaves no room for a prompt"),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"model": "other"}, 404, "the model 'other' is not here; there is 'answers'"),
+    ],
+)
+def test_what_the_server_cannot_do_is_said(
+    server: SimpleNamespace, values: dict[str, Any], status: int, message: str
+) -> None:
+    found, answer = ask(server, "what is red 7", **values)
+    assert found == status
+    assert message in answer["error"]["message"] or message == "max_tokens"
+
+
+def test_a_stream_ends_with_the_whole_answer_and_done(server: SimpleNamespace) -> None:
+    body = {"messages": [{"role": "user", "content": "what is red 7"}], "stream": True}
+    request = urllib.request.Request(
+        f"{server.url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        events = [line.removeprefix("data: ") for line in answer.read().decode().split("\n\n") if line]
+    assert events[-1] == "[DONE]"
+    chunks = [json.loads(event) for event in events[:-1]]
+    said = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert [said] == wanted(server, ["what is red 7"]) and chunks[-1]["choices"][0]["finish_reason"]
+
+
+def test_mlflow_s_payloads_and_the_list_of_models_are_there_too(server: SimpleNamespace, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "what is red 7"}]
+    status, found = post(f"{server.url}/invocations", {"dataframe_records": [{"messages": messages}]})
+    assert status == 200 and [found["predictions"][0]["content"]] == wanted(server, ["what is red 7"])
+    assert post(f"{server.url}/invocations", {"dataframe_records": [{"words": 1}]})[0] == 400
+    with urllib.request.urlopen(f"{server.url}/v1/models", timeout=60) as answer:
+        assert [model["id"] for model in json.load(answer)["data"]] == ["answers"]

@@ -1,0 +1,89 @@
+"""What is served, found in a run's folder; and what serving it takes: files, and the commands that bring them there."""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import re
+import typing as t
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from tuneport.errors import UserError
+from tuneport.json_yaml import read_json, read_yaml
+
+CHAT, DECODERS = "chat_completion", ("chat_completion", "text_generation")
+WRITERS = (*DECODERS, "summarization", "translation")
+ADAPTER, RANK = "adapter_config.json", "r"
+PLAIN = "artifacts/model"  # the Hugging Face folder in an exported model
+
+
+def document(spec: Mapping[str, t.Any]) -> str:
+    """A document as YAML."""
+    return yaml.safe_dump(dict(spec), sort_keys=False, width=110, allow_unicode=True)
+
+
+@dc.dataclass(frozen=True, kw_only=True)
+class Served:
+    """A model to serve; ``adapter`` is a LoRA adapter that was not merged, ``base`` the model that it is added to."""
+
+    folder: Path  # the MLflow model
+    task: str
+    name: str
+    adapter: Path | None = None
+    base: Path | None = None
+
+    @property
+    def plain(self) -> Path:
+        """The Hugging Face folder."""
+        return self.folder / PLAIN
+
+    @property
+    def rank(self) -> int:
+        """Of the adapter."""
+        return int(read_json(t.cast(Path, self.adapter) / ADAPTER)[RANK])
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return bool(read_json(self.plain / "config.json").get("is_encoder_decoder"))
+
+
+@dc.dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """Files by name, folders to be put beside them, and commands to run in their folder."""
+
+    files: Mapping[str, str]
+    commands: Sequence[Sequence[str]]
+    folders: Mapping[str, Path] = dc.field(default_factory=dict)
+    hint: str = ""
+
+
+def found(run: Path) -> Served:
+    """The model of a run's folder, or of an exported model's.
+
+    Raises `UserError` where there is none.
+    """
+    candidates = [run, run / "mlflow_model_folder", run / "model_export" / "mlflow_model_folder"]
+    folder = next((path for path in candidates if (path / "MLmodel").is_file()), None)
+    if folder is None:
+        raise UserError(f"{run}: holds no exported model; expected the folder of a run whose model_export is done.")
+    try:
+        task = str(read_yaml(folder / "MLmodel")["metadata"]["task"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder}: is not a model that model_export wrote; its MLmodel names no task.") from None
+    tuned, base = run / "finetune" / "pytorch_model_folder", run / "model_import" / "model_selector_output"
+    adapted = (tuned / ADAPTER).is_file() and base.is_dir()
+    return Served(
+        folder=folder,
+        task=task,
+        name=dns_name(run.name if folder != run else run.parent.name),
+        adapter=tuned if adapted else None,
+        base=base if adapted else None,
+    )
+
+
+def dns_name(text: str) -> str:
+    """A name that Kubernetes and Azure take, made of another one."""
+    kept = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:32].strip("-")
+    return kept if re.match("[a-z]", kept) and len(kept) >= 3 else f"model-{kept}".strip("-")

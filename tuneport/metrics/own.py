@@ -1,0 +1,156 @@
+"""Metrics of the user's own: functions in a Python file, or entry points of `tuneport.metrics`.
+
+    def politeness(predictions, references, rows):
+        return ["please" in text for text in predictions]
+
+A function is given texts and rows in one order. It returns a number, or one number a row, which gets an interval, or
+several of either by name, as a dict. With ``politeness.greater_is_better = False`` lower is better.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import math
+import traceback
+import typing as t
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneport.errors import UserError, did_you_mean, excerpt
+from tuneport.metrics.answers import METRIC_NAMES, AnsweredRows, named, of_rows
+from tuneport.metrics.metric import AnyMetric, Metric, Undefined
+from tuneport.plugins import Plugin, plugins
+
+if t.TYPE_CHECKING:
+    import numpy as np
+
+Function = Callable[[list[str], list[str], list[dict[str, t.Any]]], t.Any]
+GROUP = "tuneport.metrics"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnMetric:
+    """A function, by the name that ``metrics`` gives it."""
+
+    name: str
+    function: Function
+    file: str
+
+    def __call__(self, rows: AnsweredRows) -> dict[str, float | np.ndarray]:
+        """What it finds, by name: a number, or one of each row.
+
+        Raises `UserError` that names the row where it fails, and for what is neither.
+        """
+        given = (list(rows.predicted), list(rows.truth), [dict(row) for row in rows.raw])
+        try:
+            found = self.function(*given)
+        except Exception as e:  # the user's code may raise anything
+            raise UserError(self._failure(e, self._row_that_fails(given))) from e
+        several = found if isinstance(found, Mapping) else {self.name: found}
+        return {str(name): self._numbers(str(name), value, len(given[0])) for name, value in several.items()}
+
+    def _row_that_fails(self, given: tuple[list[str], list[str], list[dict[str, t.Any]]]) -> str:
+        for prediction, reference, row in zip(*given, strict=True):
+            try:
+                self.function([prediction], [reference], [row])
+            except Exception:
+                return f" at {row.get('row_id', 'a row')}, whose answer is {excerpt(prediction)}"
+        return ""
+
+    def _failure(self, error: Exception, where: str) -> str:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self.file]
+        line = f" (line {frames[-1].lineno} of {self.file})" if frames else ""
+        return f"metrics: '{self.name}' failed{where}: {type(error).__name__}: {error}{line}. Mend the function."
+
+    def _numbers(self, name: str, value: t.Any, rows: int) -> float | np.ndarray:
+        import numpy as np
+
+        try:
+            found = np.asarray(value, dtype=float)
+        except (TypeError, ValueError):
+            found = np.zeros((0, 0))
+        if found.ndim == 0:
+            return float(found)
+        if found.shape != (rows,):
+            raise UserError(
+                f"metrics: '{self.name}' returned {excerpt(value)} for {name}; expected a number, or {rows:,} of them, "
+                "one a row, or a dict of these."
+            )
+        return found
+
+
+def load(text: str, file: Path | None) -> list[str | OwnMetric]:
+    """What ``metrics`` names, in its order: own functions, and names of other metrics.
+
+    Raises `UserError` where a function is not there or cannot be loaded.
+    """
+    declared = plugins(GROUP, METRIC_NAMES)
+    return [_own(name, declared, file) or name for name in named(text)]
+
+
+def brought() -> Collection[str]:
+    """The metrics of other distributions, by name."""
+    return plugins(GROUP, METRIC_NAMES).keys()
+
+
+def _own(name: str, declared: Mapping[str, Plugin], file: Path | None) -> OwnMetric | None:
+    place, colon, function = name.rpartition(":")
+    if colon:
+        return _in_file(place, function, file)
+    if name not in declared:
+        return None
+    plugin = declared[name]
+    module, _, attribute = plugin.value.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute or name)
+    except Exception as e:  # whatever the code of somebody else does when it is imported
+        raise UserError(plugin.refusal(f"cannot be loaded ({type(e).__name__}: {e})")) from e
+    return OwnMetric(name=name, function=found, file="")
+
+
+def _in_file(place: str, function: str, file: Path | None) -> OwnMetric:
+    if file is None:
+        raise UserError(
+            f"metrics: '{place}:{function}' names a function of a file, and metrics_file is not set. Set metrics_file "
+            f"to the path of {place or 'the file'}, so that the stage has it wherever it runs."
+        )
+    loader = importlib.machinery.SourceFileLoader("tuneport_own_metrics", str(file))  # whatever the file is called
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        loader.exec_module(module)
+    except Exception as e:  # the user's code may raise anything
+        raise UserError(f"metrics_file={file}: cannot be loaded ({type(e).__name__}: {e}). Mend the file.") from e
+    found = getattr(module, function, None)
+    if not callable(found):
+        there = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        listed = ", ".join(there) or "none"
+        raise UserError(
+            f"metrics_file={file}: has no function '{function}'; it has: {listed}.{did_you_mean(function, there)}"
+        )
+    return OwnMetric(name=function, function=found, file=str(file))
+
+
+def scored(own: OwnMetric, rows: AnsweredRows) -> list[AnyMetric]:
+    """The records of what a function finds in written answers; it is called once."""
+    found: Mapping[str, float | np.ndarray] = own(rows) if rows.predicted else {own.name: math.nan}
+    better = getattr(own.function, "greater_is_better", True)
+    return [_record(name, value, better=better) for name, value in found.items()]
+
+
+def _record(name: str, value: float | np.ndarray, *, better: bool) -> AnyMetric:
+    title = name.replace("_", " ").capitalize()
+    if not isinstance(value, float):
+        claim = (f"has a {name} of", "one of")
+        return of_rows(name, title, lambda rows: value, claim, percent=False, greater_is_better=better)
+
+    def compute(rows: AnsweredRows) -> float:
+        if not rows.predicted:
+            raise Undefined("no text was written")
+        return value
+
+    return Metric(name=name, title=title, compute=compute, greater_is_better=better, resampled=False)
