@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import click
 
+from tuneport.cli.completion import complete_pipelines
+
 if t.TYPE_CHECKING:
     from tuneport.graph import Pipeline
 
@@ -16,7 +18,7 @@ def command(load: Callable[[str | None], Pipeline]) -> click.Command:
     """Print the JSON schema of a configuration."""
 
     @click.command("schema", help="Print the JSON schema of a configuration file, for editors.")
-    @click.argument("pipeline", required=False)
+    @click.argument("pipeline", required=False, shell_complete=complete_pipelines)
     def schema(pipeline: str | None) -> None:
         from tuneport import targets
         from tuneport.config import json_schema

@@ -10,12 +10,14 @@ import click
 import tuneport
 from tuneport.cli import (
     cmd_compile,
+    cmd_completion,
     cmd_estimate,
     cmd_examples,
     cmd_init,
     cmd_preview,
     cmd_replay,
     cmd_run,
+    cmd_runs,
     cmd_schema,
     cmd_stage,
     cmd_submit,
@@ -24,7 +26,7 @@ from tuneport.cli import (
 )
 from tuneport.cli.cmd_estimate import Estimate
 from tuneport.cli.cmd_preview import ShowPreview
-from tuneport.cli.commands import Commands
+from tuneport.cli.commands import Commands, help_width
 from tuneport.cli.environment import configure_logging
 from tuneport.cli.exit_codes import guard
 from tuneport.cli.pipeline_command import Load
@@ -73,7 +75,7 @@ def commands(
     estimate: Estimate | None,
     preview: ShowPreview | None,
     argv: Sequence[str],
-) -> click.Group:
+) -> Commands:
     """The commands; ``argv`` is what the user typed, shown again as the way to go on after a failure.
 
     Each raises `UserError` for a mistake in what was typed; `guard` makes it the exit code.
@@ -84,7 +86,7 @@ def commands(
         invoke_without_command=True,
         help="Fine-tune, evaluate and package a model with one command.",
         epilog=f"Pipelines: {', '.join(pipelines)}",
-        context_settings={"max_content_width": 120},
+        context_settings={"terminal_width": help_width()},
     )
     @click.version_option(tuneport.__version__, message="tuneport %(version)s")
     @click.pass_context
@@ -101,6 +103,7 @@ def commands(
         cmd_run.command(named, argv),
         cmd_compile.command(named, argv),
         cmd_submit.command(named, argv),
+        cmd_runs.command(),
         cmd_validate.command(named),
         *([cmd_preview.command(named, preview)] if preview else []),
         *([cmd_estimate.command(named, estimate)] if estimate else []),
@@ -110,6 +113,8 @@ def commands(
         cmd_init.command(named),
         cmd_examples.command(),
         cmd_verify.command(),
+        cmd_completion.command(),
     ):
         group.add_command(command)
+    group.pipelines = tuple(pipelines)
     return group
