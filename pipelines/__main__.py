@@ -36,6 +36,7 @@ def command(argv: Sequence[str]) -> int:
         load_stage=steps.load,
         estimate=_estimate,
         preview=_preview,
+        start=_start,
     )
 
 
@@ -44,6 +45,12 @@ def _estimate(*asked: t.Any) -> tuple[list[str], dict[str, t.Any]]:
 
     found = estimate.estimate(*asked)
     return [*estimate.lines(found)], found.as_json()
+
+
+def _start(*asked: t.Any) -> tuple[str, str]:
+    from tuneport.inspection import start
+
+    return start.write(*asked, pipelines.load)
 
 
 def _preview(pipeline: t.Any, values: t.Any, rows: int, html: t.Any) -> t.Any:

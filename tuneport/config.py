@@ -275,11 +275,11 @@ def example(pipeline: Pipeline) -> str:
 def _example_entry(port: Port) -> str:
     help = port.help if port.kind == "input" else f"{port.help} ({port.wanted})"
     comment = "".join(f"# {line}\n" for line in help.splitlines())
-    return f"\n{comment}{port.name}:\n" if port.required else f"\n{comment}# {port.name}:{_yaml(port.default)}\n"
+    return f"\n{comment}{port.name}:\n" if port.required else f"\n{comment}# {port.name}:{yaml_value(port.default)}\n"
 
 
-def _yaml(value: t.Any) -> str:
-    """A default as it stands after the colon."""
+def yaml_value(value: t.Any) -> str:
+    """A value as it stands after the colon."""
     if value is None:
         return ""
     if isinstance(value, str):

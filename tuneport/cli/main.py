@@ -25,6 +25,7 @@ from tuneport.cli import (
     cmd_verify,
 )
 from tuneport.cli.cmd_estimate import Estimate
+from tuneport.cli.cmd_init import Start
 from tuneport.cli.cmd_preview import ShowPreview
 from tuneport.cli.commands import Commands, help_width
 from tuneport.cli.environment import configure_logging
@@ -48,17 +49,26 @@ def main(
     stages: Names,
     estimate: Estimate | None = None,
     preview: ShowPreview | None = None,
+    start: Start | None = None,
 ) -> int:
     """`tuneport COMMAND …`; returns the exit code.
 
     ``names`` and ``load`` are those of pipelines, ``stages`` and ``load_stage`` those of stages; ``estimate`` is what
     `tuneport estimate` calls, ``preview`` what `tuneport preview` does: commands that are there where these are given.
+    ``start`` is what `tuneport init` calls; without it every configuration is the long one.
     """
     configure_logging()
 
     def work() -> int:
         group = commands(
-            names(), load=load, load_stage=load_stage, stages=stages, estimate=estimate, preview=preview, argv=argv
+            names(),
+            load=load,
+            load_stage=load_stage,
+            stages=stages,
+            estimate=estimate,
+            preview=preview,
+            start=start,
+            argv=argv,
         )
         code = group.main(list(argv), prog_name="tuneport", standalone_mode=False)
         return int(code or 0)
@@ -74,6 +84,7 @@ def commands(
     stages: Names,
     estimate: Estimate | None,
     preview: ShowPreview | None,
+    start: Start | None,
     argv: Sequence[str],
 ) -> Commands:
     """The commands; ``argv`` is what the user typed, shown again as the way to go on after a failure.
@@ -110,7 +121,7 @@ def commands(
         cmd_stage.command(stages, load_stage),
         cmd_replay.command(load_stage),
         cmd_schema.command(named),
-        cmd_init.command(named),
+        cmd_init.command(named, start),
         cmd_examples.command(),
         cmd_verify.command(),
         cmd_completion.command(),
