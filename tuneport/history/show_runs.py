@@ -67,7 +67,8 @@ def _named(title: str, values: Mapping[str, str]) -> Iterator[RenderableType]:
     if values:
         yield Text(f"\n{title}:")
         width = max(map(len, values))
-        yield Text("\n".join(f"  {name:{width}}  {value}" for name, value in values.items()), overflow="fold")
+        lines = "\n".join(f"  {name:{width}}  {value}" for name, value in values.items())
+        yield Text(lines, no_wrap=True, overflow="ignore")  # a path is to be copied
 
 
 def comparison(found: RunComparison) -> RenderableType:
@@ -145,5 +146,5 @@ def save_html(shown: RenderableType, path: Path) -> None:
 
 
 def printed(shown: t.Any) -> None:
-    """Print what is shown, as wide as the terminal."""
-    Console(highlight=False).print(shown)
+    """Print what is shown, as wide as the terminal; paths are never broken."""
+    Console(highlight=False).print(shown, crop=False)

@@ -332,7 +332,9 @@ def _run_all(plan: Plan, executor: Executor, progress: Progress, lock: int) -> O
                 code, known = _run_stage(plan, stage, progress, signals, of_users, executor=executor)
                 if code != 0:
                     progress.end(name, "failed", _ending(code))
-                    return Outcome(code=code if code > 0 else 128 - code, message=_failure(plan, stage, code, known))
+                    message = _failure(plan, stage, code, known)
+                    interrupted = code == EXIT_PREEMPTED
+                    return Outcome(code=code if code > 0 else 128 - code, message=message, interrupted=interrupted)
                 signals.raise_if_received()
     except Interrupted as e:
         progress.end(name, "stopped")
