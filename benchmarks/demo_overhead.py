@@ -15,7 +15,7 @@ STAGES = ("model_import", "preprocess", "finetune", "model_export", "model_evalu
 
 def main() -> None:
     """Print where the time went; exit 1 where the goal is missed."""
-    run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/text_classification")
+    run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/text_classification/latest")
     if not all((run / stage / "stage.json").is_file() for stage in STAGES):
         sys.exit(f"{run}: holds no finished run; start one with `make demo`, or name another folder.")
     seconds = {stage: json.loads((run / stage / "stage.json").read_text("utf-8"))["seconds"] for stage in STAGES}

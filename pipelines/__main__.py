@@ -4,6 +4,7 @@ import gc
 import sys
 import typing as t
 from collections.abc import Sequence
+from pathlib import Path
 
 from tuneport.cli.interrupts import ends_quietly
 
@@ -36,6 +37,7 @@ def command(argv: Sequence[str]) -> int:
         load_stage=steps.load,
         estimate=_estimate,
         preview=_preview,
+        start=_start,
     )
 
 
@@ -44,6 +46,12 @@ def _estimate(*asked: t.Any) -> tuple[list[str], dict[str, t.Any]]:
 
     found = estimate.estimate(*asked)
     return [*estimate.lines(found)], found.as_json()
+
+
+def _start(task: str | None, data: str | None, model: str | None, folder: Path) -> tuple[str, str]:
+    from tuneport.inspection import start
+
+    return start.write(task, data, model, folder, pipelines.load)
 
 
 def _preview(pipeline: t.Any, values: t.Any, rows: int, html: t.Any) -> t.Any:

@@ -7,7 +7,6 @@ which win. All raise `tuneport.UserError` for a mistake that the caller can mend
 from __future__ import annotations
 
 import dataclasses as dc
-import fcntl
 import json
 import os
 import signal
@@ -23,11 +22,13 @@ import pipelines
 from tuneport import config as configuration
 from tuneport import targets
 from tuneport.artifacts import MANIFEST
+from tuneport.cli.cmd_run import place_of
 from tuneport.cli.pipeline_command import request_of
 from tuneport.errors import UserError
 from tuneport.graph import Pipeline
+from tuneport.history import kept_runs
 from tuneport.json_yaml import read_json
-from tuneport.runner.cache import RECORD
+from tuneport.runner import run_record
 from tuneport.step import REQUIRED
 
 if t.TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Run:
     """A run and its folder; a run that this process started can be waited for.
 
     Usage:
-        >>> found = load("runs/text_classification")  # doctest: +SKIP
+        >>> found = load("latest")  # doctest: +SKIP
         >>> found.metrics["accuracy"]  # doctest: +SKIP
         0.93
     """
@@ -59,11 +60,10 @@ class Run:
         if self.process is not None:
             code = self.process.poll()
             return "running" if code is None else "failed" if code else "finished"
-        if _is_locked(self.output_dir):
-            return "running"
-        begun = {path.name.partition(".")[0] for path in (self.output_dir / "logs").glob("*.log")}
-        done = {path.parent.name for path in self.output_dir.glob(f"*/{RECORD}")}
-        return "finished" if begun and begun <= done else "failed"
+        record = run_record.read(self.output_dir)
+        if record is None:
+            return "running" if run_record.is_locked(self.output_dir) else "failed"
+        return "failed" if record.status == "stopped" else record.status
 
     @property
     def outputs(self) -> dict[str, Path]:
@@ -149,20 +149,25 @@ def run(
     config: Config = None,
     *,
     target: str = "local",
+    name: str | None = None,
     output_dir: str | Path | None = None,
+    force: bool = False,
     start_from: str | None = None,
     wait: bool = True,
     **values: t.Any,
 ) -> Run:
     """Run a pipeline as `tuneport run` does, in a process of its own; finished and unchanged stages are not run again.
 
-    ``wait=False`` returns at once. Raises `UserError` for values that are not valid, and where the run fails.
+    The run is kept in runs/PIPELINE/NAME, under a name that is made up where none is given, or in ``output_dir``.
+    ``wait=False`` returns at once. Raises `UserError` for values that are not valid, for the name of a finished run
+    unless ``force`` gives that up, and where the run fails.
     """
     traced = pipelines.load(pipeline)
     resolved, platform = _given(traced, config, values)
     chosen = targets.load(target)
     targets.check_resources(traced, resolved, chosen)
-    folder = Path.cwd() / (output_dir or Path("runs", pipeline))
+    directory = None if output_dir is None else Path(output_dir)
+    folder = place_of(traced, resolved, name=name, output_dir=directory, force=force).folder
     request = request_of(traced, platform, (), folder, start_from)
     targets.settings(chosen, request)
     scratch = Path(tempfile.mkdtemp(prefix="tuneport-run-"))
@@ -171,7 +176,9 @@ def run(
     file.write_text(json.dumps(text), "utf-8")
     file.chmod(0o600)  # an address may hold a secret
     argv = [sys.executable, "-P", "-m", "pipelines", "run", pipeline, "--config", str(file)]
-    argv += ["--target", target, "--output_dir", str(folder)]
+    argv += ["--target", target]
+    argv += ["--name", folder.name] if directory is None else ["--output_dir", str(folder)]
+    argv += ["--force"] if force else []
     argv += ["--from", start_from] if start_from else []
     log = scratch / "log"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [*_roots(), os.environ.get("PYTHONPATH")]))}
@@ -219,13 +226,13 @@ def preview(pipeline: str, config: Config = None, *, rows: int = 3, **values: t.
 
 
 def load(run: str | Path) -> Run:
-    """A run by its folder, such as ``runs/text_classification``.
+    """A run by its name, such as ``quiet-otter-3`` or ``latest``, or by its folder.
 
-    Raises `UserError` where no run was there.
+    Raises `UserError` where no run is there.
     """
-    folder = Path.cwd() / run
+    folder = (Path.cwd() / run).resolve()
     if not (folder / "logs").is_dir() and not (folder / ".lock").is_file():
-        raise UserError(f"{folder}: holds no run; expected the folder that --output_dir named, as runs/PIPELINE.")
+        folder = kept_runs.find(str(run), Path.cwd() / kept_runs.ROOT).folder
     return Run(output_dir=folder)
 
 
@@ -258,20 +265,6 @@ def _texts(pipeline: Pipeline, resolved: Mapping[str, t.Any]) -> dict[str, t.Any
 def _roots() -> list[str]:
     """Where the packages are, if they are not installed but were found in a folder."""
     return [str(Path(pipelines.__file__).absolute().parents[1])]
-
-
-def _is_locked(folder: Path) -> bool:
-    try:
-        descriptor = os.open(folder / ".lock", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _last_words(log: Path | None) -> str:

@@ -10,7 +10,7 @@ from tuneport.links import link_tree
 from tuneport.modeling.merged_adapters import ADAPTER_FILES
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE
 from tuneport.stage import changed, parameters, save_json
-from tuneport.step import Step, View, consumes, produces, resource
+from tuneport.step import Least, Step, View, consumes, produces, resource
 from tuneport.tasks import TaskParams
 from tuneport.training import conflicts
 from tuneport.training.parameters import TrainingParams
@@ -60,6 +60,14 @@ class Finetune(Step, TaskParams, TrainingParams):
             from tuneport.training.distributed import deepspeed
 
             deepspeed.check(self)
+
+    def least(self, model: int) -> Least:
+        """Weights alone with LoRA; else with gradients and two moments, which sharded processes share among them."""
+        whole = model if self.apply_lora else 4 * model
+        shares = self.number_of_gpu_to_use_finetuning * self.num_nodes_finetune
+        checkpoint = model if self.apply_lora or self.checkpoint_contents == "weights" else 3 * model
+        sharded = self.apply_deepspeed or self.fsdp not in ("", "none")
+        return Least(memory=whole // (shares if sharded else 1), disk=checkpoint)
 
     def resumes(self) -> bool:
         return self.resume_from_checkpoint.lower() != "false"

@@ -1,5 +1,6 @@
 """Stage `model_evaluation`: score the tuned model beside its base and trivial baselines on the test split."""
 
+import dataclasses as dc
 import json
 import re
 import shutil
@@ -103,10 +104,10 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
         rows = test.rows
         comparison = self._compare(prepared, test, tuned, base)
         output = self.evaluation_result.path
-        save_json(output / "metrics.json", comparison.as_json())
+        save_json(output / "metrics.json", {**comparison.as_json(), "verdict": dc.asdict(comparison.verdict)})
         short = None if base is None else [tasks.load(self.task_name).short(answer) for answer in base]
         save_json(output / row_scores.FILE, row_scores.row_scores(rows, comparison.tuned))
-        _write_predictions(output / "predictions.jsonl", rows, tuned, short, comparison.tuned.row_correct)
+        _write_predictions(output / "predictions.jsonl", rows, tuned, short, comparison.tuned)
         (output / "report.html").write_text(self._report(prepared, rows, tuned, base, comparison), "utf-8")
         self._track(comparison)
         for line in (*comparison.lines(), comparison.verdict.headline):
@@ -312,12 +313,15 @@ def _tracked_metrics(comparison: "Comparison") -> dict[str, float]:
 
 
 def _write_predictions(
-    path: Path, rows: Sequence[Row], tuned: list[Row], base: list[Row] | None, correct: Sequence[bool] | None
+    path: Path, rows: Sequence[Row], tuned: list[Row], base: list[Row] | None, scored: "Evaluation"
 ) -> None:
-    """One line a test row: its id and fields, the tuned model's whole answer, the gist of the base model's."""
+    """One line a test row: its id and fields, the tuned model's whole answer, the gist of the base model's.
+
+    ``parts`` are what the row adds to the headline metric's numerator and denominator.
+    """
     with path.open("w", encoding="utf-8") as f:
         for i, (row, answer) in enumerate(zip(rows, tuned, strict=True)):
-            right = {} if correct is None else {"correct": correct[i]}
+            right = {} if scored.row_correct is None else {"correct": scored.row_correct[i]}
             other = {} if base is None else {"base": base[i]}
-            line = {**row, "tuned": answer, **right, **other}
+            line = {**row, "tuned": answer, **right, **other, "parts": list(scored.row_parts[i])}
             f.write(to_json(line) + "\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.targets.test_local import Toy
+from tests.toy_command import Toy
 
 CANARY = "CaNaRy"
 USER = f"me:{CANARY}p@s/s"  # with characters that an address has for something else
@@ -49,7 +49,8 @@ def talking(tmp_path: Path) -> Toy:
 @pytest.mark.parametrize("failing", ["", "user", "bug"])
 def test_a_run_and_its_replay_show_and_keep_no_secret(talking: Toy, failing: str, uri: str) -> None:
     environment = {**VARIABLES, "MLFLOW_TRACKING_URI": uri, "ADDRESS": SIGNED}
-    done = talking("run", "toy", "text=text.txt", f"trailing={SIGNED}", f"fail={failing}", **environment)
+    place = ("--output_dir", "runs/toy")
+    done = talking("run", "toy", "text=text.txt", f"trailing={SIGNED}", f"fail={failing}", *place, **environment)
     assert done.returncode == {"": 0, "user": 2, "bug": 1}[failing], done.stderr
     log = (talking.output / "logs" / "count.log").read_text()
     assert (
@@ -67,7 +68,7 @@ def test_a_run_and_its_replay_show_and_keep_no_secret(talking: Toy, failing: str
         shown = "http://127.0.0.1:9" if uri.startswith("http") else 'ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
         assert shown in done.stdout
         signed_again = SIGNED.replace(f"{CANARY}2", f"{CANARY}7")
-        again = talking("run", "toy", "text=text.txt", f"trailing={signed_again}", **environment)
+        again = talking("run", "toy", "text=text.txt", f"trailing={signed_again}", *place, **environment)
         assert talking.states(again)["shout"] == "done", "the key is of the whole values"
 
 
@@ -194,7 +195,7 @@ def test_a_whole_run_keeps_no_secret_in_files_and_databases(
     done = tuneport("run", "text_classification", *(f"{k}={v}" for k, v in values.items()), **environment)
     assert done.returncode == 0, done.stderr
     assert "See the run in MLflow" in done.stdout
-    assert (tmp_path / "runs/text_classification/model_registration").is_dir()
+    assert (tmp_path / "runs/text_classification/latest/model_registration").is_dir()
     assert found(tmp_path, done.stdout, done.stderr) == []
 
 

@@ -122,8 +122,8 @@ def test_help_imports_no_heavy_library(argv: list[str]) -> None:
         (
             ["rnu"],
             (
-                "unknown command 'rnu'; there are: compile, deploy, estimate, examples, init, preview, replay, run, "
-                "schema, stage, submit, validate, verify. Did you mean 'run'?"
+                "unknown command 'rnu'; there are: compile, completion, deploy, estimate, examples, init, preview, "
+                "replay, run, runs, schema, stage, submit, validate, verify. Did you mean 'run'?"
             ),
         ),
         (["run"], f"no pipeline is named; expected one of {', '.join(pipelines.names())}."),
@@ -188,7 +188,7 @@ def test_validate_checks_values_files_and_columns_and_writes_nothing(
     values = ["sentence1_key=text", f"train_file_path={rows}", f"pytorch_model_path={tiny_model}"]
     assert tuneport("validate", "text_classification", "label_key=label", *values) == 0
     stages = "model_import → preprocess → finetune → model_export → model_evaluation"
-    assert capsys.readouterr().out == f"valid: text_classification ({stages})\n"
+    assert capsys.readouterr().out.startswith(f"valid: text_classification ({stages})\nhere: ")
     assert tuneport("validate", "text_classification", "label_key=lable", *values) == 2
     assert "not found in train.jsonl; it has: text, label. Did you mean 'label'?" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["train.jsonl"]
@@ -217,7 +217,7 @@ def test_the_schema_is_json_over_all_inputs(tuneport: Command, capsys: pytest.Ca
 def test_init_writes_a_file_that_runs_once_it_is_filled_in_and_never_overwrites_one(
     tuneport: Command, capsys: pytest.CaptureFixture[str], rows: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    assert tuneport("init", "text_classification", "-o", "run.yaml") == 0
+    assert tuneport("init", "text_classification", "--all", "-o", "run.yaml") == 0
     text = (tmp_path / "run.yaml").read_text("utf-8")
     filled = (
         text.replace("\nsentence1_key:\n", "\nsentence1_key: text\n")
@@ -227,10 +227,10 @@ def test_init_writes_a_file_that_runs_once_it_is_filled_in_and_never_overwrites_
     )
     (tmp_path / "run.yaml").write_text(filled, "utf-8")
     assert tuneport("validate", "text_classification", "--config", "run.yaml") == 0
-    assert tuneport("init", "text_classification", "-o", "run.yaml") == 2
+    assert tuneport("init", "text_classification", "--all", "-o", "run.yaml") == 2
     assert "run.yaml: exists already and is not overwritten" in capsys.readouterr().err
     assert (tmp_path / "run.yaml").read_text("utf-8") == filled
-    assert tuneport("init", "text_classification") == 0
+    assert tuneport("init", "text_classification", "--all") == 0
     assert capsys.readouterr().out == text
 
 

@@ -46,7 +46,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def metrics(demo: dict[str, Any]) -> dict[str, Any]:
-    run = demo["folder"] / "runs" / "text_classification"
+    run = demo["folder"] / "runs" / "text_classification" / "latest"
     return json.loads((run / "model_evaluation" / "evaluation_result" / "metrics.json").read_text("utf-8"))
 
 

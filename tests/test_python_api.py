@@ -45,7 +45,7 @@ def test_importing_the_package_takes_no_time_and_no_name_of_a_call_is_a_module()
 
 
 def test_no_input_of_a_pipeline_has_the_name_of_a_keyword_of_the_calls() -> None:
-    keywords = {"pipeline", "config", "target", "output", "output_dir", "start_from", "wait", "rows"}
+    keywords = {"pipeline", "config", "target", "output", "output_dir", "start_from", "wait", "rows", "name", "force"}
     assert not [name for task in pipelines.names() for name in pipelines.load(task).params if name in keywords]
 
 
@@ -85,7 +85,7 @@ def test_a_mistake_in_a_run_is_raised_with_the_runs_own_message(given: dict[str,
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n' * 30)
     with pytest.raises(UserError, match=r"columns .* not found in rows\.jsonl"):
         tuneport.run("text_classification", given)
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="no such run"):
         tuneport.load("nowhere")
 
 
@@ -116,6 +116,7 @@ def test_a_finished_run_is_loaded_with_its_outputs_metrics_and_answers(whole_run
 def test_a_whole_run_from_python(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     values = {k: v for k, v in VALUES.items() if k not in COLUMNS and k != "registered_model_name"}
     run = tuneport.run("text_classification", given, **values)
-    assert run.status == tuneport.load(run.output_dir).status == "finished"
+    assert run.status == tuneport.load("latest").status == "finished"
+    assert tuneport.load("latest").output_dir == run.output_dir
     assert "finetune" in capsys.readouterr().out
     assert run.predict([{"text": "is it red or not"}])[0]["label"]

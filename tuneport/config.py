@@ -15,8 +15,8 @@ import typing as t
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from tuneport.address import is_elsewhere
-from tuneport.errors import UserError, excerpt
+from tuneport.address import Address, is_elsewhere
+from tuneport.errors import READ_ELSEWHERE, UserError, excerpt
 from tuneport.graph import Pipeline
 from tuneport.json_yaml import check_aliases, yaml_errors
 from tuneport.limits import MAX_YAML_BYTES, read_bytes
@@ -199,6 +199,8 @@ def _shape(node: Node) -> str:
 def _root(file: Path) -> MappingNode:
     import yaml
 
+    if is_elsewhere(str(file)):
+        raise UserError(f"--config={Address.of(file)}: is an address, and no file of this machine. {READ_ELSEWHERE}")
     try:
         root: Node | None = yaml.compose(read_bytes(file, MAX_YAML_BYTES), Loader=yaml.SafeLoader)
         check_aliases(root)
@@ -285,11 +287,11 @@ def example(pipeline: Pipeline) -> str:
 def _example_entry(port: Port) -> str:
     help = port.help if port.kind == "input" else f"{port.help} ({port.wanted})"
     comment = "".join(f"# {line}\n" for line in help.splitlines())
-    return f"\n{comment}{port.name}:\n" if port.required else f"\n{comment}# {port.name}:{_yaml(port.default)}\n"
+    return f"\n{comment}{port.name}:\n" if port.required else f"\n{comment}# {port.name}:{yaml_value(port.default)}\n"
 
 
-def _yaml(value: t.Any) -> str:
-    """A default as it stands after the colon."""
+def yaml_value(value: t.Any) -> str:
+    """A value as it stands after the colon."""
     if value is None:
         return ""
     if isinstance(value, str):

@@ -9,6 +9,10 @@ from typing import Any
 from tuneport.secrets import masked
 
 EXIT_PREEMPTED = 75  # a signal stopped the work, but its state is saved: run it again. EX_TEMPFAIL of sysexits.h
+READ_ELSEWHERE = (  # what to do where an address is given, and a file is read
+    "Addresses are read by train_file_path, validation_file_path and test_file_path, and their …_mltable_path. Fetch "
+    "the file, and name it."
+)
 LONGEST_LINE = 2000  # characters of a message
 
 

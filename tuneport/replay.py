@@ -30,7 +30,8 @@ def read(source: Path, stage: str | None) -> tuple[str, Values]:
     except OSError as e:
         raise UserError(
             f"{source}: no inputs of a stage are saved there ({path}: {e.strerror}). Expected RUN/STAGE, as in "
-            "runs/text_classification/finetune, a file STAGE.inputs.json, or an executor input of Kubeflow Pipelines."
+            "runs/text_classification/latest/finetune, a file STAGE.inputs.json, or an executor input of Kubeflow "
+            "Pipelines."
         ) from None
     except ValueError as e:
         raise UserError(f"{path}: is not valid JSON ({e}).") from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tuneport
+from tuneport.address import Address, is_elsewhere
 from tuneport.artifacts import (
     INCOMPLETE,
     MANIFEST,
@@ -24,7 +25,7 @@ from tuneport.artifacts import (
     write_manifest,
 )
 from tuneport.digests import recorded
-from tuneport.errors import UserError, is_full_disk
+from tuneport.errors import READ_ELSEWHERE, UserError, is_full_disk
 from tuneport.json_yaml import read_json, to_json
 from tuneport.links import link_or_copy
 from tuneport.secrets import masked_values
@@ -290,6 +291,8 @@ def read_json_object(port: str, file: Path, expected: str) -> dict[str, Any]:
 
     Raises `UserError` for a file that cannot be read or holds no such object.
     """
+    if is_elsewhere(str(file)):
+        raise UserError(f"{port}={Address.of(file)}: is an address, and no file of this machine. {READ_ELSEWHERE}")
     try:
         found = read_json(file)
     except OSError as e:

@@ -21,6 +21,7 @@ from tuneport.address import Address
 from tuneport.artifacts import Artifact
 from tuneport.errors import UserError, did_you_mean, excerpt
 from tuneport.mixture import canonical, is_mixture
+from tuneport.synonyms import meant
 
 T = t.TypeVar("T")
 Kind = t.Literal["input", "param", "output", "resource"]
@@ -226,6 +227,14 @@ def _adapter(type_: type, choices: tuple[t.Any, ...], bounds: tuple[tuple[str, f
 
 
 @dc.dataclass(frozen=True, kw_only=True)
+class Least:
+    """Bytes that a step takes at the least: of memory, on each device that holds the model, and of disk."""
+
+    memory: int = 0
+    disk: int = 0
+
+
+@dc.dataclass(frozen=True, kw_only=True)
 class Context:
     """What the surroundings tell a running step; read from the environment in one place and passed on."""
 
@@ -327,6 +336,10 @@ class Step(Params):
         """
         return ()
 
+    def least(self, model: int) -> Least:
+        """What it takes at the least of its machine, where the base model's weights take ``model`` bytes."""
+        return Least()
+
     def run(self) -> None:
         """Do the work: read the inputs, fill the output folders."""
         raise NotImplementedError
@@ -426,7 +439,7 @@ def parse_values(ports: Mapping[str, Port], values: Mapping[str, t.Any], where: 
     problems, parsed = [], {}
     for name, value in values.items():
         if name not in ports:
-            problems.append(f"unknown parameter '{name}' for {where}.{did_you_mean(name, ports)}")
+            problems.append(f"unknown parameter '{name}' for {where}.{meant(name, ports)}")
             continue
         try:
             parsed[name] = ports[name].parse(value)

@@ -6,7 +6,6 @@ import os
 import pty
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,63 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.toy_command import Toy
 from tuneport.artifacts import Dataset, Report
 from tuneport.errors import UserError
 from tuneport.graph import Pipeline
 from tuneport.runner.request import Request
 from tuneport.runner.run import Plan, Stage, default_tracking_uri
 from tuneport.targets import load, names
-
-
-class Toy:
-    """A copy of the package `toy` in a folder, and the tuneport command over it, run in that folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.package = folder / "lib" / "toy"
-        shutil.copytree(Path(__file__).parent / "toy", self.package, ignore=shutil.ignore_patterns("__pycache__"))
-        self.notes = folder / "notes.txt"
-        self.text = folder / "text.txt"
-        self.text.write_text("hello", "utf-8")
-        self.output = folder / "runs" / "toy"
-
-    def environment(self, **more: str) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(self.package.parent), "TOY_NOTES": str(self.notes), **more}
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "toy.tuneport_toy", *arguments]
-
-    def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run the command to its end."""
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.environment(**environment),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self("run", "toy", "text=text.txt", *arguments)
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start the command as a process of its own."""
-        return subprocess.Popen(
-            self.command("run", "toy", "text=text.txt", *arguments),
-            cwd=self.folder,
-            env=self.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def states(self, result: subprocess.CompletedProcess[str]) -> dict[str, str]:
-        """What each stage came to: done, cached, reused, failed."""
-        ends = [line.split(" | ", 1) for line in result.stdout.splitlines() if " | " in line]
-        words = ("done", "cached", "reused", "failed", "stopped")
-        return {stage: text.split()[0] for stage, text in ends if text.startswith(words)}
 
 
 @pytest.fixture
@@ -184,9 +133,9 @@ def test_stages_run_in_order_and_their_outputs_are_named_at_the_end(toy: Toy) ->
     assert list(toy.states(result).items()) == [("shout", "done"), ("count", "done")]
     assert counted(toy) == "0 HELLO, you !\n1 HELLO, you !\n"
     assert re.search(r"^count \| .*\[2/2\] written, offline=1$", result.stdout, re.MULTILINE)
-    assert f"counted  {toy.output}/count/counted" in result.stdout
+    assert f"  counted: The repeated text.\n    {toy.output}/count/counted\n" in result.stdout
     assert (
-        f"MLFLOW_DISABLE_TELEMETRY=true mlflow ui --backend-store-uri 'sqlite:///{toy.folder}/mlflow.db'"
+        f"MLFLOW_DISABLE_TELEMETRY=true mlflow ui --backend-store-uri 'sqlite:///{toy.folder}/mlflow.db' --port 5000"
         in result.stdout
     )
     log = (toy.output / "logs" / "count.log").read_text()
@@ -339,7 +288,8 @@ def test_a_failing_stage_gives_its_exit_code_its_last_words_and_the_way_on(
     result = toy.run(f"fail={how}")
     assert result.returncode == code
     assert toy.states(result) == {"shout": "done", "count": "failed"}
-    for word in [*words, f"{toy.output}/logs/count.log", f"tuneport run toy text=text.txt fail={how} --from count"]:
+    again = f"tuneport run toy text=text.txt fail={how} --output_dir runs/toy --from count"
+    for word in [*words, f"{toy.output}/logs/count.log", again]:
         assert word in result.stderr
     assert not (toy.output / "count" / "counted").exists()
     assert toy.states(toy.run()) == {"shout": "cached", "count": "done"}
@@ -390,7 +340,7 @@ def test_ctrl_c_at_a_terminal_reaches_the_stage_exactly_once_and_the_table_shows
     pid, main = pty.fork()
     if pid == 0:
         os.chdir(toy.folder)
-        command = toy.command("run", "toy", "text=text.txt", "pause=60", "times=40")
+        command = toy.command("run", "toy", "text=text.txt", "pause=60", "times=40", "--output_dir", "runs/toy")
         os.execve(sys.executable, command, toy.environment(TERM="xterm", COLUMNS="120"))
     wait_for(toy.output / "logs" / "count.log", "[40/40]")
     time.sleep(0.6)
@@ -399,7 +349,8 @@ def test_ctrl_c_at_a_terminal_reaches_the_stage_exactly_once_and_the_table_shows
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
     assert toy.notes.read_text() == "asked to stop\n"
     assert re.search(r"shout\s+.*done", seen)
-    assert re.search(r"count\s+.*running.*\[40/40\] written", seen)
+    assert re.search(r"count\s+.*running.*40/40", seen)
+    assert "written, offline=1" in seen
     assert "━" in seen
     assert "interrupted in count. To go on, repeat the same command" in seen
 

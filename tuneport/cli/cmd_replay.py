@@ -57,5 +57,4 @@ def command(load: LoadStage) -> click.Command:
         "Print or run the command that repeats one stage of a run with the same values. RUN/STAGE is a stage's folder, "
         "a saved STAGE.inputs.json, or an executor input of Kubeflow Pipelines; NAME=VALUE changes a value."
     )
-    settings = {"max_content_width": 120}
-    return PipelineCommand("replay", params=parameters, callback=replay, help=help, context_settings=settings)
+    return PipelineCommand("replay", params=parameters, callback=replay, help=help)

@@ -19,9 +19,14 @@ def command(load: Callable[[str | None], Pipeline]) -> click.Command:
     def validate(pipeline: Pipeline, values: Mapping[str, t.Any], platform: Mapping[str, t.Any], target: str) -> int:
         from tuneport import targets
 
-        for found in targets.validate(pipeline, values, targets.load(target), request_of(pipeline, platform, ())):
+        chosen, request = targets.load(target), request_of(pipeline, platform, ())
+        for found in targets.validate(pipeline, values, chosen, request):
             click.echo(f"note: {found}")
         click.echo(f"valid: {pipeline.name} ({' → '.join(node.name for node in pipeline.active(values))})")
+        if not chosen.remote:
+            from tuneport.runner import this_machine
+
+            click.echo(f"here: {this_machine.seen(request.output_dir)}")
         return 0
 
     help = "Check values, files, columns and the first rows without running anything."

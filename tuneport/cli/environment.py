@@ -50,16 +50,17 @@ def shown_streams() -> Iterator[None]:
 
 
 class _Formatter(logging.Formatter):
-    """Formats a log line, its traceback included, without secrets."""
+    """Formats a log line, its traceback included, without secrets; of a warning it says so."""
 
     def format(self, record: logging.LogRecord) -> str:
+        record.level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         return shown(super().format(record))
 
 
 def configure_logging() -> None:
-    """Log lines go to stderr: time, stage, message. Of several processes, all but the first only warn."""
+    """Log lines go to stderr: time, stage, a mark of warnings, message. Of several processes, all but one only warn."""
     rank = int(os.environ["RANK"]) if torchrun.is_rank(os.environ) else 0
-    line = f"%(asctime)s %(name)s {f'[rank {rank}]' if rank else ''} %(message)s"
+    line = f"%(asctime)s %(name)s {f'[rank {rank}] ' if rank else ''}%(level)s%(message)s"
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter(line, "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from tuneport.cli.commands import help_width
+from tuneport.cli.completion import complete_inputs, complete_pipelines, complete_targets
 from tuneport.cli.stage_command import PortOption
 from tuneport.errors import UserError, did_you_mean
 
@@ -25,7 +27,7 @@ class PipelineCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not self.add_help_option:  # click's own option looks to it that who asks for help may leave all else out
-            ctx.resilient_parsing = "--help" in args
+            ctx.resilient_parsing = ctx.resilient_parsing or "--help" in args
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as e:
@@ -56,16 +58,13 @@ def pipeline_command(
         return work(traced, values, platform(config), **rest)
 
     parameters: list[click.Parameter] = [
-        click.Argument(["pipeline"], required=False),
-        click.Argument(["overrides"], nargs=-1, metavar="[NAME=VALUE]..."),
+        click.Argument(["pipeline"], required=False, shell_complete=complete_pipelines),
+        click.Argument(["overrides"], nargs=-1, metavar="[NAME=VALUE]...", shell_complete=complete_inputs(load)),
         path_option("--config", "FILE", "YAML file with values for the pipeline's inputs."),
         *options,
         click.Option(["--help"], is_flag=True, help="Show this message; after PIPELINE also all its inputs."),
     ]
-    settings = {"max_content_width": 120}
-    return PipelineCommand(
-        name, params=parameters, callback=callback, help=help, add_help_option=False, context_settings=settings
-    )
+    return PipelineCommand(name, params=parameters, callback=callback, help=help, add_help_option=False)
 
 
 def path_option(flag: str, metavar: str, help: str) -> click.Option:
@@ -79,8 +78,8 @@ def target_option(default: str | None) -> click.Option:
 
     help = f"Where: {', '.join(targets.names())}."
     if default is None:  # click takes a default that is None for a value
-        return click.Option(["--target"], required=True, help=help)
-    return click.Option(["--target"], default=default, show_default=True, help=help)
+        return click.Option(["--target"], required=True, help=help, shell_complete=complete_targets)
+    return click.Option(["--target"], default=default, show_default=True, help=help, shell_complete=complete_targets)
 
 
 def request_of(
@@ -108,7 +107,7 @@ def request_of(
 
 def inputs_help(pipeline: Pipeline) -> str:
     """Every input of a pipeline under the heading of its group."""
-    formatter = click.HelpFormatter(width=120)
+    formatter = click.HelpFormatter(width=help_width())
     sections: dict[str, list[tuple[str, str]]] = {}
     for option in map(PortOption, pipeline.params.values()):
         sections.setdefault(option.group, []).append((f"{option.name}={option.metavar}", option.help or ""))

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from tuneport.cli.arguments import peek, without
+from tuneport.cli.commands import help_width
 from tuneport.cli.environment import configure_logging, context_from_environment, shown_streams
 from tuneport.cli.exit_codes import _complain, guard
 from tuneport.launchers import torchrun
@@ -65,7 +66,7 @@ def stage_command(step: type[Step], run: Callable[[Mapping[str, t.Any]], int]) -
         params=[PortOption(port) for port in step.ports().values() if port.kind != "resource"],
         callback=callback,
         help=step.description(),
-        context_settings={"help_option_names": ["--help"], "max_content_width": 120},
+        context_settings={"help_option_names": ["--help"], "terminal_width": help_width()},
     )
 
 

@@ -34,7 +34,10 @@ SECTIONS = {
     "parameters": "parameter", "inputs": "input", "code": "code", "libraries": "library", "origins": "version of",
 }  # fmt: skip
 # Of tuneport itself: what decides how a run is described and started, and never what a stage writes.
-NOT_CODE = ("tuneport/_examples/", "tuneport/targets/", "tuneport/runner/", "tuneport/cli/", "tuneport/config.py")
+NOT_CODE = (
+    "tuneport/_examples/", "tuneport/targets/", "tuneport/runner/", "tuneport/cli/", "tuneport/config.py",
+    "tuneport/history/", "tuneport/inspection/", "tuneport/estimation/", "tuneport/synonyms.py",
+)  # fmt: skip
 # The libraries that a stage's result may depend on; others are not looked at.
 LIBRARIES = (
     "accelerate", "huggingface_hub", "matplotlib", "mlflow", "mlflow-skinny", "numpy", "pandas", "pyarrow",

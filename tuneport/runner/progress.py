@@ -1,25 +1,25 @@
-"""What a person sees of a run: a live table at a terminal, plain lines anywhere else."""
+"""What a person sees of a run while it runs: a live table at a terminal, plain lines anywhere else, or nothing."""
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 import typing as t
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from tuneport.runner.stage_lines import StageState, warning_of
 
 if t.TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.live import Live
-    from rich.table import Table
 
-COUNT = re.compile(r"\[(\d+)/(\d+)\]")
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")  # colours, cursor moves
+Show = t.Literal["progress", "quiet", "json"]
 STATES = {"done": "green", "cached": "green", "reused": "green", "running": "yellow", "failed": "red", "stopped": "red"}
+BAR = 24  # characters
 
 
 class Progress(ABC):
@@ -39,10 +39,6 @@ class Progress(ABC):
     def end(self, stage: str, state: str, note: str = "") -> None:
         """A stage is done, cached, reused, failed or stopped."""
 
-    @abstractmethod
-    def say(self, text: str) -> None:
-        """Print a text for the user."""
-
     def stopping(self, why: str) -> None:
         """The first signal arrived."""
         self.complain(f"{why}: the stage is cleaning up; once more kills it")
@@ -60,18 +56,36 @@ class Progress(ABC):
 class PlainProgress(Progress):
     """``finetune | …``, a line for each line of a stage."""
 
+    def __init__(self, stream: t.TextIO | None = None) -> None:
+        super().__init__()
+        self.stream = stream
+
     def line(self, stage: str, text: str) -> None:
-        self.say(f"{stage} | {text}")
+        say(f"{stage} | {text}", self.stream)
 
     def end(self, stage: str, state: str, note: str = "") -> None:
         took = f" in {self.elapsed(stage)}" if state == "done" else ""
-        self.say(f"{stage} | {state}{took}" + (f" ({note})" if note else ""))
+        say(f"{stage} | {state}{took}" + (f" ({note})" if note else ""), self.stream)
 
-    def say(self, text: str) -> None:
-        try:
-            print(text, flush=True)  # noqa: T201
-        except BrokenPipeError:  # whoever read along is gone; the run goes on
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+class QuietProgress(Progress):
+    """Warnings alone, on standard error."""
+
+    def line(self, stage: str, text: str) -> None:
+        if warning := warning_of(text):
+            say(f"{stage}: warning: {warning}", sys.stderr)
+
+    def end(self, stage: str, state: str, note: str = "") -> None:
+        pass
+
+
+def say(text: str, stream: t.TextIO | None = None) -> None:
+    """Print a text for the user, where there still is one."""
+    stream = stream or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:  # whoever read along is gone; the run goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @dataclass
@@ -80,13 +94,12 @@ class Row:
 
     state: str = "waiting"
     elapsed: str = ""
-    done: int = 0
-    total: int = 0
-    text: str = ""
+    note: str = ""
+    said: StageState = field(default_factory=StageState)
 
 
 class LiveProgress(Progress):
-    """One table row a stage: state, time, a bar where the stage counts, its last line."""
+    """A row a stage: state, time, and while it runs a bar and beneath it what it measures. Warnings stay above."""
 
     def __init__(self, stages: Sequence[str], console: Console) -> None:
         super().__init__()
@@ -99,51 +112,65 @@ class LiveProgress(Progress):
         self.rows[stage].state = "running"
 
     def line(self, stage: str, text: str) -> None:
-        row = self.rows[stage]
-        row.text = CONTROL.sub("", text)
-        if counts := COUNT.findall(text):
-            row.done, row.total = map(int, counts[-1])
+        if text.startswith("running"):
+            text = text.removeprefix("running").strip(" ()").replace("no finished result", "") or "starting"
+        if warning := self.rows[stage].said.take(text):
+            from rich.text import Text
+
+            self.console.print(Text.assemble((f"{stage}: warning: ", "yellow"), warning))
 
     def end(self, stage: str, state: str, note: str = "") -> None:
         row = self.rows[stage]
         row.elapsed = self.elapsed(stage) if stage in self.started else ""
-        row.state = state
-        row.text = note or ("" if state in ("done", "cached", "reused") else row.text)
+        row.state, row.note = state, note
         if self.live:
             self.live.refresh()
 
-    def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
 
-    def __rich__(self) -> Table:
+        return Group(*(part for stage in self.rows for part in self._parts(stage)))
+
+    def _parts(self, stage: str) -> Iterator[RenderableType]:
+        """A stage's row, and of a running one a second line with what it measures."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
-        table = Table.grid(padding=(0, 2), expand=True)
-        for options in ({"no_wrap": True}, {"no_wrap": True}, {"no_wrap": True, "justify": "right", "min_width": 6}):
-            table.add_column(**options)
-        table.add_column(width=20)
-        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-        for stage, row in self.rows.items():
-            running = row.state == "running"
-            bar = ProgressBar(total=row.total, completed=row.done, width=20) if running and row.total else ""
-            elapsed = self.elapsed(stage) if running else row.elapsed
-            style = STATES.get(row.state, "dim")
-            table.add_row(stage, Text(row.state, style=style), elapsed, bar, Text(row.text, style="dim"))
-        return table
+        row = self.rows[stage]
+        said, running = row.said, row.state == "running"
+        table = Table.grid(padding=(0, 2))
+        table.add_column(width=max(map(len, self.rows)))
+        table.add_column(width=7)
+        table.add_column(width=7, justify="right")
+        table.add_column(width=BAR)
+        table.add_column(no_wrap=True, overflow="ellipsis")
+        bar = ProgressBar(total=said.total, completed=said.done, width=BAR) if running and said.total else ""
+        count = f"{said.done}/{said.total}" if running and said.total else ""
+        state = Text(row.state, style=STATES.get(row.state, "dim"))
+        elapsed = self.elapsed(stage) if running else row.elapsed
+        if row.note and not running:
+            yield Text.assemble(f"{stage:{max(map(len, self.rows))}}  ", state, f"  {elapsed:>7}  ", (row.note, "dim"))
+        else:
+            table.add_row(stage, state, elapsed, bar, count)
+            yield table
+        if details := (said.details() if row.state in ("running", "failed", "stopped") else ""):
+            yield Text(f"  {details}", style="dim", no_wrap=True, overflow="ellipsis")
 
 
 @contextmanager
-def open_progress(stages: Sequence[str]) -> Iterator[Progress]:
-    """A live table where standard output is a terminal, plain lines otherwise."""
+def open_progress(stages: Sequence[str], show: Show = "progress") -> Iterator[Progress]:
+    """A live table where standard output is a terminal, plain lines otherwise; on standard error beside JSON."""
+    if show != "progress":
+        yield QuietProgress() if show == "quiet" else PlainProgress(sys.stderr)
+        return
     if not sys.stdout.isatty():
         yield PlainProgress()
         return
     from rich.console import Console
     from rich.live import Live
 
-    console = Console()
+    console = Console(highlight=False)
     if console.is_dumb_terminal:
         yield PlainProgress()
         return

@@ -7,6 +7,8 @@ import typing as t
 from collections.abc import Mapping
 from pathlib import Path
 
+from tuneport.runner.progress import Show
+
 
 @dc.dataclass(frozen=True, kw_only=True)
 class Submission:
@@ -25,10 +27,12 @@ class Request:
     """How the user wants a pipeline run, with what the surroundings say; read in the command line, passed on here."""
 
     output_dir: Path  # absolute
+    siblings: Path | None = None  # the folder of the pipeline's runs, if this is one: they share what is done
     folder: Path  # the current one, absolute
     environment: Mapping[str, str]
     verify: t.Literal["changed", "full"] = "changed"  # which of the files that this machine has read are read again
     start_from: str | None = None  # the stage to go on from, with earlier stages' outputs as they are
     command: tuple[str, ...] = ()  # what the user typed, without --from: the way to go on
+    show: Show = "progress"  # what is said while it runs and at its end
     platform: Mapping[str, t.Any] = dc.field(default_factory=dict)  # the configuration's section of that name
     submission: Submission = dc.field(default_factory=Submission)

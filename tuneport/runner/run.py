@@ -10,33 +10,35 @@ import errno
 import fcntl
 import os
 import shlex
-import shutil
 import site
 import sys
 import time
 import typing as t
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tuneport import digests
-from tuneport.artifacts import Artifact, MLflowModel, Report
+from tuneport.artifacts import MANIFEST, Artifact
 from tuneport.digests import recorded
 from tuneport.errors import EXIT_PREEMPTED, UserError, did_you_mean
 from tuneport.graph import Node, Pipeline, Ref
 from tuneport.plugins import plugins
-from tuneport.runner import cache, saved_inputs
+from tuneport.runner import cache, run_record, saved_inputs, shared_stages
 from tuneport.runner.bind import check, instantiate, output_path
+from tuneport.runner.ending import Ending, Output, as_json, next_commands, print_ending, scores_of, warnings_of
 from tuneport.runner.process import Interrupted, Signals, holders, kill_group, run, write_holders
-from tuneport.runner.progress import Progress, open_progress
+from tuneport.runner.progress import Progress, Show, open_progress, say
 from tuneport.runner.request import Request
-from tuneport.secrets import MASK, credentials, masked
+from tuneport.runner.run_record import RunRecord, Status
+from tuneport.secrets import credentials, masked
 from tuneport.step import Context, Step, show
 
 if t.TYPE_CHECKING:
     import subprocess
 
 DATABASE = "mlflow.db"
+LATEST = "latest"  # the link to the run that began last
 ODD = "'%?#\n"  # what MLflow or an sqlite URI takes for something else in a folder's name
 
 
@@ -72,6 +74,10 @@ class Plan:
     start_from: str | None
     command: tuple[str, ...]
     tracking_uri: str
+    record: RunRecord = dc.field(compare=False)
+    about: Mapping[str, str]  # what each output is
+    siblings: Path | None = None  # the folder of the pipeline's runs that share finished stages
+    show: Show = "progress"
     digests: Path | None = None  # the record of what this machine has read; None: each file is read again
 
 
@@ -81,6 +87,7 @@ class Outcome:
 
     code: int = 0
     message: str = ""
+    interrupted: bool = False  # a signal stopped it
 
 
 class Executor:
@@ -134,6 +141,10 @@ def compile_plan(
         start_from=request.start_from,
         command=request.command,
         tracking_uri=request.environment.get("MLFLOW_TRACKING_URI") or default_tracking_uri(request.folder),
+        record=run_record.record_of(pipeline, values),
+        about={name: nodes[str(ref.node)].step.ports()[ref.port].help for name, ref in pipeline.outputs.items()},
+        siblings=request.siblings,
+        show=request.show,
         digests=_digests(request),
     )
 
@@ -142,14 +153,54 @@ def run_plan(plan: Plan, executor: Executor) -> int:
     """Run the stages; returns 0, the exit code of the stage that failed, or 128 + the signal that stopped us."""
     check({stage.name: stage.step for stage in plan.stages})
     names = [stage.name for stage in plan.stages]
-    with _locked(plan.output_dir) as lock, open_progress(names) as progress, recorded(plan.digests):
-        outcome = _run_all(plan, executor, progress, lock)
-    known = credentials(plan.environment)
-    if outcome.code == 0:
-        progress.say(masked(_summary(plan), known))
-    else:
-        progress.complain(masked(outcome.message, known))
+    with _locked(plan.output_dir) as lock:
+        record = run_record.begun(plan.output_dir, plan.record)
+        if plan.siblings:
+            point_latest(plan.siblings, plan.output_dir)
+        try:
+            with open_progress(names, plan.show) as progress, recorded(plan.digests):
+                outcome = _run_all(plan, executor, progress, lock)
+        except UserError:
+            run_record.ended(plan.output_dir, record, "failed")
+            raise
+        status: Status = "finished" if outcome.code == 0 else "stopped" if outcome.interrupted else "failed"
+        record = run_record.ended(plan.output_dir, record, status)
+    _say_ending(plan, record, outcome, progress)
     return outcome.code
+
+
+def point_latest(siblings: Path, run: Path) -> None:
+    """Let the link `latest` name a run, where the file system has links."""
+    link = siblings / f".{LATEST}.{os.getpid()}"
+    with suppress(OSError):
+        link.unlink(missing_ok=True)
+        link.symlink_to(run.name)
+        link.replace(siblings / LATEST)
+
+
+def _say_ending(plan: Plan, record: RunRecord, outcome: Outcome, progress: Progress) -> None:
+    """Say how a run ended, as `Request.show` says; an error on standard error whatever that is."""
+    known = credentials(plan.environment)
+    message = masked(outcome.message, known)
+    if outcome.code != 0:
+        progress.complain(message)
+    whole = {name: artifact for name, artifact in plan.outputs.items() if (artifact.path / MANIFEST).is_file()}
+    relative = plan.tracking_uri == f"sqlite:///{DATABASE}"
+    ending = Ending(
+        pipeline=plan.pipeline,
+        folder=plan.output_dir,
+        status=record.status,
+        outputs={name: Output(artifact=artifact, about=plan.about[name]) for name, artifact in whole.items()},
+        scores=scores_of(whole) if outcome.code == 0 else None,
+        warnings=warnings_of([stage.name for stage in plan.stages], plan.output_dir),
+        error=message,
+        commands=next_commands(whole, plan.tracking_uri, plan.folder if relative else None),
+        seconds=record.seconds,
+    )
+    if plan.show == "json":
+        say(as_json(ending, known))
+    elif outcome.code == 0:
+        print_ending(ending, known, brief=plan.show == "quiet")
 
 
 def _check_start(pipeline: Pipeline, steps: Mapping[str, Step], start: str | None) -> None:
@@ -276,29 +327,37 @@ def _run_all(plan: Plan, executor: Executor, progress: Progress, lock: int) -> O
                 name = stage.name
                 reuse = reuse and name != plan.start_from
                 if reuse:
-                    _reuse(stage, progress)
+                    _reuse(plan, stage, progress)
                     continue
                 code, known = _run_stage(plan, stage, progress, signals, of_users, executor=executor)
                 if code != 0:
                     progress.end(name, "failed", _ending(code))
-                    return Outcome(code=code if code > 0 else 128 - code, message=_failure(plan, stage, code, known))
+                    message = _failure(plan, stage, code, known)
+                    interrupted = code == EXIT_PREEMPTED
+                    return Outcome(code=code if code > 0 else 128 - code, message=message, interrupted=interrupted)
                 signals.raise_if_received()
     except Interrupted as e:
         progress.end(name, "stopped")
         again = shlex.join((*plan.command, *(("--from", name) if plan.start_from else ())))
         message = f"{e} in {name}. To go on, repeat the same command; finished stages are kept:\n{again}"
-        return Outcome(code=128 + e.signal, message=message)
+        return Outcome(code=128 + e.signal, message=message, interrupted=True)
     return Outcome()
 
 
-def _reuse(stage: Stage, progress: Progress) -> None:
-    """With ``--from``: an earlier stage's outputs are taken as they are, if they are whole."""
+def _reuse(plan: Plan, stage: Stage, progress: Progress) -> None:
+    """With ``--from``: an earlier stage's outputs are taken as they are, if they are whole.
+
+    A run that has none takes those of the newest run beside it.
+    """
+    there = any(output.path.exists() for output in stage.outputs.values())
+    others = shared_stages.others(plan.siblings, plan.output_dir)
+    taken = None if there else shared_stages.take_as_it_is(others, stage.folder, stage.outputs, stage.log)
     for output in stage.outputs.values():
         try:
             cache.check_sizes(output)
         except UserError as e:
             raise UserError(f"--from needs what {stage.name} wrote earlier. {e}") from None
-    progress.end(stage.name, "reused")
+    progress.end(stage.name, "reused", f"from {taken}" if taken else "")
 
 
 def _run_stage(
@@ -316,9 +375,11 @@ def _run_stage(
     )
     reason = f"--from {plan.start_from}" if plan.start_from else ""
     if not reason and stage.cacheable:
-        reason = cache.stale(stage.folder, record, stage.outputs) or stage.step.lost_effect()
+        reason = cache.stale(stage.folder, record, stage.outputs)
+        taken = _take_done(plan, stage, record) if reason else None
+        reason = ("" if taken else reason) or stage.step.lost_effect()
         if not reason:
-            progress.end(stage.name, "cached")
+            progress.end(stage.name, "cached", f"from {taken}" if taken else "")
             return 0, []
     progress.line(stage.name, f"running ({reason})" if reason else "running")
     if plan.start_from:
@@ -337,6 +398,15 @@ def _run_stage(
     elif code != EXIT_PREEMPTED:
         signals.raise_if_received()
     return code, known
+
+
+def _take_done(plan: Plan, stage: Stage, record: cache.Record) -> str | None:
+    """The run beside this one whose result of a stage was linked into this one."""
+    others = shared_stages.others(plan.siblings, plan.output_dir)
+    taken = shared_stages.take_done(others, stage.folder, record, stage.outputs, stage.log)
+    if taken:
+        _save_inputs(stage)
+    return taken
 
 
 def _save_inputs(stage: Stage) -> None:
@@ -383,34 +453,3 @@ def _last_words(path: Path) -> list[str]:
     if messages and all(line.startswith("       ") for line in lines[messages[-1] + 1 :]):
         return lines[messages[-1] :]
     return lines[-20:]
-
-
-def _summary(plan: Plan) -> str:
-    """What a finished run leaves, and how to look at it."""
-    lines = ["", f"{plan.pipeline} finished. Outputs:"]
-    width = max((len(name) for name in plan.outputs), default=0)
-    lines += [f"  {name:{width}}  {artifact.path}" for name, artifact in plan.outputs.items()]
-    for artifact in plan.outputs.values():
-        if isinstance(artifact, Report) and (artifact.path / "report.html").is_file():
-            lines += ["Read the report:", f"  {artifact.path / 'report.html'}"]
-        if isinstance(artifact, MLflowModel):
-            command = _mlflow("models", "serve", "--env-manager", "local", "-m", str(artifact.path))
-            lines += ["Serve the model:", f"  {command}"]
-    uri = plan.tracking_uri
-    if uri.startswith(("http://", "https://")):
-        lines += ["See the run in MLflow:", f"  {masked(uri).replace(f'{MASK}@', '')}"]  # the server asks for the rest
-    elif masked(uri) != uri:  # a database, whose password the shell has in this variable
-        lines += ["See the run in MLflow:", f'  {_mlflow("ui", "--backend-store-uri")} "$MLFLOW_TRACKING_URI"']
-    else:
-        folder = f"cd {shlex.quote(str(plan.folder))} && " if uri == f"sqlite:///{DATABASE}" else ""
-        lines += ["See the run in MLflow:", f"  {folder}{_mlflow('ui', '--backend-store-uri', uri)}"]
-    return "\n".join(lines)
-
-
-def _mlflow(*arguments: str) -> str:
-    """An `mlflow` command as the user can type it, with our programs' folder on PATH: serving starts one of them."""
-    folder = Path(sys.executable).parent
-    command = f"MLFLOW_DISABLE_TELEMETRY=true {shlex.join(('mlflow', *arguments))}"
-    found = shutil.which("mlflow")
-    ours = found is not None and Path(found).parent == folder
-    return command if ours else f'PATH={shlex.quote(str(folder))}:"$PATH" {command}'

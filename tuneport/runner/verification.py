@@ -36,6 +36,8 @@ def check(path: Path) -> Iterator[Checked]:
 
     Raises `UserError` where there is none.
     """
+    if path.is_symlink():  # as `latest` is
+        path = path.parent / path.readlink()
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; expected a run's folder, an artifact or a checkpoint.")
     sealed, records = list(_below(path, MANIFEST, DEEPEST)), list(_below(path, RECORD, 1))

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import typing as t
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from tuneport.artifacts import Artifact
 from tuneport.errors import UserError, did_you_mean, excerpt
 from tuneport.graph import Pipeline
 from tuneport.plugins import defined_class, plugins
+from tuneport.runner import this_machine
 from tuneport.runner.bind import check, check_rows, instantiate, raise_together
 from tuneport.runner.request import Request
 from tuneport.secrets import MASK, SHORTEST, is_credential, masked
 from tuneport.step import show
 from tuneport.targets.target import Target
+
+if t.TYPE_CHECKING:
+    from pydantic import BaseModel
 
 ENVIRONMENTS = (".environment", ".environment_variables")  # settings that hold variables
 
@@ -69,11 +74,34 @@ def settings(target: Target, request: Request) -> t.Any:
     try:
         return model.model_validate(request.platform.get(target.name) or {})
     except ValidationError as e:
-        problems = [
-            f"platform.{'.'.join(map(str, (target.name, *error['loc'])))}={excerpt(error['input'])}: {error['msg']}."
-            for error in e.errors()
-        ]
-        raise UserError("\n".join(problems)) from None
+        raise UserError("\n".join(_problem(target.name, model, t.cast(t.Any, error)) for error in e.errors())) from None
+
+
+def _problem(target: str, model: type[BaseModel], error: Mapping[str, t.Any]) -> str:
+    """What pydantic found of a setting, as all messages say it: what was got, what was expected, what to do."""
+    place, got = ".".join(map(str, ("platform", target, *error["loc"]))), excerpt(error["input"])
+    if error["type"] == "missing":
+        return f"{place}: is required on {target}. Set it in the configuration."
+    if error["type"] == "extra_forbidden":
+        known = _known(model, error["loc"][:-1])
+        there = f"; there are: {', '.join(known)}" if known else ""
+        return f"{place}={got}: unknown setting{there}.{did_you_mean(str(error['loc'][-1]), known)}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    expected = re.sub(r"^(?:Input|String) should (?:be |have )?", "expected ", message)
+    expected = expected.replace("expected match pattern", "expected text that matches")
+    return f"{place}={got}: not valid; {expected if expected.startswith('expected') else message}."
+
+
+def _known(model: type[BaseModel], place: Sequence[t.Any]) -> list[str]:
+    """The settings that there are at a place, empty where they may be any."""
+    for part in place:
+        field = model.model_fields.get(str(part))
+        hints = [] if field is None else [field.annotation, *t.get_args(field.annotation)]
+        found = next((hint for hint in hints if isinstance(hint, type) and hasattr(hint, "model_fields")), None)
+        if found is None:
+            return []
+        model = found
+    return list(model.model_fields)
 
 
 def refuse_secrets(target: Target, values: Mapping[str, t.Any], request: Request, remedy: str) -> None:
@@ -118,7 +146,7 @@ def validate(pipeline: Pipeline, values: Mapping[str, t.Any], target: Target, re
         return []
     steps = instantiate(pipeline, values, request.output_dir)
     check(steps)
-    return check_rows(steps)
+    return [*check_rows(steps), *this_machine.worth_a_look(steps, request.output_dir)]
 
 
 def check_resources(pipeline: Pipeline, values: Mapping[str, t.Any], target: Target) -> None:

@@ -56,7 +56,7 @@ class Toy:
         (self.folder / "run.yaml").write_text(yaml.safe_dump({"platform": {"docker": section}}))
         command = [sys.executable, "-m", "toy.tuneport_toy", "run", "toy", "--target", "docker"]
         return subprocess.Popen(
-            [*command, "--config", "run.yaml", "text=text.txt", *arguments],
+            [*command, "--config", "run.yaml", "text=text.txt", "--output_dir", "runs/toy", *arguments],
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
