@@ -107,7 +107,7 @@ def _longest_first(lengths: Lengths, order: Rows) -> Rows:
     np.subtract(longest, shorter, out=shorter)
     keys = shorter.astype(np.uint16) if longest < 1 << 16 else shorter  # sorted by digits, in less time
     del shorter
-    return t.cast(Rows, order[np.argsort(keys, kind="stable")])
+    return order[np.argsort(keys, kind="stable")]
 
 
 def _counted(lengths: Lengths) -> Iterator[tuple[int, int]]:

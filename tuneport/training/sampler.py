@@ -15,7 +15,8 @@ from torch.utils.data import Sampler
 from tuneport.training.packing import Made, Packs, numbers
 
 Order = npt.NDArray[t.Any]  # numbers of rows, (rows,)
-Draw = Callable[[torch.Generator], "Order | ShuffledPacks"]
+DrawRows = Callable[[torch.Generator], Order]
+Draw = DrawRows | Callable[[torch.Generator], "ShuffledPacks"]
 CHUNK = 1 << 16  # items that are Python's objects at once: as such a row takes several times its 8 bytes
 
 
@@ -43,16 +44,16 @@ def _numbers(drawn: Order) -> Iterator[int]:
         yield from drawn[start : start + CHUNK].tolist()
 
 
-def shuffled(rows: int) -> Draw:
+def shuffled(rows: int) -> DrawRows:
     """Row numbers at random."""
     return lambda generator: _permutation(rows, generator)
 
 
 def _permutation(rows: int, generator: torch.Generator) -> Order:
-    return t.cast(Order, torch.randperm(rows, generator=generator).numpy())
+    return torch.randperm(rows, generator=generator).numpy()
 
 
-def similar(lengths: npt.NDArray[np.int32], rows_per_step: int) -> Draw:
+def similar(lengths: npt.NDArray[np.int32], rows_per_step: int) -> DrawRows:
     """Row numbers at random, but so that those of a step are of similar length.
 
     In the order of transformers' `get_length_grouped_indices`: rows at random in groups of up to 50 steps, each group
