@@ -119,10 +119,13 @@ def many(rows: Path) -> Path:
 def write(results: list[dict[str, Any]]) -> None:
     """Put results in the place of those of the same comparison."""
     compared = {(result["what"], result["tokenizer"], result["texts"]) for result in results}
-    before = json.loads(RESULT.read_text("utf-8"))["results"] if RESULT.is_file() else []
-    kept = [result for result in before if (result["what"], result["tokenizer"], result["texts"]) not in compared]
+    before = json.loads(RESULT.read_text("utf-8")) if RESULT.is_file() else {"results": []}
+    on = machine() if any("cpu_seconds" in result for result in results) else before.get("machine", machine())
+    kept = [
+        result for result in before["results"] if (result["what"], result["tokenizer"], result["texts"]) not in compared
+    ]
     RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps({"machine": machine(), "results": kept + results}, indent=1) + "\n", "utf-8")
+    RESULT.write_text(json.dumps({"machine": on, "results": kept + results}, indent=1) + "\n", "utf-8")
 
 
 def real_texts() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
@@ -336,7 +339,7 @@ def compare_cores(case: Case, rows: Path, root: Path, pairs: int) -> dict[str, A
     del result["cpu_seconds"]
     same = len(set(outputs)) == 1
     print(f"  CPU seconds: {', '.join(f'{cpu:.2f}' for cpu in found)}; load before each: {loads}; same bytes: {same}")
-    return result | {"load_before": loads, "same_bytes": same}
+    return result | {"load_before": loads, "same_bytes": same, "machine": machine()}
 
 
 def process_time(

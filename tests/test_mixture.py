@@ -8,6 +8,7 @@ import pytest
 from tuneport import mixture
 from tuneport.artifacts import File, MLTable, digest
 from tuneport.errors import UserError
+from tuneport.secrets import masked
 from tuneport.step import Port
 
 
@@ -69,3 +70,8 @@ def test_an_artifact_of_several_sources_is_each_of_them(tmp_path: Any) -> None:
     assert all(isinstance(one, MLTable) for one in tables.each())
     alone = Port(name="data", kind="input", type=File, help="").parse('[{"path": "a"}]')
     assert not alone.is_mixture
+
+
+def test_secrets_of_its_addresses_are_masked() -> None:
+    text = mixture.canonical("data", [{"path": "https://me:secret@host/a.csv?sig=hidden", "weight": 1}])
+    assert "secret" not in masked(text) and "hidden" not in masked(text) and '"weight": 1' in masked(text)

@@ -75,6 +75,22 @@ def test_the_items_of_a_process_that_is_killed_or_silent_are_worked_on_here(
     assert "says nothing for 0 seconds" in caplog.text
 
 
+def test_where_no_process_can_be_started_all_is_done_here(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fork, calls = os.fork, []
+
+    def once() -> int:
+        calls.append(1)
+        if len(calls) > 1:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return fork()
+
+    monkeypatch.setattr(os, "fork", once)
+    assert run(lambda n: os.getpid(), 3) == [(n, os.getpid()) for n in range(50)]
+    assert "as no other can be started (Resource temporarily unavailable)" in caplog.text
+
+
 def test_the_cgroup_s_share_of_the_cpus_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     allowed = len(os.sched_getaffinity(0))
     for text, expected in (("max 100000", allowed), ("100000 100000", 1), ("50000 100000", 1), ("oops", allowed)):

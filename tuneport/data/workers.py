@@ -118,9 +118,17 @@ def _forked(work: Work[T, R], source: Callable[[], Iterator[T]], processes: int)
         read, write = os.pipe()
         if hasattr(fcntl, "F_SETPIPE_SZ"):
             fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of threads: those of the tokenizers are not used then
-            process = os.fork()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the tokenizers' are not used then
+                process = os.fork()
+        except OSError as e:
+            log.warning("rows are encoded by one process, as no other can be started (%s)", e.strerror)
+            os.close(read)
+            os.close(write)
+            for worker in workers:
+                worker.end()
+            return []
         if not process:
             for pipe in (read, *(worker.pipe for worker in workers)):
                 os.close(pipe)  # so that writing fails when the parent is gone
