@@ -47,10 +47,10 @@ def _estimate(*asked: t.Any) -> tuple[list[str], dict[str, t.Any]]:
     return [*estimate.lines(found)], found.as_json()
 
 
-def _start(*asked: t.Any) -> tuple[str, str]:
+def _start(task: str | None, data: str | None, model: str | None, folder: t.Any) -> tuple[str, str]:
     from tuneport.inspection import start
 
-    return start.write(*asked, pipelines.load)
+    return start.write(task, data, model, folder, pipelines.load)
 
 
 def _preview(pipeline: t.Any, values: t.Any, rows: int, html: t.Any) -> t.Any:
