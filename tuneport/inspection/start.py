@@ -167,8 +167,8 @@ def guess_columns(task: str, sample: Sample) -> dict[str, str]:
     left = [column for column in sample.texts() if column not in found_keys.values()]
     if first and first not in found_keys and left and task != "token_classification":
         found_keys = {first: left[0], **found_keys}
-    if task == "text_classification" and (key := found_keys.get("label_key")):
-        several = sample.all(key, lambda value: isinstance(value, list))
+    if task == "text_classification" and (label := found_keys.get("label_key")):
+        several = sample.all(label, lambda value: isinstance(value, list))
         found_keys |= {"multi_label": "true"} if several else {}
     return found_keys
 
