@@ -167,6 +167,8 @@ def run(
     chosen = targets.load(target)
     targets.check_resources(traced, resolved, chosen)
     directory = None if output_dir is None else Path(output_dir)
+    if chosen.remote and directory is None:
+        directory = Path("runs", pipeline)  # nothing is written there
     folder = place_of(traced, resolved, name=name, output_dir=directory, force=force).folder
     request = request_of(traced, platform, (), folder, start_from)
     targets.settings(chosen, request)

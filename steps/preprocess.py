@@ -17,6 +17,7 @@ from tuneport.parameters import COMPUTE, INSTANCE_TYPE
 from tuneport.step import Step, View, consumes, produces, resource
 
 SPLITS = ("train", "validation", "test")
+SMALL_BATCH = 513  # rows; a smaller one is worth a word
 
 
 class Preprocess(Step, tasks.TaskParams, PrepareParams):
@@ -93,7 +94,13 @@ class Preprocess(Step, tasks.TaskParams, PrepareParams):
     def check_rows(self) -> list[str]:
         from tuneport.data.row_checks import check_rows
 
-        return check_rows(tasks.load(self.task_name), self, self.sources(), self.wanted_columns())
+        found = check_rows(tasks.load(self.task_name), self, self.sources(), self.wanted_columns())
+        if self.batch_size < SMALL_BATCH:  # others call so what training takes at once
+            found.append(
+                f"batch_size={self.batch_size}: is how many rows the tokenizer takes at once. Those of a training step "
+                "are per_device_train_batch_size."
+            )
+        return found
 
     def run(self) -> None:
         from tuneport.data.prepare import prepare

@@ -85,7 +85,11 @@ def test_a_second_run_finds_every_stage_done(demo: dict[str, Any]) -> None:
 def test_the_printed_serve_command_answers_a_request(demo: dict[str, Any]) -> None:
     (command,) = re.findall(r"^ +(\S.*mlflow models serve .*)$", demo["output"], re.MULTILINE)
     question = {"dataframe_records": [{"text": "How many people live in Norway ?"}, {"text": "Who wrote Hamlet ?"}]}
+    (ask,) = re.findall(r"^ +(curl -s .*)$", demo["output"], re.MULTILINE)
     with served(command) as url:
+        ask = ask.replace("http://127.0.0.1:5001", url)
+        answered = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+        assert json.loads(answered.stdout)["predictions"]
         request = urllib.request.Request(
             f"{url}/invocations", json.dumps(question).encode(), {"Content-Type": "application/json"}
         )

@@ -181,3 +181,12 @@ def test_a_mistake_is_found(
     error = capsys.readouterr().err
     assert message in error.replace("\n       ", "\n")
     assert error.startswith("error: ")
+
+
+def test_the_tokenizers_batch_size_is_not_taken_for_that_of_training(
+    tuneport: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    write_jsonl(tmp_path / "many.jsonl", [{"text": f"row {i}", "label": "ab"[i % 2]} for i in range(40)])
+    given = ["train_file_path=many.jsonl", "huggingface_id=a/b", "sentence1_key=text", "label_key=label"]
+    assert tuneport("validate", "text_classification", *given, "batch_size=32") == 0
+    assert "note: batch_size=32: is how many rows the tokenizer takes" in capsys.readouterr().out

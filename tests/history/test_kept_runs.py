@@ -157,3 +157,15 @@ def test_a_resume_is_not_begun_in_a_folder_without_a_checkpoint(tmp_path: Path) 
     assert run_names.folder_of(pipeline, resuming, tmp_path) == tmp_path / "one"
     with pytest.raises(UserError, match=r"(?s)no interrupted run with these values.*--name one"):
         run_names.folder_of(pipeline, other, tmp_path)
+
+
+def test_a_run_that_is_sent_elsewhere_has_no_place_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipelines.__main__ import command
+
+    monkeypatch.chdir(tmp_path)
+    given = ["run", "text_classification", "sentence1_key=text", "label_key=label", "train_file_path=s3://a/b.jsonl"]
+    assert command([*given, "huggingface_id=a/b", "--target", "kfp", "--name", "mine"]) == 2
+    assert "error: --name: is of runs on this machine, and --target kfp sends them." in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

@@ -215,7 +215,7 @@ def test_sigterm_ends_a_training_container_with_a_checkpoint_within_ten_seconds(
     command, *rest = desk.arguments("finetune", *flags)
     container = desk.docker(command, "--detach", *rest).stdout.strip()
     try:
-        wait_for_line(desk.docker, container, "tuneport.finetune  [")
+        wait_for_line(desk.docker, container, "tuneport.finetune [")
         started = time.monotonic()
         desk.docker("kill", "--signal", "TERM", container)
         code = desk.docker("wait", container).stdout.strip()

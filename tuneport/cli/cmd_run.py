@@ -42,7 +42,11 @@ def command(load: Callable[[str | None], Pipeline], argv: Sequence[str]) -> clic
 
         chosen = targets.load(target)
         targets.check_resources(pipeline, values, chosen)
-        place = place_of(pipeline, values, name=name, output_dir=output_dir, force=force)
+        if chosen.remote:
+            _refuse_here_alone(target, {"--name": name, "--force": force, "--quiet": quiet, "--json": as_json})
+            place = Place(folder=Path.cwd() / (output_dir or Path("runs", pipeline.name)), siblings=None)
+        else:
+            place = place_of(pipeline, values, name=name, output_dir=output_dir, force=force)
         request = request_of(pipeline, platform, without(argv, "--from"), place.folder, start_from, verify=verify)
         show: Show = "json" if as_json else "quiet" if quiet else "progress"
         request = dc.replace(request, siblings=place.siblings, show=show)
@@ -71,6 +75,14 @@ def command(load: Callable[[str | None], Pipeline], argv: Sequence[str]) -> clic
     )
     help = "Run a pipeline; what is done and unchanged is not done again."
     return pipeline_command("run", help, load, run, options)
+
+
+def _refuse_here_alone(target: str, options: Mapping[str, t.Any]) -> None:
+    """Refuse what says where a run of this machine is kept and how it is shown."""
+    if given := [option for option, value in options.items() if value]:
+        raise UserError(
+            f"{', '.join(given)}: is of runs on this machine, and --target {target} sends them. Leave it out."
+        )
 
 
 @dc.dataclass(frozen=True, kw_only=True)

@@ -160,9 +160,9 @@ def guess_columns(task: str, sample: Sample) -> dict[str, str]:
         return dict(zip(("source_lang", "target_lang"), found, strict=False))
     named = {key: column for key in keys.get(task, ()) if (column := _named(key, sample.columns, sample))}
     found_keys: dict[str, str] = {}
-    for key, name in named.items():
-        if name not in found_keys.values():
-            found_keys[key] = name
+    for key, column in named.items():
+        if column not in found_keys.values():
+            found_keys[key] = column
     first = keys.get(task, ("",))[0]
     left = [text for text in sample.texts() if text not in found_keys.values()]
     if first and first not in found_keys and left and task != "token_classification":
