@@ -97,6 +97,9 @@ def test_json_is_valid_and_fits_the_schema() -> None:
     assert score("json_valid", rows(predicted=["NaN", "1", "[" * 100_000, '"a"', "{}x"])) == 2 / 5
     with pytest.raises(Undefined, match="answer_schema is not set"):
         score("json_schema", rows())
+    elsewhere = {"properties": {"name": {"$ref": "http://127.0.0.1:9/schema"}}}
+    with pytest.raises(UserError, match=r"refers to 'http://127\.0\.0\.1:9/schema', which is not in it"):
+        score("json_schema", rows(schema=json.dumps(elsewhere)))
 
 
 @pytest.mark.parametrize(
@@ -177,6 +180,10 @@ def test_the_named_metrics_lead_and_their_gains_are_paired() -> None:
         ({"metrics": '["a", 1]'}, "expected a list of names"),
         ({"metrics": "mine.py:f"}, "metrics_file is not set. Set metrics_file to the path of mine.py"),
         ({"metrics": "", "answer_schema": "{"}, "expected a JSON schema"),
+        (
+            {"metrics": "", "answer_schema": '{"$ref": "http://127.0.0.1:9/schema"}'},
+            "http://127.0.0.1:9/schema.*expected",
+        ),
         ({"metrics": "", "answer_schema": '{"type": "thing"}'}, "answer_schema=.*thing.*expected a JSON schema"),
     ],
 )
