@@ -264,6 +264,30 @@ def test_a_training_scores_by_its_own_parameters(metric: str, values: dict[str, 
     assert found.metrics[metric] == 1.0
 
 
+@pytest.fixture
+def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one, which brings two metrics, one of them not where it says."""
+    info = tmp_path / "polite_words-1.5.dist-info"
+    info.mkdir()
+    declared = "[tuneport.metrics]\npoliteness = polite_words:politeness\nlost = polite_words:lost\n"
+    (info / "entry_points.txt").write_text(declared)
+    (tmp_path / "polite_words.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("distribution")
+def test_another_distribution_brings_metrics_by_their_names() -> None:
+    task, test = tasks.load("text_generation"), [{"text": "a", "ground_truth": "b", "row_id": str(i)} for i in range(4)]
+    chosen = options("politeness,exact_match")
+    task.check_options(chosen, files=True)
+    found = task.evaluate_with(test, answered(["please", "b", "no", "no"], 1.0), {}, chosen)
+    assert found.headline.name == "politeness" and found.metrics["politeness"] == found.metrics["exact_match"] == 0.25
+    assert own.origins("politeness,exact_match") == {"metrics": "politeness of polite-words 1.5"}
+    assert own.origins("exact_match") == {}
+    with pytest.raises(UserError, match=r"polite-words 1.5: its entry point lost .* cannot be loaded"):
+        task.check_options(options("lost"), files=True)
+
+
 def test_rows_without_an_answer_count_for_nothing() -> None:
     given = rows(truth=["a"], predicted=["a"], places=[2], total=4)
     metric = answers.METRICS[0]
