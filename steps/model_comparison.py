@@ -55,11 +55,14 @@ class ModelComparison(Step, AnswerMetricsParams, SeedParams):
         return self.test_rows_path.address.scheme not in EXTRAS
 
     def origins(self) -> Mapping[str, str]:
-        """What stands for the bytes of rows that lie elsewhere."""
+        """What stands for the bytes of rows that lie elsewhere, and the distributions that bring metrics."""
+        from tuneport.metrics.own import origins
+
+        brought = origins(self.metrics)
         if self.repeatable():
-            return {}
+            return brought
         identity = find(self.test_rows_path.address, "test_rows_path").identity
-        return {"test_rows_path": identity} if identity else {}
+        return brought | ({"test_rows_path": identity} if identity else {})
 
     def check_files(self) -> None:
         from tuneport.evaluation.saved_models import check_together

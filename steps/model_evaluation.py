@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -82,6 +82,12 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
     def check_files(self) -> None:
         self._configured()
         tasks.load(self.task_name).check_options(self, files=True)
+
+    def origins(self) -> Mapping[str, str]:
+        """The distributions that bring metrics."""
+        from tuneport.metrics.own import origins
+
+        return origins(vars(self).get("metrics") or "")  # a parameter of some tasks
 
     def lost_effect(self) -> str:
         from tuneport.tracking import lost_artifacts

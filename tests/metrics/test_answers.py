@@ -97,6 +97,9 @@ def test_json_is_valid_and_fits_the_schema() -> None:
     assert score("json_valid", rows(predicted=["NaN", "1", "[" * 100_000, '"a"', "{}x"])) == 2 / 5
     with pytest.raises(Undefined, match="answer_schema is not set"):
         score("json_schema", rows())
+    elsewhere = {"properties": {"name": {"$ref": "http://127.0.0.1:9/schema"}}}
+    with pytest.raises(UserError, match=r"refers to 'http://127\.0\.0\.1:9/schema', which is not in it"):
+        score("json_schema", rows(schema=json.dumps(elsewhere)))
 
 
 @pytest.mark.parametrize(
@@ -177,6 +180,10 @@ def test_the_named_metrics_lead_and_their_gains_are_paired() -> None:
         ({"metrics": '["a", 1]'}, "expected a list of names"),
         ({"metrics": "mine.py:f"}, "metrics_file is not set. Set metrics_file to the path of mine.py"),
         ({"metrics": "", "answer_schema": "{"}, "expected a JSON schema"),
+        (
+            {"metrics": "", "answer_schema": '{"$ref": "http://127.0.0.1:9/schema"}'},
+            "http://127.0.0.1:9/schema.*expected",
+        ),
         ({"metrics": "", "answer_schema": '{"type": "thing"}'}, "answer_schema=.*thing.*expected a JSON schema"),
     ],
 )
@@ -255,6 +262,30 @@ def test_a_training_scores_by_its_own_parameters(metric: str, values: dict[str, 
     assert plain in (0.0, None) and changed == 1.0
     found = task.evaluate_with(test, given, {}, options(metric, **values))
     assert found.metrics[metric] == 1.0
+
+
+@pytest.fixture
+def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one, which brings two metrics, one of them not where it says."""
+    info = tmp_path / "polite_words-1.5.dist-info"
+    info.mkdir()
+    declared = "[tuneport.metrics]\npoliteness = polite_words:politeness\nlost = polite_words:lost\n"
+    (info / "entry_points.txt").write_text(declared)
+    (tmp_path / "polite_words.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("distribution")
+def test_another_distribution_brings_metrics_by_their_names() -> None:
+    task, test = tasks.load("text_generation"), [{"text": "a", "ground_truth": "b", "row_id": str(i)} for i in range(4)]
+    chosen = options("politeness,exact_match")
+    task.check_options(chosen, files=True)
+    found = task.evaluate_with(test, answered(["please", "b", "no", "no"], 1.0), {}, chosen)
+    assert found.headline.name == "politeness" and found.metrics["politeness"] == found.metrics["exact_match"] == 0.25
+    assert own.origins("politeness,exact_match") == {"metrics": "politeness of polite-words 1.5"}
+    assert own.origins("exact_match") == {}
+    with pytest.raises(UserError, match=r"polite-words 1.5: its entry point lost .* cannot be loaded"):
+        task.check_options(options("lost"), files=True)
 
 
 def test_rows_without_an_answer_count_for_nothing() -> None:

@@ -336,7 +336,10 @@ def test_scores_and_report_are_added_to_the_run_that_trained_the_model(inputs, m
     assert "baseline/tf_idf_logistic_regression/mcc" in logged
     assert client.get_run(run).data.tags["mlflow.note.content"].startswith("No clear difference from the base model")
     names = {f.path for f in client.list_artifacts(run, "evaluation")}
-    assert names == {f"evaluation/{n}" for n in ("metrics.json", "predictions.jsonl", "report.html")}
+    files = ("metrics.json", "predictions.jsonl", "report.html", "row_scores.json")
+    assert names == {f"evaluation/{n}" for n in files}
+    scores = json.loads((tmp_path / "report" / "row_scores.json").read_text())
+    assert (scores["metric"], len(scores["parts"])) == (metrics["headline"], metrics["test_rows"])
     assert len(client.search_runs([experiment])) == 1
 
 

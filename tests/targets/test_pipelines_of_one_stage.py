@@ -36,12 +36,31 @@ def test_they_compile_with_their_inputs_and_outputs(name: str, target: str) -> N
         assert document.files["job.yaml"]["inputs"][INPUTS[name][0]]["type"] == "mlflow_model"
 
 
-def test_a_container_reads_the_model_and_the_rows_where_they_lie(tmp_path: Path) -> None:
-    from tuneport.runner import bind
+@pytest.mark.parametrize("name", INPUTS)
+def test_azure_ml_s_own_loaders_take_component_and_job(name: str, tmp_path: Path) -> None:
+    import azure.ai.ml as azure
 
-    pipeline = pipelines.load("predict")
-    values = {"mlflow_model_folder": tmp_path / "model", "predict_file_path": tmp_path / "rows.jsonl"}
-    steps = bind.instantiate(pipeline, pipeline.resolve(values), tmp_path / "run")
-    assert {a.path for a in steps["predict"].inputs().values()} == {tmp_path / "model", tmp_path / "rows.jsonl"}
-    assert steps["predict"].predictions.path.is_relative_to(tmp_path / "run")
-    assert not steps["predict"].needs_network() and steps["predict"].image == "trainer"
+    platform, *addresses = ADDRESSES["azureml"]
+    pipeline, chosen = pipelines.load(name), load("azureml")
+    request = Request(output_dir=Path("/o"), folder=Path("/"), environment={}, platform=platform)
+    given = dict(zip(INPUTS[name], addresses, strict=True))
+    chosen.write(chosen.compile(pipeline, pipeline.resolve(given), request), tmp_path / name)
+    component = azure.load_component(tmp_path / name / "components" / f"{pipeline.nodes[0].name}.yaml")
+    assert {*INPUTS[name]} <= component.inputs.keys() and component._validate().passed
+    assert azure.load_job(tmp_path / name / "job.yaml").inputs.keys() == given.keys()
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_a_container_reads_model_rows_and_own_metrics_where_they_lie(name: str, tmp_path: Path) -> None:
+    files = {port: tmp_path / port for port in INPUTS[name]}
+    files |= {"metrics_file": tmp_path / "own.py"} if name == "evaluate" else {}
+    for file in files.values():
+        file.touch()
+    pipeline, chosen = pipelines.load(name), load("docker")
+    request = Request(output_dir=tmp_path / "runs", folder=tmp_path, environment={}, platform={})
+    document = chosen.compile(pipeline, pipeline.resolve({k: str(v) for k, v in files.items()}), request)
+    (stage,) = document.plan.stages
+    assert stage.argv[:5] == ("python", "-P", "-m", "steps", pipelines.load(name).nodes[0].name)
+    (line,) = chosen.shell(document)
+    assert all(str(file) in line for file in files.values()) and "tuneport-trainer" in line
+    assert not stage.step.needs_network()

@@ -120,16 +120,27 @@ def check_schema(text: str | None) -> None:
     """Raise `UserError` for what is not a JSON schema."""
     if text is None:
         return
-    from jsonschema import SchemaError, validators
+    from jsonschema import SchemaError
+    from referencing.exceptions import Unresolvable
 
     try:
-        schema = json.loads(text)
-        validators.validator_for(schema).check_schema(schema)
-    except (ValueError, SchemaError, AttributeError, TypeError) as e:
+        validator = _validator(text)
+        validator.check_schema(validator.schema)
+        validator.is_valid(None)
+    except (ValueError, SchemaError, Unresolvable, AttributeError, TypeError) as e:
         raise UserError(
             f"answer_schema={excerpt(text)}: not valid ({excerpt(getattr(e, 'message', e))}); expected a JSON schema, "
             'such as {"type": "object", "required": ["name"]}.'
         ) from None
+
+
+def _validator(text: str) -> t.Any:
+    """What holds values against a schema; it fetches nothing that the schema refers to."""
+    from jsonschema import validators
+    from referencing import Registry
+
+    schema = json.loads(text)
+    return validators.validator_for(schema)(schema, registry=Registry())
 
 
 def of_rows(
@@ -235,13 +246,17 @@ def _is_json(want: str, got: str) -> bool:
 
 
 def _fits_schema(rows: AnsweredRows) -> np.ndarray:
-    from jsonschema import validators
-
     if rows.schema is None:
         raise Undefined("answer_schema is not set")
-    schema = json.loads(rows.schema)
-    validator = validators.validator_for(schema)(schema)
-    return _each(lambda want, got: _is_json(want, got) and validator.is_valid(as_json(got)))(rows)
+    from referencing.exceptions import Unresolvable
+
+    validator = _validator(rows.schema)
+    try:
+        return _each(lambda want, got: _is_json(want, got) and validator.is_valid(as_json(got)))(rows)
+    except Unresolvable as e:
+        raise UserError(
+            f"answer_schema: refers to {excerpt(e.ref)}, which is not in it; expected a schema that stands alone."
+        ) from None
 
 
 def calls_in(text: str) -> Calls:

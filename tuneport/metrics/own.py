@@ -91,6 +91,13 @@ def load(text: str, file: Path | None) -> list[str | OwnMetric]:
     return [_own(name, declared, file) or name for name in named(text)]
 
 
+def origins(text: str) -> dict[str, str]:
+    """Which distributions the named metrics come from, with their versions, as `Step.origins` has it."""
+    declared = plugins(GROUP, METRIC_NAMES)
+    found = [f"{name} of {declared[name].distribution}" for name in named(text) if name in declared]
+    return {"metrics": ", ".join(found)} if found else {}
+
+
 def brought() -> Collection[str]:
     """The metrics of other distributions, by name."""
     return plugins(GROUP, METRIC_NAMES).keys()

@@ -65,7 +65,7 @@ def check_metrics(options: t.Any, table: Sequence[AnyMetric], *, files: bool) ->
     """Raise `UserError` for metrics that there are not; own functions are looked for with ``files``."""
     from tuneport.metrics import own
 
-    answers.check_schema(options.answer_schema)
+    answers.check_schema(getattr(options, "answer_schema", None))
     text = getattr(options, "metrics", "")
     if files and text:
         own.load(text, options.metrics_file and options.metrics_file.path)
