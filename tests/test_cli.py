@@ -141,6 +141,7 @@ def test_help_imports_no_heavy_library(argv: list[str]) -> None:
         (["run", "text_classification", "learning_rate=-1"], "learning_rate='-1': not valid; expected a number"),
         (["run", "text_classification"], "sentence1_key: is required by text_classification; expected text"),
         (["validate", "text_classification", "--config", "no.yaml"], "no.yaml: cannot be read (No such file"),
+        (["validate", "text_classification", "--config", "https://a/b"], "https://a/b: is an address, and no file"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(

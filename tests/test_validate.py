@@ -67,6 +67,8 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("local", {"lora_r": 4}, "lora_r=4: no effect without apply_lora=true"),
     ("local", {"validation_split_ratio": 0.5, "test_split_ratio": 0.5}, "together leave no training rows"),
     ("local", {"resume_from_checkpoint": "no_run"}, "no_run"),
+    ("local", {"evaluation_config": "https://a/b.json"}, "https://a/b.json: is an address, and no file"),
+    ("local", {"evaluation_config": "https://a/b.json"}, "Addresses are read by train_file_path"),
     ("local", {"registered_model_name": "a/b"}, "registered_model_name='a/b': not valid"),
     ("local", {"apply_deepspeed": True, "deepspeed": "absent.json"}, "absent.json"),
     # machines

@@ -119,26 +119,28 @@ def test_from_a_stage_takes_what_is_before_it_from_the_newest_run(toy: Toy) -> N
     assert (toy.folder / "runs/toy/second/count/counted/text.txt").read_text().startswith("0 HELLO!")
 
 
-def test_runs_are_listed_shown_and_removed_and_latest_follows(toy: Toy) -> None:
+def test_runs_are_listed_shown_and_removed_and_latest_follows(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipelines.__main__ import command
+
+    def said(*arguments: str) -> str:
+        code = command(("runs", "--root", str(toy.folder / "runs"), *arguments))
+        found = capsys.readouterr()
+        return found.out if code == 0 else found.err
+
     run(toy, "--name", "one")
     run(toy, "--name", "two", "times=3")
-    listed = json.loads(toy("runs", "list", "--json").stdout)
-    assert [found["name"] for found in listed] == ["two", "one"]
-    assert "toy/one" in toy("runs", "list", "toy").stdout
-    shown = toy("runs", "show", "latest").stdout
+    assert [found["name"] for found in json.loads(said("list", "--json"))] == ["two", "one"]
+    assert "toy/one" in said("list", "toy") and "no runs in" in said("list", "other")
+    shown = said("show", "latest")
     assert "toy/two: finished" in shown and "times  3" in shown
-    compared = json.loads(toy("runs", "compare", "one", "toy/two", "--json").stdout)
+    compared = json.loads(said("compare", "one", "toy/two", "--json"))
     assert compared["parameters"] == {"times": [2, 3]}
     (digests,) = compared["data"].values()
     assert digests[0] == digests[1]
-    assert "has no report; the run has finished" in toy("runs", "open", "one").stderr
-    assert (
-        "no such run" in toy("runs", "show", "tow").stderr
-        and "Did you mean 'two'?" in toy("runs", "show", "tow").stderr
-    )
-    asked = toy("runs", "rm", "two")
-    assert asked.returncode == 2 and "--yes: is required" in asked.stderr
-    assert toy("runs", "rm", "latest", "--yes").returncode == 0
+    assert "has no report; the run has finished" in said("open", "one")
+    assert "no such run" in said("show", "tow") and "Did you mean 'two'?" in said("show", "tow")
+    assert "--yes: is required" in said("rm", "two")
+    assert "deleted" in said("rm", "latest", "--yes")
     assert (toy.folder / "runs" / "toy" / "latest").resolve().name == "one"
 
 
