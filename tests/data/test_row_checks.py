@@ -66,6 +66,17 @@ def test_what_is_odd_is_said(rows: Rows | str, note: str, validate: Callable[...
     assert code == 0 and "note: " in said and note in said
 
 
+def test_questions_that_all_have_an_answer_are_valid(
+    tiny_model: Path, tuneport: Callable[..., int], write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    answers = {"text": ["black"], "answer_start": [8]}
+    rows = [{"question": f"which {i}", "context": f"cats is black {i}", "answers": answers} for i in range(40)]
+    data = write_jsonl(tmp_path / "squad.jsonl", rows)
+    keys = ["question_key=question", "context_key=context", "answers_key=answers", "doc_stride=8"]
+    model = f"pytorch_model_path={tiny_model}"
+    assert tuneport("validate", "question_answering", model, f"train_file_path={data}", *keys) == 0
+
+
 def test_labels_that_only_held_out_rows_have_are_said(
     validate: Callable[..., tuple[int, str]], tmp_path: Path, write_jsonl: Callable[..., Path]
 ) -> None:

@@ -68,7 +68,7 @@ def _of_labels(options: PrepareParams, found: Collected) -> Iterator[str]:
         raise UserError(
             f"{train.file}: has {train.usable} usable rows; expected at least min_rows={options.min_rows} to train on."
         )
-    if len(rows) == 1:
+    if len(rows) == 1 and found.spellings.known:  # labels in the user's words
         told = f"{train.file}: all {sum(rows.values()):,} rows looked at have one label, {next(iter(rows))!r}"
         if whole:
             raise UserError(f"{told}; expected at least two. Is it the right column?")
