@@ -100,6 +100,7 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
 
         for name, value in self._configured().items():
             setattr(self, name, value)
+        tasks.load(self.task_name).check_options(self, files=True)
         prepared = Prepared(self.preprocess_output.path)
         self._check_inputs(prepared)
         test = Split(prepared.rows("test"), prepared.encoded("test"))

@@ -20,7 +20,7 @@ import pipelines
 import steps
 from tuneport import tasks
 from tuneport.errors import UserError
-from tuneport.metrics.answers import AnswerMetricsParams, AnswerRowsParams
+from tuneport.metrics.answers import AnswerMetricsParams, AnswerRowsParams, ValidationAnswersParams
 from tuneport.parameters import GenerationParams
 from tuneport.stage import execute
 from tuneport.tasks.task import Split
@@ -142,7 +142,7 @@ TRAINING = {name for name, port in steps.load("finetune", FIRST).ports().items()
 # What only decides where the work is done, in tests/tasks/test_evaluation_on_devices.py.
 PLACES = {"number_of_gpu_to_use_evaluation"}
 # What scores written answers, in tests/metrics/test_answers.py and tests/tasks/test_written_answers.py.
-ANSWERS = {*AnswerMetricsParams.ports(), *AnswerRowsParams.ports()}
+ANSWERS = {p for g in (AnswerMetricsParams, AnswerRowsParams, ValidationAnswersParams) for p in g.ports()}
 # What decides whether and how a model is registered, in tests/steps/test_model_registration.py.
 REGISTRATION = {"register_if", "move_champion"}
 SHARED_ELSEWHERE = {*TRAINING, *REGISTRATION, *PLACES, *ANSWERS, *GenerationParams.ports(), "trivial_baselines"}

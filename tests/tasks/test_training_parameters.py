@@ -25,7 +25,7 @@ import steps
 from tuneport import tasks
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
-from tuneport.metrics.answers import AnswerParams, AnswerRowsParams
+from tuneport.metrics.answers import ValidationAnswersParams
 from tuneport.tracking import Run
 from tuneport.training.conflicts import CONFLICTS
 from tuneport.training.distributed import deepspeed
@@ -229,8 +229,8 @@ TRIALS: dict[str, Trial] = {
 GROUPS = {"number_of_gpu_to_use_finetuning", "num_nodes_finetune", "ddp_timeout", "apply_deepspeed", "deepspeed_stage"}
 
 OF_MODELS = {"ignore_mismatched_sizes"}  # only of use with models that others are not; a test of its own below
-# Of tasks that write text; tests/metrics/test_answers.py tries what they do to scores.
-OF_ANSWERS = {*AnswerParams.ports(), *AnswerRowsParams.ports()}
+# Of tasks that write text; tests/metrics/test_answers.py and test_written_answers.py try what they do to scores.
+OF_ANSWERS = set(ValidationAnswersParams.ports())
 # These change how the work is done and not its result; how they do it is seen in tests/training.
 SAME_RESULT = {
     "auto_find_batch_size",

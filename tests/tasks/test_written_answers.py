@@ -14,6 +14,7 @@ import pytest
 import pipelines
 import steps
 from tests.kfp_local import ROOT, run_document, start_processes
+from tuneport import tasks
 from tuneport.data.prepared import Prepared
 from tuneport.metrics.answers import last_number
 from tuneport.runner.request import Request
@@ -98,6 +99,19 @@ def test_training_evaluation_and_report_give_one_number(run: SimpleNamespace) ->
     own = [sum(c.isdigit() for c in line["tuned"]["text"]) for line in lines]
     assert document["tuned"]["metrics"]["digits"] == pytest.approx(sum(own) / 12)
     assert "digits" in document["tuned"]["intervals"] and document["better_than_base"]
+
+
+@pytest.mark.parametrize("task", ["text_generation", "summarization"])
+def test_a_training_answers_so_many_rows_with_so_many_tokens(task: str) -> None:
+    found, rows = tasks.load(task), [{"text": "a", "ground_truth": "b", "document": "a", "summary": "b"}] * 9
+    meta = {"prompting": {"max_target_tokens": 32, "max_positions": None, "encoder_decoder": False}}
+    for values, asked, tokens in (
+        ({"answered_validation_rows": 4, "validation_max_new_tokens": 5}, 4, 5),
+        ({"answered_validation_rows": -1, "validation_max_new_tokens": -1}, 9, 32),
+    ):
+        options = SimpleNamespace(seed=1, **values)
+        assert len(found.validation_questions(rows, options)) == asked
+        assert found.validation_settings(meta, options)["params"]["max_new_tokens"] == tokens
 
 
 def test_so_many_rows_are_answered_as_asked_for_and_by_the_seed(run: SimpleNamespace, tmp_path: Path) -> None:

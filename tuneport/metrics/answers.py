@@ -74,7 +74,23 @@ class AnswerRowsParams(Params):
     """Rows of which answers are written."""
 
     evaluation_rows: int = param(
-        "Rows whose answers are written where a metric needs them, drawn by the seed; -1: all.", default=-1, ge=-1
+        "Test rows whose answers are written where metrics names what they are scored by, drawn by the seed; -1: all.",
+        default=-1,
+        ge=-1,
+    )
+
+
+class ValidationAnswersParams(AnswerParams):
+    """Scoring of written answers."""
+
+    answered_validation_rows: int = param(
+        "Validation rows whose answers are written at each evaluation of a training whose metric_for_best_model needs "
+        "them, drawn by the seed; -1: all.",
+        default=-1,
+        ge=-1,
+    )
+    validation_max_new_tokens: int = param(
+        "Most tokens of such an answer. -1: as max_new_tokens=-1 says.", default=-1, ge=-1
     )
 
 

@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from tuneport.labels import IGNORED
 from tuneport.metrics import answers, perplexity
@@ -118,6 +119,17 @@ class GenerationTask(Task):
             return {"token_loss": found.pop("loss", math.nan), **found}  # the trainer takes it for the loss
 
         return compute
+
+    def asked(self, row: Row) -> Row:
+        """What the predictor reads of a row with its answer."""
+        return row
+
+    def validation_questions(self, rows: Sequence[Row], options: t.Any) -> dict[int, Row]:
+        most = getattr(options, "answered_validation_rows", -1)
+        return {i: self.asked(rows[i]) for i in drawn(len(rows), most, options.seed)}
+
+    def validation_settings(self, meta: Meta, options: t.Any) -> Row:
+        return self.settings(meta, SimpleNamespace(max_new_tokens=getattr(options, "validation_max_new_tokens", -1)))
 
     def settings(self, meta: Meta, options: t.Any) -> Row:
         params = {name: getattr(options, name, port.default) for name, port in GenerationParams.ports().items()}

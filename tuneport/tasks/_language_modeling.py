@@ -19,7 +19,7 @@ if t.TYPE_CHECKING:
     from tuneport.metrics.scores import Evaluation
 
 
-class LanguageModelingMetric(answers.AnswerParams, answers.AnswerRowsParams):
+class LanguageModelingMetric(answers.ValidationAnswersParams):
     """Best model."""
 
     metric_for_best_model: str = param(
@@ -112,11 +112,6 @@ class LanguageModelingTask(GenerationTask):
     def needs_answers(self, metric_for_best_model: str) -> bool:
         return answers.is_written(metric_for_best_model)
 
-    def validation_questions(self, rows: Sequence[Row], options: t.Any) -> dict[int, Row]:
-        """The rows of `evaluation_rows`; all others are scored by their likelihood alone."""
-        places = drawn(len(rows), getattr(options, "evaluation_rows", -1), options.seed)
-        return {i: self.asked(rows[i]) for i in places}
-
     def score(self, rows: Sequence[Row], given: Sequence[Row], meta: Meta, options: t.Any = None) -> dict[str, float]:
         written = self._answered(rows, given, range(len(rows)), options)
         return training_scores([m for m in self.scored_by if answers.is_written(m.name)], written)
@@ -137,7 +132,7 @@ class LanguageModelingTask(GenerationTask):
 
     def questions(self, rows: Sequence[Row], options: t.Any) -> dict[int, Row]:
         if options.metrics:
-            return self.validation_questions(rows, options)
+            return {i: self.asked(rows[i]) for i in drawn(len(rows), options.evaluation_rows, options.seed)}
         wanted = min(options.generated_samples, len(rows))
         picked = {round(i * (len(rows) - 1) / max(1, wanted - 1)) for i in range(wanted)}
         return {i: self.asked(rows[i]) for i in sorted(picked)}

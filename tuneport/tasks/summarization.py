@@ -39,7 +39,7 @@ class SummarizationColumns(Params):
     )
 
 
-class SummarizationMetric(answers.AnswerParams):
+class SummarizationMetric(answers.ValidationAnswersParams):
     """Best model."""
 
     metric_for_best_model: str = param(

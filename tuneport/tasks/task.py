@@ -247,6 +247,10 @@ class Task(ABC):
         """What the predictor is asked in an evaluation of a training, by the row's place; other rows are not scored."""
         return dict(enumerate(rows))
 
+    def validation_settings(self, meta: Meta, options: t.Any) -> Row:
+        """The predictor's settings in an evaluation of a training."""
+        return self.settings(meta, None)
+
     def score(self, rows: Sequence[Row], answers: Sequence[Row], meta: Meta, options: t.Any = None) -> dict[str, float]:
         """Metrics of the predictor's answers, by the names of their records; ``options`` are those of the training."""
         return {}

@@ -45,7 +45,7 @@ class TranslationColumns(Params):
     )
 
 
-class TranslationMetric(answers.AnswerParams):
+class TranslationMetric(answers.ValidationAnswersParams):
     """Best model."""
 
     metric_for_best_model: str = param(

@@ -337,7 +337,7 @@ def _scores_of_answers(
     every, meta = prepared.rows("validation"), prepared.info.meta
     questions = task.validation_questions(every, options)
     rows, asked = [every[i] for i in questions], list(questions.values())
-    settings = task.settings(meta, None)
+    settings = task.validation_settings(meta, options)
     if sharded and arguments.world_size > 1:
         log.warning(
             "%s: each evaluation answers all %d validation rows in every process, and gathers all weights for each "
