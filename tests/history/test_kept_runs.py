@@ -1,5 +1,6 @@
 """Runs are kept under names, an interrupted one goes on, what is done is shared, and nothing is overwritten unasked."""
 
+import functools
 import json
 import signal
 import time
@@ -8,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.toy_command import Toy
-from tuneport.errors import UserError
 from tuneport.history import kept_runs, run_names
 from tuneport.runner import run_record
 
@@ -144,7 +144,7 @@ def test_runs_are_listed_shown_and_removed_and_latest_follows(toy: Toy, capsys: 
     assert (toy.folder / "runs" / "toy" / "latest").resolve().name == "one"
 
 
-def test_a_resume_is_not_begun_in_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
+def test_a_resume_with_other_values_says_that_it_starts_at_the_beginning(tmp_path: Path) -> None:
     import pipelines
 
     pipeline = pipelines.load("text_classification")
@@ -153,12 +153,14 @@ def test_a_resume_is_not_begun_in_a_folder_without_a_checkpoint(tmp_path: Path) 
     resuming = pipeline.resolve({**given, "resume_from_checkpoint": "true"})
     other = pipeline.resolve({**given, "num_train_epochs": 7, "resume_from_checkpoint": "true"})
     assert run_record.configuration(pipeline, values) == run_record.configuration(pipeline, resuming)
-    assert run_names.folder_of(pipeline, resuming, tmp_path).parent == tmp_path, "there is no run at all"
+    said: list[str] = []
+    folder_of = functools.partial(run_names.folder_of, pipeline, runs=tmp_path, say=said.append)
+    assert folder_of(resuming).parent == tmp_path and not said, "there is no run at all"
     (tmp_path / "one").mkdir()
     run_record.begun(tmp_path / "one", run_record.record_of(pipeline, values))
-    assert run_names.folder_of(pipeline, resuming, tmp_path) == tmp_path / "one"
-    with pytest.raises(UserError, match=r"(?s)no interrupted run with these values.*--name one"):
-        run_names.folder_of(pipeline, other, tmp_path)
+    assert folder_of(resuming) == tmp_path / "one" and not said
+    assert folder_of(other) not in (tmp_path / "one", tmp_path)
+    assert "so this one starts at the beginning" in said[0] and "--name one --force" in said[0]
 
 
 def test_a_run_that_is_sent_elsewhere_has_no_place_here(

@@ -107,7 +107,8 @@ def place_of(
             raise UserError("--output_dir: names the run's whole folder; leave out --name and --force.")
         return Place(folder=Path.cwd() / output_dir, siblings=None)
     runs = Path.cwd() / "runs" / pipeline.name
-    return Place(folder=folder_of(pipeline, values, runs, name=name, force=force), siblings=runs)
+    folder = folder_of(pipeline, values, runs, name=name, force=force, say=lambda text: click.echo(text, err=True))
+    return Place(folder=folder, siblings=runs)
 
 
 @contextmanager

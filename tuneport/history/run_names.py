@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import typing as t
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tuneport.errors import UserError
@@ -30,12 +30,19 @@ ANIMALS = (
 
 
 def folder_of(
-    pipeline: Pipeline, values: Mapping[str, t.Any], runs: Path, *, name: str | None = None, force: bool = False
+    pipeline: Pipeline,
+    values: Mapping[str, t.Any],
+    runs: Path,
+    *,
+    name: str | None = None,
+    force: bool = False,
+    say: Callable[[str], object],
 ) -> Path:
     """The folder in ``runs``, such as runs/text_classification, that a run with these values is written to.
 
     Without a name that is the folder of the newest run of the same configuration, where that did not come to its end,
-    else a new one. Raises `UserError` where a run is there that ``force`` does not give up, or one is at work.
+    else a new one; ``say`` is told where that has nothing to resume. Raises `UserError` where a run is there that
+    ``force`` does not give up, or one is at work.
     """
     same = run_record.configuration(pipeline, values)
     if name is not None:
@@ -56,7 +63,7 @@ def folder_of(
             return folder
         break
     else:
-        _refuse_resume(pipeline, values, known)
+        _say_nothing_to_resume(pipeline, values, known, say)
     return runs / _new_name(runs)
 
 
@@ -78,14 +85,16 @@ def _named(runs: Path, name: str, same: str, *, force: bool) -> Path:
     raise UserError(f"{folder}: {what}, and it is not overwritten. Give another --name, or overwrite it with --force.")
 
 
-def _refuse_resume(pipeline: Pipeline, values: Mapping[str, t.Any], known: list[Path]) -> None:
-    """Refuse to go on from a checkpoint in a new folder, which has none."""
+def _say_nothing_to_resume(
+    pipeline: Pipeline, values: Mapping[str, t.Any], known: list[Path], say: Callable[[str], object]
+) -> None:
+    """Say that a run which is to go on from a checkpoint starts at the beginning, as its folder is new."""
     resuming = {n: v for node in pipeline.nodes for n, v in node.step.resume_with.items()}
     asked = [name for name, value in resuming.items() if str(values.get(name)).lower() == str(value).lower()]
     if asked and known:
-        raise UserError(
-            f"{asked[0]}={resuming[asked[0]]}: no interrupted run with these values is in {known[0].parent}. Name the "
-            f"run to go on from, the newest is --name {known[0].name}, and add --force if it may be overwritten."
+        say(
+            f"note: {asked[0]}={resuming[asked[0]]}: no run with these values is in {known[0].parent}, so this one "
+            f"starts at the beginning. To go on from the newest, add --name {known[0].name} --force."
         )
 
 
