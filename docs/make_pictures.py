@@ -40,7 +40,8 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "text_classification"
-        shutil.copytree(ROOT / "examples" / "text_classification", folder)
+        copy = [tuneport(), "examples", "copy", folder.name]
+        subprocess.run(copy, cwd=place, check=True, stdout=subprocess.DEVNULL)
         subprocess.run([sys.executable, "fetch.py"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
         picture_of_terminal(RUN, folder, PICTURES / "run.svg")
         report = folder / "runs" / "text_classification" / "first" / "model_evaluation" / "evaluation_result"

@@ -43,6 +43,7 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
 
     image = "trainer"
     keeps_on_failure = (BASE_ANSWERS,)
+    useful_to_others = (BASE_ANSWERS,)  # the base model answers alike, whatever was tuned from it
 
     model_selector_output: Model = consumes("Imported base model.")
     pytorch_model_folder: Model = consumes("Tuned model, with its checkpoints or without.")
@@ -171,7 +172,7 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
             subjects = [self._subject(name, folder, placement) for name, folder in models.items()]
             answers = {subject.name: self._ask(subject, ranks, prepared.info.meta, test) for subject in subjects}
         if earlier:
-            self.log.info("base model: %d answers of an earlier evaluation in the same place", len(test.rows))
+            self.log.info("base model: %d answers of an earlier evaluation", len(test.rows))
         elif kept:
             kept.write(answers["base model"])
         return answers | earlier

@@ -278,6 +278,7 @@ class Step(Params):
     only_if: t.ClassVar[str | None] = None  # skipped in a pipeline unless this parameter has a value
     registers: t.ClassVar[tuple[str, str] | None] = None  # its input that it registers, and the parameter of the name
     keeps_on_failure: t.ClassVar[tuple[str, ...]] = ()  # what a failed run leaves in its output folders
+    useful_to_others: t.ClassVar[tuple[str, ...]] = ()  # of those, what a run with other values may go on from, too
     resume_with: t.ClassVar[Mapping[str, t.Any]] = {}  # the values by which it goes on from that, where there is any
     fixed: t.ClassVar[Mapping[str, t.Any]] = {}  # parameters that a specialised step class has settled
 

@@ -423,7 +423,7 @@ def test_the_base_model_can_be_left_out(inputs, evaluated, tmp_path):
     }
 
 
-EARLIER = "answers of an earlier evaluation in the same place"
+EARLIER = "answers of an earlier evaluation"
 
 
 def test_the_base_model_is_not_asked_again_for_another_tuned_model(inputs, evaluated, tmp_path, caplog):

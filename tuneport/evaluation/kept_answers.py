@@ -1,4 +1,4 @@
-"""A model's answers, kept in the stage's output for the next evaluation into the same place.
+"""A model's answers, kept in the stage's output for the next evaluation into the same place or of another run.
 
 A base model answers the same whatever was tuned from it. Its answers count again only where all that they follow from
 is the same: weights, rows, tokenizer, settings, type, device, code and libraries.

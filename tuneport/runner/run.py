@@ -384,6 +384,8 @@ def _run_stage(
     progress.line(stage.name, f"running ({reason})" if reason else "running")
     if plan.start_from:
         cache.forget(stage.folder)
+    others = shared_stages.others(plan.siblings, plan.output_dir)
+    shared_stages.hand_on(others, stage.folder, stage.step.useful_to_others, stage.outputs)
     started = time.monotonic()
     environment, argv = {**plan.environment, **stage.environment}, executor.command(plan, stage)
     _save_inputs(stage)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tuneport.artifacts import Artifact, write_atomically
@@ -52,6 +52,28 @@ def take_as_it_is(runs: Iterator[Path], own: Path, outputs: Mapping[str, Artifac
     return run.name
 
 
+def hand_on(runs: Iterator[Path], own: Path, names: Sequence[str], outputs: Mapping[str, Artifact]) -> None:
+    """Link those parts of a stage's outputs that the newest other run has, for this run's stage to go on from.
+
+    A part that is there already stays. Whether the stage can use it is for the stage to find out.
+    """
+    for run in runs if names else ():
+        missing = [(port, name) for port in outputs for name in names if not _part(outputs[port], name)]
+        for port, name in missing:
+            found = run / own.name / port / name
+            if found.is_dir():
+                link_tree(found, _staged(outputs[port].path) / name)
+
+
+def _part(artifact: Artifact, name: str) -> bool:
+    return any((folder / name).is_dir() for folder in (artifact.path, _staged(artifact.path)))
+
+
+def _staged(place: Path) -> Path:
+    """Where an output is built before it is moved into its place."""
+    return place.with_name(f".{place.name}.partial")
+
+
 def _key(folder: Path) -> object:
     try:
         return read_json(folder / cache.RECORD)["key"]
@@ -68,7 +90,7 @@ def _take(run: Path, own: Path, outputs: Mapping[str, Artifact], log: Path) -> N
     folder = run / own.name
     for port, artifact in outputs.items():
         place = artifact.path
-        staged = place.with_name(f".{place.name}.partial")
+        staged = _staged(place)
         shutil.rmtree(staged, ignore_errors=True)
         link_tree(folder / port, staged)
         shutil.rmtree(place, ignore_errors=True)
