@@ -6,6 +6,7 @@ the terminal, of the report, of MLflow and of the preview.
 
 import io
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -62,7 +63,7 @@ def preview(folder: Path) -> None:
     command = [tuneport(), "preview", "text_classification", "--config", "config.yaml", "--rows", "2"]
     page = folder / "preview.html"
     subprocess.run([*command, "--html", page.name], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    photograph(page.as_uri(), PICTURES / "preview.png", 1000, 760)
+    photograph(page.as_uri(), PICTURES / "preview.png", 1000, 338)
 
 
 def tuneport() -> str:
@@ -82,7 +83,9 @@ def picture_of_terminal(arguments: list[str], folder: Path, picture: Path) -> No
     console = Console(record=True, width=COLUMNS, file=io.StringIO())
     for line in _lines(screen):
         console.print(line, no_wrap=True, overflow="crop")
-    picture.write_text(console.export_svg(title=f"$ tuneport {' '.join(arguments)}"), "utf-8")
+    drawn = console.export_svg(title=f"$ tuneport {' '.join(arguments)}")
+    alone = re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)  # those are fetched from elsewhere
+    picture.write_text(alone, "utf-8")
 
 
 def _path() -> str:

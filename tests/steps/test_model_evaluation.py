@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import socket
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -252,10 +253,14 @@ def test_the_report_shows_verdict_curves_lineage_data_and_parameters(evaluated, 
     assert "max_dropped_fraction" in html and "per_device_eval_batch_size" in html
 
 
-def test_the_report_needs_no_network_and_no_script(evaluated):
+def test_the_report_needs_no_network_and_no_script_but_its_own(evaluated):
     _, _, html = evaluated
     addresses = set(re.findall(r"https?://[^\"'\s<>)]+", html))
     assert addresses == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names, fetched by nobody
+    own = (files("tuneport.evaluation") / "report.js").read_text("utf-8")
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert scripts == [own] and "script-src 'sha256-" in html
+    html = re.sub(r"<script( type=.application/json. id=.rows.)?>.*?</script>", "", html, flags=re.DOTALL)
     assert not re.search(r"<script|<link(?! rel=\"icon\" href=\"data:)|@import|\ssrc=|url\((?!#)", html)
 
 
@@ -277,6 +282,9 @@ def test_markup_in_labels_and_texts_stays_text(tiny_model, questions, write_json
     base = imported(tiny_model, tmp_path / "base")
     data = prepare(tmp_path, base, rows, write_jsonl)
     _, _, html = evaluate(tmp_path, base, tune(tmp_path / "tuned", base, data), data)
+    embedded = re.findall(r"<script type=.application/json. id=.rows.>(.*?)</script>", html, re.DOTALL)
+    assert len(embedded) == 1 and "<" not in embedded[0]
+    html = re.sub(r"<script( type=.application/json. id=.rows.)?>.*?</script>", "", html, flags=re.DOTALL)
     assert "<script" not in html and "<img" not in html and "<b>" not in html
     assert "&lt;script&gt;alert(" in html
     assert "&lt;img src=x onerror=" in html

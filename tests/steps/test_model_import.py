@@ -350,7 +350,7 @@ def test_no_archive_is_unpacked(copy: Path, tmp_path: Path) -> None:
         assert "is a file; expected the model's folder" in refused(archive, tmp_path)
 
 
-@pytest.mark.parametrize("named", ["../secret", "/etc", "model/../../secret", "", "./", "*", "\0"])
+@pytest.mark.parametrize("named", ["../secret", "/etc", "model/../../secret", "", "./", "*", "\0", 300 * "a"])
 def test_an_mlmodel_names_a_folder_below_its_own(copy: Path, tmp_path: Path, named: str) -> None:
     shutil.copytree(copy, tmp_path / "secret")
     (tmp_path / "saved").mkdir()

@@ -118,7 +118,7 @@ def test_the_tuned_model_answers_with_the_colours_and_stops_at_the_end_of_its_tu
     losses = [found["tuned"], *found["baselines"].values(), found["base"]]
     assert sorted(losses, key=lambda scores: scores["metrics"]["loss"]) == losses and len(losses) == 3
     page = (run.report / "report.html").read_text("utf-8")
-    assert "6 test rows, from the best answer to the worst" in page and "user: " in page
+    assert "6 test rows, the worst answer first" in page and "user: " in page
 
 
 def test_preprocess_and_predictor_write_the_same_prompt(run: SimpleNamespace) -> None:

@@ -161,7 +161,7 @@ def test_so_many_rows_are_answered_and_shown(run: SimpleNamespace) -> None:
     assert len(answered) == 5 and answered[0] == 0 and answered[-1] == len(lines) - 1
     assert sum(lines[i]["tuned"]["text"].startswith(lines[i]["ground_truth"]) for i in answered) >= 4
     page = (run.report / "report.html").read_text("utf-8")
-    assert "5 test rows, from the best answer to the worst" in page
+    assert "5 test rows, the worst answer first" in page
 
 
 def test_batches_answer_as_single_rows_do(run: SimpleNamespace) -> None:

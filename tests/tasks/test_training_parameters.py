@@ -132,7 +132,7 @@ def states(outcome: Outcome) -> Any:
 
 
 def padding(outcome: Outcome) -> Any:
-    return [entry["padding_share"] for entry in outcome.tracked if "padding_share" in entry]
+    return [entry["train/padding_share"] for entry in outcome.tracked if "train/padding_share" in entry]
 
 
 def watched(name: str) -> Shown:

@@ -46,8 +46,8 @@ class Recorded(Run):
         self.metrics: dict[int, dict[str, float]] = {}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if "loss" in metrics:
-            self.metrics[step or 0] = dict(metrics)
+        if "train/loss" in metrics:
+            self.metrics[step or 0] = {name.removeprefix("train/"): value for name, value in metrics.items()}
 
 
 def train_on(model: Path, prepared: Path, output: Path, *callbacks: TrainerCallback, **values: Any) -> Recorded:

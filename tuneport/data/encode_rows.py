@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tuneport.data.data_report import LISTED_ROWS, Notes, TokenLengths
+from tuneport.data.data_report import TokenLengths
 from tuneport.data.options import PrepareParams
+from tuneport.data.row_notes import LISTED_ROWS, Notes
 from tuneport.data.row_progress import RowProgress
 from tuneport.data.shards import ShardWriter, with_row_id
 from tuneport.data.splits import REMOVED, SPLITS, Codes

@@ -7,7 +7,7 @@ import typing as t
 from collections import Counter
 from collections.abc import Mapping
 
-from tuneport.data.data_report import LISTED_ROWS
+from tuneport.data.row_notes import LISTED_ROWS
 from tuneport.labels import Spellings, alike
 
 log = logging.getLogger("tuneport.preprocess")

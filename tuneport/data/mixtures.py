@@ -10,18 +10,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import combinations
 
-import numpy as np
-import numpy.typing as npt
-
 from tuneport.data.locate import DataFile, names_of
 from tuneport.data.readers import Source
 from tuneport.data.source_count import SourceCount
 from tuneport.errors import UserError
 
+if t.TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 log = logging.getLogger("tuneport.preprocess")
 
 LISTED_LABELS = 10
-Parts = npt.NDArray[np.uint16]
+Parts: t.TypeAlias = "npt.NDArray[np.uint16]"
 
 
 def told_apart(sources: Sequence[Source], option: str) -> tuple[Source, ...]:
@@ -99,6 +100,8 @@ def leave_out(
     ``parts`` (rows,): the source of each row, by its place among all ``sources``. Raises `UserError` where a source of
     a weight has no row left.
     """
+    import numpy as np
+
     first = 0
     for split, counts in sources.items():
         weights = [count.weight for count in counts if count.weight is not None]

@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tuneport.data.data_report import LISTED_ROWS
 from tuneport.data.duplicates import identity_hash
 from tuneport.data.mixtures import Parts, check_labels, report
 from tuneport.data.near_duplicates import NearDuplicateIndex
 from tuneport.data.options import PrepareParams
 from tuneport.data.readers import RawRow, Source
+from tuneport.data.row_notes import LISTED_ROWS
 from tuneport.data.row_progress import RowProgress
 from tuneport.data.shards import with_row_id
 from tuneport.data.source_count import SourceCount, summed

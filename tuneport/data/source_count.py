@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tuneport.data.data_report import LISTED_ROWS, Notes
+from tuneport.data.row_notes import LISTED_ROWS, Notes
 
 
 @dataclass(kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -72,7 +73,7 @@ def _named_in_mlmodel(path: Path) -> list[Path]:
         return []
     hub_id, binary = flavor.get("source_model_name"), flavor.get("model_binary")
     if isinstance(binary, str) and not Path(binary).is_absolute() and ".." not in Path(binary).parts:
-        return [path / binary] if (path / binary).is_dir() else []
+        return [path / binary] if os.path.isdir(path / binary) else []  # noqa: PTH112 - False for what is no name at all
     if hub_id and not (path / "model").is_dir():
         raise UserError(
             f"{path}: holds no weights but a reference to the hub model '{hub_id}'. "
