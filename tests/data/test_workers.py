@@ -92,6 +92,14 @@ def test_where_no_process_can_be_started_all_is_done_here(
     assert "as no other can be started (Resource temporarily unavailable)" in caplog.text
 
 
+def test_pipes_that_may_not_be_larger_do_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(workers.fcntl, "fcntl", refuse)
+    assert run(lambda n: n * n, 2) == [(n, n * n) for n in range(50)]
+
+
 def test_the_cgroup_s_share_of_the_cpus_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     allowed = len(os.sched_getaffinity(0))
     for text, expected in (("max 100000", allowed), ("100000 100000", 1), ("50000 100000", 1), ("oops", allowed)):

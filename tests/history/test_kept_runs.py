@@ -1,8 +1,10 @@
 """Runs are kept under names, an interrupted one goes on, what is done is shared, and nothing is overwritten unasked."""
 
+import fcntl
 import functools
 import json
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from tests.toy_command import Toy
 from tuneport.history import kept_runs, run_names
+from tuneport.runner import run as run_module
 from tuneport.runner import run_record
 
 
@@ -117,6 +120,15 @@ def test_from_a_stage_takes_what_is_before_it_from_the_newest_run(toy: Toy) -> N
     assert toy.states(done) == {"shout": "reused", "count": "done"}
     assert "shout | reused (from first)" in done.stdout
     assert (toy.folder / "runs/toy/second/count/counted/text.txt").read_text().startswith("0 HELLO!")
+
+
+def test_a_run_starts_while_somebody_looks_whether_one_is_at_work(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    with (tmp_path / ".lock").open("rb") as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_SH)
+        threading.Timer(0.06, lambda: fcntl.flock(looked_at, fcntl.LOCK_UN)).start()
+        with run_module._locked(tmp_path):
+            assert run_record.is_locked(tmp_path)
 
 
 def test_runs_are_listed_shown_and_removed_and_latest_follows(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,6 +101,21 @@ def test_the_shape_of_a_conversation_is_told(rows: list[dict[str, Any]], columns
     assert start.guess_columns("chat_completion", sample) == columns
 
 
+@pytest.mark.parametrize("turns", [3, [1, 2], None, "[" * 100_000])
+def test_conversations_that_are_none_are_no_conversations(turns: Any, tmp_path: Path, write_jsonl: Any) -> None:
+    data = write_jsonl(tmp_path / "my.jsonl", [{"conversations": turns, "other": "x"}])
+    sample = start.look(str(data))
+    assert "chat_format" not in start.guess_columns("chat_completion", sample)
+
+
+def test_names_of_columns_and_files_stay_in_their_comments(tuneport: Command, tmp_path: Path) -> None:
+    name = "e\nhuggingface_id: evil.csv"
+    (tmp_path / name).write_text('"re\nview: x",stars\n' + "".join(f"it was {i},{i % 2}\n" for i in range(30)))
+    assert tuneport("init", "token_classification", "--data", name, "-o", "run.yaml") == 0
+    written = yaml.safe_load((tmp_path / "run.yaml").read_text("utf-8"))
+    assert "view" not in written and "evil" not in str(written["huggingface_id"])
+
+
 def test_settings_follow_the_number_of_rows_and_of_weights() -> None:
     def knobs(task: str, rows: int, weights: int | None) -> dict[str, Any]:
         return start.knobs(task, start.Sample(name="x", columns=[], rows=[], count=rows), {}, weights)

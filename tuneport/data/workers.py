@@ -6,6 +6,7 @@ encoder of a task, cannot be sent to another process. Each goes through the whol
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -116,7 +117,7 @@ def _forked(work: Work[T, R], source: Callable[[], Iterator[T]], processes: int)
     workers: list[_Worker] = []
     for number in range(processes):
         read, write = os.pipe()
-        if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with contextlib.suppress(OSError, AttributeError):  # a user's pipes have so much memory in all, and no more
             fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
             with warnings.catch_warnings():

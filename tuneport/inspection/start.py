@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses as dc
-import json
 import math
 import os
 import re
@@ -18,6 +17,7 @@ from tuneport.config import yaml_value
 from tuneport.data import readers
 from tuneport.errors import UserError
 from tuneport.graph import Pipeline
+from tuneport.json_yaml import parse_json
 
 LOOKED_AT = 500  # rows
 COUNTED = 100_000  # rows
@@ -116,7 +116,7 @@ def _told(value: t.Any) -> t.Any:
     """A list or object that a cell of CSV holds as JSON."""
     if isinstance(value, str) and value[:1] in ("[", "{"):
         try:
-            return json.loads(value)
+            return parse_json(value)
         except ValueError:
             return value
     return value
@@ -198,7 +198,10 @@ def _conversation(sample: Sample) -> dict[str, str]:
 
 
 def _is_sharegpt(sample: Sample) -> bool:
-    return sample.all("conversations", lambda turns: all("from" in turn for turn in turns))
+    def of_turns(value: t.Any) -> bool:
+        return isinstance(value, list) and all(isinstance(turn, dict) and "from" in turn for turn in value)
+
+    return sample.all("conversations", of_turns)
 
 
 def _data(data: str | None, folder: Path) -> str:
@@ -218,19 +221,24 @@ def _lines(
 ) -> Iterator[str]:
     ports = pipeline.params
     yield f"# yaml-language-server: $schema={schema_name(pipeline.name)}\n"
-    rows = f" on {sample.name}, {_rows(sample)}" if sample else ""
+    rows = f" on {_in_a_line(sample.name)}, {_rows(sample)}" if sample else ""
     yield f"# {pipeline.name}{rows}; every other setting: tuneport init {pipeline.name} --all\n"
     name, chosen = model
     note = "  # or pytorch_model_path: a folder" if name == "huggingface_id" else ""
     yield f"{name}:{yaml_value(chosen)}{note}\n"
     yield _entry("train_file_path", data, "jsonl, json, csv, tsv or parquet")
-    there = f"a column: {', '.join(sample.columns[:8])}" if sample else ""
+    there = f"a column: {_in_a_line(', '.join(sample.columns[:8]))}" if sample else ""
     for key, port in ports.items():
         if key in columns or (port.required and port.kind == "param"):
             yield _entry(key, columns.get(key, ""), there or port.help.rstrip("."))
     yield "\n"
     for key, value in knobs(pipeline.name, sample, columns, weights).items():
         yield f"{key}:{yaml_value(value)}\n"
+
+
+def _in_a_line(text: str) -> str:
+    """A user's text as a part of a comment, which ends with its line."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _entry(key: str, value: str, help: str) -> str:

@@ -38,6 +38,7 @@ if t.TYPE_CHECKING:
     import subprocess
 
 DATABASE = "mlflow.db"
+LOCK_TRIES, LOCK_PAUSE = 4, 0.05  # seconds between two
 LATEST = "latest"  # the link to the run that began last
 ODD = "'%?#\n"  # what MLflow or an sqlite URI takes for something else in a folder's name
 
@@ -300,7 +301,7 @@ def _locked(output_dir: Path) -> Iterator[int]:
             f"{output_dir}: cannot be written to ({e.strerror}). Name another folder with --output_dir."
         ) from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
     except OSError as e:
         found = holders(descriptor)
         holder = f"process {found[0]}" if found else "on another machine"
@@ -315,6 +316,19 @@ def _locked(output_dir: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a file; whoever only looks whether it is locked holds it for a moment. Raises OSError where it stays so."""
+    for left in range(LOCK_TRIES - 1, -1, -1):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if not left or e.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            time.sleep(LOCK_PAUSE)
+        else:
+            return
 
 
 def _run_all(plan: Plan, executor: Executor, progress: Progress, lock: int) -> Outcome:
