@@ -56,7 +56,7 @@ lint: $(VENV)/.dev
 
 # The documentation as a site, in site/; any dead link is an error.
 docs: $(VENV)/.dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix-only .
