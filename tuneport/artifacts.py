@@ -254,7 +254,7 @@ def read_manifest(artifact: Artifact) -> dict[str, Any]:
     Raises `UserError` where the folder is absent, unfinished, of another type or of a newer schema.
     """
     path = artifact.path / MANIFEST
-    wanted = artifact.type_name()
+    wanted = " or ".join((artifact.type_name(), *artifact.also))
     if not artifact.path.is_dir():
         raise UserError(
             f"{artifact.path}: no such folder; expected a {wanted} artifact. Run the step that writes it first."
@@ -281,7 +281,7 @@ def read_manifest(artifact: Artifact) -> dict[str, Any]:
         raise UserError(
             f"{path}: was altered after it was written (its own SHA-256 differs). Run the step that writes it again."
         )
-    if not artifact.user_supplied and found not in (wanted, *artifact.also):
+    if not artifact.user_supplied and found not in (artifact.type_name(), *artifact.also):
         raise UserError(f"{artifact.path}: is a {found} artifact; expected a {wanted}.")
     return manifest
 

@@ -7,6 +7,7 @@ where KFP wants it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses as dc
 import importlib
 import json
@@ -83,20 +84,40 @@ def _stage_in(folder: Path, inputs: Mapping[str, Artifact], shared: Path) -> dic
     return places
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, copy: t.Callable[[str, str], object] = shutil.copy2) -> None:
     try:
-        shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
+        shutil.copytree(source, target, copy_function=copy) if source.is_dir() else shutil.copy2(source, target)
     except (OSError, shutil.Error) as e:
         raise UserError(f"{target}: cannot be written ({e}). Is there room, and may this user write there?") from None
 
 
+class _Copied:
+    """Copies files, those with several names once: what outputs share of each other is linked again."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], str] = {}
+
+    def __call__(self, source: str, target: str) -> str:
+        found = Path(source).stat()
+        place = found.st_dev, found.st_ino
+        if place in self._known:
+            with contextlib.suppress(OSError):
+                os.link(self._known[place], target)
+                return target
+        shutil.copy2(source, target)
+        if found.st_nlink > 1:
+            self._known[place] = target
+        return target
+
+
 def _stage_out(folder: Path, outputs: Mapping[str, Artifact]) -> None:
     """Move what the job wrote to where KFP wants it, and clear the volume."""
+    copied = _Copied()
     for name, artifact in outputs.items():
         written = type(artifact)(folder / "out" / name)
         verify(written)
         shutil.rmtree(artifact.path, ignore_errors=True)
-        _copy(written.path, artifact.path)
+        _copy(written.path, artifact.path, copied)
         log.info("%s: %s", name, artifact.path)
     shutil.rmtree(folder, ignore_errors=True)
 
