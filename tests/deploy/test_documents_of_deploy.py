@@ -136,7 +136,11 @@ def test_azure_ml_s_loaders_take_endpoint_and_deployment(model: str, tmp_path: P
 def test_docker_s_context_has_all_that_its_file_copies(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", "chat_completion")
     found = rendered(run, "docker", tag="answers:1")
-    copied = [line.split()[1] for line in found.files["Dockerfile"].splitlines() if line.startswith("COPY")]
+    copies = [line.split() for line in found.files["Dockerfile"].splitlines() if line.startswith("COPY")]
+    assert {owner for _, owner, *_ in copies} == {"--chown=10001"}, (
+        "whom the image runs as may read all, whatever umask"
+    )
+    copied = [name for _, _, name, _ in copies]
     assert {*copied} == {"requirements.txt", "model", "server.py"} == {*found.files, *found.folders} - {"Dockerfile"}
     assert found.commands == [["docker", "build", "--tag", "answers:1", "."]]
     assert found.files["requirements.txt"].split() == ["mlflow==3.17.2", "torch==2.8.0", "fastapi", "uvicorn"]
