@@ -30,11 +30,11 @@ def exported(folder: Path, task: str, *, encoder_decoder: bool = False) -> Path:
     return folder
 
 
-def run_of(folder: Path, task: str, *, adapter: bool = False, **values: Any) -> Path:
+def run_of(folder: Path, task: str, *, adapter: bool = False, rank: int = 16, **values: Any) -> Path:
     exported(folder / "model_export" / "mlflow_model_folder", task, **values)
     if adapter:
         (folder / "finetune" / "pytorch_model_folder").mkdir(parents=True)
-        (folder / "finetune" / "pytorch_model_folder" / "adapter_config.json").write_text('{"r": 16}')
+        (folder / "finetune" / "pytorch_model_folder" / "adapter_config.json").write_text(json.dumps({"r": rank}))
         (folder / "model_import" / "model_selector_output").mkdir(parents=True)
     return folder
 
@@ -101,6 +101,23 @@ def test_an_adapter_that_was_not_merged_is_served_beside_its_base(
     assert f"answers={run / 'finetune' / 'pytorch_model_folder'}" in command
     with pytest.raises(UserError, match="base_uri and adapter_uri: are required"):
         service(run)
+
+
+@pytest.mark.parametrize(("rank", "most"), [(1, 1), (2, 8), (16, 16), (24, 32), (200, 256), (300, 320), (512, 512)])
+def test_vllm_gets_a_greatest_rank_that_it_takes(rank: int, most: int, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", "chat_completion", adapter=True, rank=rank)
+    (command,) = rendered(run, "vllm").commands
+    assert command[command.index("--max-lora-rank") + 1] == str(most)
+    manifest = service(run, base_uri="pvc://runs/base", adapter_uri="s3://models/adapter")
+    assert f"--max-lora-rank={most}" in manifest["spec"]["predictor"]["model"]["args"]
+
+
+def test_a_rank_that_vllm_does_not_take_is_refused_and_the_merged_model_is_served(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", "chat_completion", adapter=True, rank=513)
+    exported = run / "model_export" / "mlflow_model_folder"
+    with pytest.raises(UserError, match=rf"rank 513; vLLM serves ranks <= 512. Deploy {exported} instead of the run"):
+        rendered(run, "vllm")
+    assert "--max-lora-rank" not in rendered(exported, "vllm").commands[0]
 
 
 def test_each_kind_of_model_has_its_runtime(tmp_path: Path) -> None:

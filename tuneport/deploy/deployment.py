@@ -16,6 +16,8 @@ from tuneport.json_yaml import read_json, read_yaml
 CHAT, DECODERS = "chat_completion", ("chat_completion", "text_generation")
 WRITERS = (*DECODERS, "summarization", "translation")
 ADAPTER, RANK = "adapter_config.json", "r"
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
+EXPORT, FOLDER = "model_export", "mlflow_model_folder"  # where a run has its exported model
 PLAIN = "artifacts/model"  # the Hugging Face folder in an exported model
 
 
@@ -40,9 +42,16 @@ class Served:
         return self.folder / PLAIN
 
     @property
-    def rank(self) -> int:
-        """Of the adapter."""
-        return int(read_json(t.cast(Path, self.adapter) / ADAPTER)[RANK])
+    def max_lora_rank(self) -> int:
+        """The least that vLLM takes the adapter with. Raises `UserError` where its rank is too high."""
+        rank = int(read_json(t.cast(Path, self.adapter) / ADAPTER)[RANK])
+        least = next((most for most in RANKS if most >= rank), None)
+        if least is None:
+            raise UserError(
+                f"{self.adapter}: is a LoRA adapter of rank {rank}; vLLM serves ranks <= {RANKS[-1]}. Deploy "
+                f"{self.folder} instead of the run: there it is merged."
+            )
+        return least
 
     @property
     def is_encoder_decoder(self) -> bool:
