@@ -201,6 +201,22 @@ def test_a_run_s_name_becomes_one_that_platforms_take(text: str) -> None:
     assert isinstance(Served(folder=Path("x"), task="t", name=name), Served)
 
 
+def test_a_model_is_called_as_its_run_is_however_that_is_given(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "my_run", "chat_completion")
+    (tmp_path / "latest").symlink_to("my_run")
+    given = [run, tmp_path / "latest", run / "model_export", run / "model_export" / "mlflow_model_folder"]
+    assert {(found(path).name, found(path).run) for path in given} == {("my-run", run)}
+    assert {found(path).folder for path in given} == {run / "model_export" / "mlflow_model_folder"}
+    alone = exported(tmp_path / "kept" / "answers", "chat_completion")
+    assert (found(alone).name, found(alone).run) == ("answers", None)
+
+
+def test_what_a_setting_is_by_default_or_that_it_is_required_is_said() -> None:
+    text = deploy.settings_help("kserve")
+    assert "  storage_uri (required): Where" in text and "  cpu='2': CPUs of a pod." in text
+    assert "Undefined" not in text
+
+
 def test_a_dry_run_prints_documents_and_commands_and_writes_nothing(
     tuneport: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,7 +247,7 @@ def test_documents_are_written_and_handed_over_by_the_platform_s_own_command(
     assert tuneport(*given) == 0
     arguments, files = json.loads(told.read_text())
     assert arguments == ["build", "--tag", "answers", "."]
-    assert files == ["Dockerfile", "model", "requirements.txt", "server.py"]
+    assert files == [".deployed.json", "Dockerfile", "model", "requirements.txt", "server.py"]
     assert (tmp_path / "run" / "deploy" / "docker" / "model" / "MLmodel").is_file()
     assert tuneport("deploy", "run", "--to", "kserve", "storage_uri=s3://m") == 2
     assert "ended with exit code 3" in capfd.readouterr().err

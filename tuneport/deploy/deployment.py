@@ -33,6 +33,7 @@ class Served:
     folder: Path  # the MLflow model
     task: str
     name: str
+    run: Path | None = None  # whose model it is, where that can be told
     adapter: Path | None = None
     base: Path | None = None
 
@@ -73,7 +74,8 @@ def found(run: Path) -> Served:
 
     Raises `UserError` where there is none.
     """
-    candidates = [run, run / "mlflow_model_folder", run / "model_export" / "mlflow_model_folder"]
+    run = run.resolve()  # a link to the newest run is another's tomorrow
+    candidates = [run, run / FOLDER, run / EXPORT / FOLDER]
     folder = next((path for path in candidates if (path / "MLmodel").is_file()), None)
     if folder is None:
         raise UserError(f"{run}: holds no exported model; expected the folder of a run whose model_export is done.")
@@ -81,12 +83,15 @@ def found(run: Path) -> Served:
         task = str(read_yaml(folder / "MLmodel")["metadata"]["task"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder}: is not a model that model_export wrote; its MLmodel names no task.") from None
+    owner = folder.parent if folder.name == FOLDER else None
+    owner = owner.parent if owner and owner.name == EXPORT else owner
     tuned, base = run / "finetune" / "pytorch_model_folder", run / "model_import" / "model_selector_output"
     adapted = (tuned / ADAPTER).is_file() and base.is_dir()
     return Served(
         folder=folder,
         task=task,
-        name=dns_name(run.name if folder != run else run.parent.name),
+        name=dns_name((owner or folder).name),
+        run=owner,
         adapter=tuned if adapted else None,
         base=base if adapted else None,
     )
