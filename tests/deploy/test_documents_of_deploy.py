@@ -30,11 +30,11 @@ def exported(folder: Path, task: str, *, encoder_decoder: bool = False) -> Path:
     return folder
 
 
-def run_of(folder: Path, task: str, *, adapter: bool = False, **values: Any) -> Path:
+def run_of(folder: Path, task: str, *, adapter: bool = False, rank: int = 16, **values: Any) -> Path:
     exported(folder / "model_export" / "mlflow_model_folder", task, **values)
     if adapter:
         (folder / "finetune" / "pytorch_model_folder").mkdir(parents=True)
-        (folder / "finetune" / "pytorch_model_folder" / "adapter_config.json").write_text('{"r": 16}')
+        (folder / "finetune" / "pytorch_model_folder" / "adapter_config.json").write_text(json.dumps({"r": rank}))
         (folder / "model_import" / "model_selector_output").mkdir(parents=True)
     return folder
 
@@ -103,6 +103,23 @@ def test_an_adapter_that_was_not_merged_is_served_beside_its_base(
         service(run)
 
 
+@pytest.mark.parametrize(("rank", "most"), [(1, 1), (2, 8), (16, 16), (24, 32), (200, 256), (300, 320), (512, 512)])
+def test_vllm_gets_a_greatest_rank_that_it_takes(rank: int, most: int, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", "chat_completion", adapter=True, rank=rank)
+    (command,) = rendered(run, "vllm").commands
+    assert command[command.index("--max-lora-rank") + 1] == str(most)
+    manifest = service(run, base_uri="pvc://runs/base", adapter_uri="s3://models/adapter")
+    assert f"--max-lora-rank={most}" in manifest["spec"]["predictor"]["model"]["args"]
+
+
+def test_a_rank_that_vllm_does_not_take_is_refused_and_the_merged_model_is_served(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", "chat_completion", adapter=True, rank=513)
+    exported = run / "model_export" / "mlflow_model_folder"
+    with pytest.raises(UserError, match=rf"rank 513; vLLM serves ranks <= 512. Deploy {exported} instead of the run"):
+        rendered(run, "vllm")
+    assert "--max-lora-rank" not in rendered(exported, "vllm").commands[0]
+
+
 def test_each_kind_of_model_has_its_runtime(tmp_path: Path) -> None:
     kinds = {}
     for task in TASKS:
@@ -136,7 +153,11 @@ def test_azure_ml_s_loaders_take_endpoint_and_deployment(model: str, tmp_path: P
 def test_docker_s_context_has_all_that_its_file_copies(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", "chat_completion")
     found = rendered(run, "docker", tag="answers:1")
-    copied = [line.split()[1] for line in found.files["Dockerfile"].splitlines() if line.startswith("COPY")]
+    copies = [line.split() for line in found.files["Dockerfile"].splitlines() if line.startswith("COPY")]
+    assert {owner for _, owner, *_ in copies} == {"--chown=10001"}, (
+        "whom the image runs as may read all, whatever umask"
+    )
+    copied = [name for _, _, name, _ in copies]
     assert {*copied} == {"requirements.txt", "model", "server.py"} == {*found.files, *found.folders} - {"Dockerfile"}
     assert found.commands == [["docker", "build", "--tag", "answers:1", "."]]
     assert found.files["requirements.txt"].split() == ["mlflow==3.17.2", "torch==2.8.0", "fastapi", "uvicorn"]
@@ -180,6 +201,22 @@ def test_a_run_s_name_becomes_one_that_platforms_take(text: str) -> None:
     assert isinstance(Served(folder=Path("x"), task="t", name=name), Served)
 
 
+def test_a_model_is_called_as_its_run_is_however_that_is_given(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "my_run", "chat_completion")
+    (tmp_path / "latest").symlink_to("my_run")
+    given = [run, tmp_path / "latest", run / "model_export", run / "model_export" / "mlflow_model_folder"]
+    assert {(found(path).name, found(path).run) for path in given} == {("my-run", run)}
+    assert {found(path).folder for path in given} == {run / "model_export" / "mlflow_model_folder"}
+    alone = exported(tmp_path / "kept" / "answers", "chat_completion")
+    assert (found(alone).name, found(alone).run) == ("answers", None)
+
+
+def test_what_a_setting_is_by_default_or_that_it_is_required_is_said() -> None:
+    text = deploy.settings_help("kserve")
+    assert "  storage_uri (required): Where" in text and "  cpu='2': CPUs of a pod." in text
+    assert "Undefined" not in text
+
+
 def test_a_dry_run_prints_documents_and_commands_and_writes_nothing(
     tuneport: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,7 +247,7 @@ def test_documents_are_written_and_handed_over_by_the_platform_s_own_command(
     assert tuneport(*given) == 0
     arguments, files = json.loads(told.read_text())
     assert arguments == ["build", "--tag", "answers", "."]
-    assert files == ["Dockerfile", "model", "requirements.txt", "server.py"]
+    assert files == [".deployed.json", "Dockerfile", "model", "requirements.txt", "server.py"]
     assert (tmp_path / "run" / "deploy" / "docker" / "model" / "MLmodel").is_file()
     assert tuneport("deploy", "run", "--to", "kserve", "storage_uri=s3://m") == 2
     assert "ended with exit code 3" in capfd.readouterr().err

@@ -135,6 +135,34 @@ def test_batches_answer_as_single_rows_do(run: SimpleNamespace) -> None:
     assert predict(asked, batch_size=4) == [predict([row])[0] for row in asked]
 
 
+def test_an_answer_says_how_many_tokens_were_read_and_written_and_why_it_ended(run: SimpleNamespace) -> None:
+    asked, predict = [{"messages": talk(i, ["cat"])[:-1]} for i in range(3)], predictor(run)
+    ended = predict.completions(asked)
+    cut = predict.completions(asked, max_new_tokens=1)
+    assert [answer["prompt_tokens"] for answer in ended] == [len(predict._prompt(row, 256)) for row in asked]
+    for answer, short in zip(ended, cut, strict=True):
+        ids = predict.generator.tokenizer.encode(answer["content"], add_special_tokens=False).ids
+        assert (answer["finish_reason"], answer["completion_tokens"]) == ("stop", len(ids) + 1)
+        assert (short["finish_reason"], short["completion_tokens"]) == ("length", 1)
+
+
+@pytest.mark.parametrize(("stop", "expected"), [([2], (5, "length")), ([2, 0], (1, "stop"))])
+def test_an_answer_of_which_nothing_is_shown_counts_what_was_written(
+    chat_model: Path, stop: list[int], expected: tuple[int, str]
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(chat_model)
+    with torch.no_grad():
+        model.model.norm.weight.zero_()  # each token is as likely as another, so that the first, <unk>, is written
+    settings = {"encoder_decoder": False, "stop": stop, "max_positions": 64, "params": {"max_new_tokens": 5}}
+    settings |= {"chat_template": CHATML, "tokens": {}, "tool_calls": {}}
+    predict: Any = tasks.load(TASK).predictor
+    (answer,) = predict(str(chat_model), settings, model).completions([{"messages": talk(1, ["cat"])[:-1]}])
+    assert answer["content"] == "" and (answer["completion_tokens"], answer["finish_reason"]) == expected
+
+
 def test_the_oldest_turns_of_a_long_conversation_go(run: SimpleNamespace) -> None:
     predict = predictor(run)
     system = {"role": "system", "content": "Hm."}

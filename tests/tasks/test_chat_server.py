@@ -67,12 +67,18 @@ def ask(server: SimpleNamespace, text: str, **values: Any) -> tuple[int, Any]:
     return post(f"{server.url}/v1/chat/completions", body)
 
 
-def wanted(server: SimpleNamespace, texts: list[str], **params: Any) -> list[str]:
+def asked(text: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], "tools": None}
+
+
+def predictor(server: SimpleNamespace) -> Any:
     import mlflow
 
-    predictor = mlflow.pyfunc.load_model(str(server.exported)).unwrap_python_model().predictor
-    rows = [{"messages": [{"role": "user", "content": text}], "tools": None} for text in texts]
-    return [answer["content"] for answer in predictor(rows, **params)]
+    return mlflow.pyfunc.load_model(str(server.exported)).unwrap_python_model().predictor
+
+
+def wanted(server: SimpleNamespace, texts: list[str], **params: Any) -> list[str]:
+    return [answer["content"] for answer in predictor(server)([asked(text) for text in texts], **params)]
 
 
 def test_a_chat_request_is_answered_in_openai_s_words_as_the_model_answers(server: SimpleNamespace) -> None:
@@ -80,9 +86,17 @@ def test_a_chat_request_is_answered_in_openai_s_words_as_the_model_answers(serve
     (choice,) = found["choices"]
     assert status == 200 and found["object"] == "chat.completion" and found["model"] == "answers"
     assert [choice["message"]["content"]] == wanted(server, ["what is red 7"], max_new_tokens=5)
-    assert choice["message"]["role"] == "assistant" and choice["finish_reason"] in ("stop", "length")
+    (told,) = predictor(server).completions([asked("what is red 7")], max_new_tokens=5)
+    assert choice["message"]["role"] == "assistant" and choice["finish_reason"] == told["finish_reason"]
     usage = found["usage"]
+    assert {name: told[name] for name in ("prompt_tokens", "completion_tokens")}.items() <= usage.items()
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] and usage["prompt_tokens"] > 10
+
+
+def test_usage_counts_the_prompt_that_was_read(server: SimpleNamespace) -> None:
+    positions = predictor(server).settings["max_positions"]
+    status, found = ask(server, "what is red 7 " * positions, max_tokens=5)
+    assert status == 200 and found["usage"]["prompt_tokens"] == positions - 5
 
 
 def test_thirty_two_at_once_get_the_answers_that_each_gets_alone(server: SimpleNamespace) -> None:
@@ -111,6 +125,7 @@ def test_a_request_that_cannot_be_answered_harms_no_other(server: SimpleNamespac
     [
         ({"n": 2}, 400, "n=2 is not supported"),
         ({"stop": ["a"]}, 400, "stop=['a'] is not supported"),
+        ({"seed": 1}, 400, "seed=1 is not supported"),
         ({"max_tokens": "many"}, 400, "max_tokens"),
         ({"max_tokens": 100_000}, 400, "leaves no room for a prompt"),
         ({"temperature": -1}, 400, "temperature"),

@@ -5,16 +5,12 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
-import typing as t
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from tuneport.errors import UserError
-
-if t.TYPE_CHECKING:
-    from tuneport.deploy.deployment import Deployment
 
 
 def command() -> click.Command:
@@ -33,7 +29,7 @@ def command() -> click.Command:
         "--output_dir",
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="Folder of the documents.  [default: RUN/deploy/PLACE]",
+        help="Folder of the documents.  [default: RUN/deploy/PLACE; of a model outside of a run: deploy/PLACE]",
     )
     def deploy_command(
         run: Path, settings: tuple[str, ...], *, place: str, dry_run: bool, settings_of: bool, output_dir: Path | None
@@ -44,6 +40,7 @@ def command() -> click.Command:
         platform's own command: kubectl, az, docker or vllm.
         """
         from tuneport.deploy.deployment import found
+        from tuneport.deploy.output_folder import write
 
         if settings_of:
             click.echo(deploy.settings_help(place) if place in places else ", ".join(places))
@@ -57,8 +54,9 @@ def command() -> click.Command:
                 click.echo(f"--- {name}: a copy of {folder}")
             click.echo("\n".join(shlex.join(argv) for argv in rendered.commands))
             return 0
-        folder = Path.cwd() / (output_dir or run / "deploy" / place)
-        _write(rendered, folder)
+        folder = Path.cwd() / (output_dir or (model.run or Path()) / "deploy" / place)
+        written = write(rendered, folder, model.folder)
+        click.echo(f"wrote {', '.join(written)} to {folder}")
         return _send(rendered.commands, folder, rendered.hint)
 
     return deploy_command
@@ -68,18 +66,6 @@ def _given(settings: Sequence[str]) -> dict[str, str]:
     if wrong := [text for text in settings if "=" not in text]:
         raise UserError(f"'{wrong[0]}': not valid; expected NAME=VALUE, for example name=answers.")
     return dict(text.split("=", 1) for text in settings)
-
-
-def _write(rendered: Deployment, folder: Path) -> None:
-    from tuneport.links import link_or_copy
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, source in rendered.folders.items():
-        shutil.rmtree(folder / name, ignore_errors=True)
-        shutil.copytree(source, folder / name, copy_function=link_or_copy)
-    for name, text in rendered.files.items():
-        (folder / name).write_text(text, "utf-8")
-    click.echo(f"wrote {', '.join([*rendered.files, *rendered.folders])} to {folder}")
 
 
 def _send(commands: Sequence[Sequence[str]], folder: Path, hint: str) -> int:

@@ -44,6 +44,9 @@ def render(place: str, model: Served, given: Mapping[str, str]) -> Deployment:
 
 
 def settings_help(place: str) -> str:
-    """Each setting of a place with its default and what it says, a line each."""
+    """Each setting of a place with its default, if it has one, and what it says, a line each."""
     fields = importlib.import_module(f"{__name__}.to_{place}").Settings.model_fields
-    return "\n".join(f"  {name}={field.default!r}: {field.description}" for name, field in fields.items())
+    return "\n".join(
+        f"  {name}{' (required)' if field.is_required() else f'={field.default!r}'}: {field.description}"
+        for name, field in fields.items()
+    )

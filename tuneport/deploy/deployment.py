@@ -16,6 +16,8 @@ from tuneport.json_yaml import read_json, read_yaml
 CHAT, DECODERS = "chat_completion", ("chat_completion", "text_generation")
 WRITERS = (*DECODERS, "summarization", "translation")
 ADAPTER, RANK = "adapter_config.json", "r"
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
+EXPORT, FOLDER = "model_export", "mlflow_model_folder"  # where a run has its exported model
 PLAIN = "artifacts/model"  # the Hugging Face folder in an exported model
 
 
@@ -31,6 +33,7 @@ class Served:
     folder: Path  # the MLflow model
     task: str
     name: str
+    run: Path | None = None  # whose model it is, where that can be told
     adapter: Path | None = None
     base: Path | None = None
 
@@ -40,9 +43,16 @@ class Served:
         return self.folder / PLAIN
 
     @property
-    def rank(self) -> int:
-        """Of the adapter."""
-        return int(read_json(t.cast(Path, self.adapter) / ADAPTER)[RANK])
+    def max_lora_rank(self) -> int:
+        """The least that vLLM takes the adapter with. Raises `UserError` where its rank is too high."""
+        rank = int(read_json(t.cast(Path, self.adapter) / ADAPTER)[RANK])
+        least = next((most for most in RANKS if most >= rank), None)
+        if least is None:
+            raise UserError(
+                f"{self.adapter}: is a LoRA adapter of rank {rank}; vLLM serves ranks <= {RANKS[-1]}. Deploy "
+                f"{self.folder} instead of the run: there it is merged."
+            )
+        return least
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -64,7 +74,8 @@ def found(run: Path) -> Served:
 
     Raises `UserError` where there is none.
     """
-    candidates = [run, run / "mlflow_model_folder", run / "model_export" / "mlflow_model_folder"]
+    run = run.resolve()  # a link to the newest run is another's tomorrow
+    candidates = [run, run / FOLDER, run / EXPORT / FOLDER]
     folder = next((path for path in candidates if (path / "MLmodel").is_file()), None)
     if folder is None:
         raise UserError(f"{run}: holds no exported model; expected the folder of a run whose model_export is done.")
@@ -72,12 +83,15 @@ def found(run: Path) -> Served:
         task = str(read_yaml(folder / "MLmodel")["metadata"]["task"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder}: is not a model that model_export wrote; its MLmodel names no task.") from None
+    owner = folder.parent if folder.name == FOLDER else None
+    owner = owner.parent if owner and owner.name == EXPORT else owner
     tuned, base = run / "finetune" / "pytorch_model_folder", run / "model_import" / "model_selector_output"
     adapted = (tuned / ADAPTER).is_file() and base.is_dir()
     return Served(
         folder=folder,
         task=task,
-        name=dns_name(run.name if folder != run else run.parent.name),
+        name=dns_name((owner or folder).name),
+        run=owner,
         adapter=tuned if adapted else None,
         base=base if adapted else None,
     )

@@ -15,7 +15,20 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 MOST_ROWS = 64  # of a batch
-REFUSED = {"n": 1, "stop": None, "logprobs": False, "logit_bias": None, "response_format": None, "best_of": 1}
+REFUSED = {  # what is not done, with the value that asks for nothing
+    "n": 1,
+    "best_of": 1,
+    "stop": None,
+    "seed": None,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "logprobs": False,
+    "top_logprobs": 0,
+    "logit_bias": None,
+    "response_format": {"type": "text"},
+    "tool_choice": "auto",
+    "parallel_tool_calls": True,
+}
 Row = dict[str, t.Any]
 
 
@@ -30,8 +43,8 @@ class Waiting(t.NamedTuple):
 class Batches:
     """Answers conversations by one thread, all that wait with the same parameters at once."""
 
-    def __init__(self, predictor: t.Any) -> None:
-        self.predictor = predictor
+    def __init__(self, answers: t.Callable[..., list[Row]]) -> None:
+        self.answers = answers
         self.thread = ThreadPoolExecutor(1)
         self.waiting: list[Waiting] = []
         self.at_work = False
@@ -69,7 +82,7 @@ class Batches:
     def _answers(self, batch: list[Waiting]) -> list[t.Any]:
         params = json.loads(batch[0].params)
         try:
-            return list(self.predictor([entry.row for entry in batch], **params))
+            return self.answers([entry.row for entry in batch], **params)
         except Exception as e:
             if len(batch) == 1:
                 return [e]
@@ -78,6 +91,8 @@ class Batches:
 
 def parameters(body: Row, known: t.Collection[str]) -> Row:
     """A request's sampling in the words of the model. Raises ValueError for what it cannot do."""
+    if not body.get("tools") and body.get("tool_choice") == "none":  # OpenAI's default where there are no tools
+        body = {**body, "tool_choice": None}
     for name, only in REFUSED.items():
         if body.get(name) not in (None, only, [], {}):
             raise ValueError(f"{name}={body[name]!r} is not supported; leave it out")
@@ -92,9 +107,9 @@ def parameters(body: Row, known: t.Collection[str]) -> Row:
     return {name: value for name, value in found.items() if name in known}
 
 
-def completion(name: str, content: str, usage: tuple[int, int], most: int) -> Row:
-    """An answer in OpenAI's words; ``usage`` are the tokens of the prompt and of the answer."""
-    prompt, written = usage
+def completion(name: str, answer: Row) -> Row:
+    """An answer of the model in OpenAI's words."""
+    prompt, written = answer["prompt_tokens"], answer["completion_tokens"]
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
@@ -103,9 +118,9 @@ def completion(name: str, content: str, usage: tuple[int, int], most: int) -> Ro
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": content},
+                "message": {"role": "assistant", "content": answer["content"]},
                 "logprobs": None,
-                "finish_reason": "length" if written >= most else "stop",
+                "finish_reason": answer["finish_reason"],
             }
         ],
         "usage": {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written},
@@ -142,7 +157,8 @@ class Server:
         self.name = name
         self.model = mlflow.pyfunc.load_model(folder)
         self.served = self.model.unwrap_python_model()
-        self.batches = Batches(self.served.predictor)
+        self.answers_chats = hasattr(self.served.predictor, "completions")
+        self.batches = Batches(getattr(self.served.predictor, "completions", self.served.predictor))
 
     def health(self) -> Row:
         return {"status": "ok"}
@@ -175,10 +191,7 @@ class Server:
             raise Refused(f"the model {body['model']!r} is not here; there is {self.name!r}", 404)
         params = {**self.served.settings["params"], **parameters(body, self.served.settings["params"])}
         row = {"messages": body["messages"], "tools": body.get("tools")}
-        written = (await self.batches(row, params))["content"]
-        prompt = len(self.served.predictor._prompt(row, 10**9))
-        ids = self.served.predictor.generator.tokenizer.encode(written, add_special_tokens=False).ids
-        return completion(self.name, written, (prompt, len(ids)), params["max_new_tokens"])
+        return completion(self.name, await self.batches(row, params))
 
 
 def application(folder: str, name: str) -> t.Any:
@@ -210,7 +223,7 @@ def application(folder: str, name: str) -> t.Any:
     app.get("/health")(server.health)
     app.get("/v1/models")(server.models)
     app.post("/invocations")(invocations)
-    if hasattr(server.served.predictor, "turns"):
+    if server.answers_chats:
         app.post("/v1/chat/completions")(chat)
     return app
 

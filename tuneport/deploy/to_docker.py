@@ -13,10 +13,10 @@ DOCKERFILE = """\
 FROM {image}
 RUN useradd --create-home --uid 10001 served
 WORKDIR /home/served
-COPY requirements.txt .
+COPY --chown=10001 requirements.txt .
 RUN pip install --no-cache-dir -r requirements.txt
-COPY model model
-COPY server.py .
+COPY --chown=10001 model model
+COPY --chown=10001 server.py .
 USER 10001
 ENV MLFLOW_DISABLE_TELEMETRY=true
 EXPOSE 8000

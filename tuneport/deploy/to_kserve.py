@@ -105,7 +105,7 @@ def _language_model(model: Served, settings: Settings, name: str) -> dict[str, t
             "finds the base model (model_selector_output) and the adapter (pytorch_model_folder)."
         )
     arguments = [f"--model_name={name}-base", f"--model_dir={MOUNT}/base", "--enable-lora"]
-    arguments += [f"--max-lora-rank={model.rank}", f"--lora-modules={name}={MOUNT}/adapter"]
+    arguments += [f"--max-lora-rank={model.max_lora_rank}", f"--lora-modules={name}={MOUNT}/adapter"]
     uris = [
         {"uri": settings.base_uri, "mountPath": f"{MOUNT}/base"},
         {"uri": settings.adapter_uri, "mountPath": f"{MOUNT}/adapter"},

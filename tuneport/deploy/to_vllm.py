@@ -35,7 +35,7 @@ def render(model: Served, settings: Settings) -> Deployment:
     command += ["--tensor-parallel-size", str(settings.gpus)] if settings.gpus > 1 else []
     command += ["--max-model-len", str(settings.max_model_len)] if settings.max_model_len else []
     if model.adapter:
-        command += ["--served-model-name", f"{name}-base", "--enable-lora", "--max-lora-rank", str(model.rank)]
+        command += ["--served-model-name", f"{name}-base", "--enable-lora", "--max-lora-rank", str(model.max_lora_rank)]
         command += ["--lora-modules", f"{name}={model.adapter}"]
     else:
         command += ["--served-model-name", name]

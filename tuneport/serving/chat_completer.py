@@ -21,6 +21,17 @@ class ChatCompleter:
     def __call__(
         self, rows: t.Sequence[dict[str, t.Any]], batch_size: int | None = None, **params: t.Any
     ) -> list[dict[str, t.Any]]:
+        answers = self.completions(rows, batch_size, **params)
+        return [{"role": "assistant", "content": answer["content"]} for answer in answers]
+
+    def completions(
+        self, rows: t.Sequence[dict[str, t.Any]], batch_size: int | None = None, **params: t.Any
+    ) -> list[dict[str, t.Any]]:
+        """Each answer's content, prompt_tokens (those that were read), completion_tokens (those that were written,
+        the one that ends the turn among them) and finish_reason: stop, or length where max_new_tokens ended it.
+
+        Raises ValueError for a conversation that cannot be answered, and for parameters that are not valid.
+        """
         params = {**self.settings["params"], **params}
         max_positions, new = self.settings["max_positions"], params["max_new_tokens"]
         if max_positions is not None and new >= max_positions:
@@ -34,8 +45,16 @@ class ChatCompleter:
                 prompts.append(self._prompt(row, room))
             except ValueError as e:
                 raise ValueError(f"row {number}: " + ": ".join(str(part) for part in e.args if part)) from None
-        texts = self.generator(prompts, batch_size or self.batch_size, params)
-        return [{"role": "assistant", "content": text} for text in texts]
+        written = self.generator.write(prompts, batch_size or self.batch_size, params)
+        return [
+            {
+                "content": text,
+                "prompt_tokens": len(prompt),
+                "completion_tokens": tokens,
+                "finish_reason": "stop" if ended else "length",
+            }
+            for prompt, (text, tokens, ended) in zip(prompts, written, strict=True)
+        ]
 
     def _prompt(self, row: dict[str, t.Any], room: int) -> list[int]:
         turns = self.turns(row["messages"])

@@ -35,6 +35,12 @@ class Generator:
 
         As many are written at once as memory allows, and no more than ``batch_size``, where that is given.
         """
+        return [text for text, _, _ in self.write(prompts, batch_size, params)]
+
+    def write(
+        self, prompts: list[list[int]], batch_size: int | None, params: dict[str, t.Any]
+    ) -> list[tuple[str, int, bool]]:
+        """The same, as (text, how many tokens were written, whether the last of them is one that ends a text)."""
         import torch
 
         self._check(params)
@@ -53,7 +59,10 @@ class Generator:
         finally:
             self.model.generation_config = own
             self.model.train(training)
-        return [self.tokenizer.decode(self._ended(ids), skip_special_tokens=True).strip() for ids in written]
+        return [
+            (self.tokenizer.decode(self._ended(ids), skip_special_tokens=True).strip(), *self._counted(ids))
+            for ids in written
+        ]
 
     def _generate(self, prompts: list[list[int]]) -> list[list[int]]:
         import torch
@@ -77,6 +86,12 @@ class Generator:
         if self.encoder_decoder:
             return ids
         return ids[: next((n for n, token in enumerate(ids) if token in self.settings["stop"]), None)]
+
+    def _counted(self, ids: list[int]) -> tuple[int, bool]:
+        """How many of the ids the model wrote, its stop token among them, and whether it wrote one; padding follows."""
+        own = ids[1:] if self.encoder_decoder else ids  # the first is the decoder's start
+        ends = [n for n, token in enumerate(own, 1) if token in self.settings["stop"]]
+        return (ends[0], True) if ends else (len(own), False)
 
     def _config(self, params: dict[str, t.Any]) -> t.Any:
         """The settings as transformers' GenerationConfig; of the model's own only the decoder's start stays."""
