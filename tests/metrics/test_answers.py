@@ -74,6 +74,13 @@ def test_rouge_bleu_and_chrf_are_those_of_their_libraries() -> None:
         ("version 2.", 2),
         ("12,34", 34),
         ("none", None),
+        (".5", 0.5),
+        ("it is -.5", -0.5),
+        ("about...5", 5),
+        ("3-5", 5),
+        ("v1.2.3", 3),
+        ("1,234.5", 1234.5),
+        ("12.", 12),
     ],
 )
 def test_the_last_number_of_a_text(text: str, number: float | None) -> None:

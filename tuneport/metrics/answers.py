@@ -27,7 +27,8 @@ METRIC_NAMES = (  # of METRICS
     *("exact_match", "token_f1", "numeric_match", "json_valid", "json_schema", "tool_call", "refusal", "empty_answer"),
     *("answer_words", "rouge1", "rouge2", "rougeL", "rougeLsum", "chrf_rows", "bleu", "chrf", "length_difference"),
 )
-NUMBER = re.compile(r"(?:(?<![\w.)])[-−])?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][-+]?\d+)?")
+NUMBER = re.compile(r"(?:(?<![\w.)])[-−])?(?:\d+(?:,\d{3})*(?:\.\d+)?|(?<![\w.)])\.\d+)(?:[eE][-+]?\d+)?")
+REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")  # of JSON schemas
 FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL | re.IGNORECASE)
 REFUSAL_CHARACTERS = 200  # a text that refuses says so at its start
 REFUSALS = re.compile(
