@@ -3,6 +3,7 @@
 import json
 import re
 import string
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -212,6 +213,15 @@ def fails(predictions, references, rows):
 def too_few(predictions, references, rows):
     return [1.0]
 
+def one_number(predictions, references, rows):
+    return 0.5
+
+def nothing(predictions, references, rows):
+    pass
+
+def nothing_named(predictions, references, rows):
+    return {"a": 1, "b": None}
+
 fails.greater_is_better = False
 """
 
@@ -244,6 +254,8 @@ def test_own_functions_are_scored_by_row_or_as_one_number(file: Path) -> None:
     [
         ("mine.py:fails", r"'fails' failed at row 2, whose answer is ''?: ZeroDivisionError.*\(line 9 of .*mine.py\)"),
         ("mine.py:too_few", "'too_few' returned .* expected a number, or 2 of them, one a row"),
+        ("mine.py:nothing", "'nothing' returned None for nothing; expected a number, or 2 of them, one a row"),
+        ("mine.py:nothing_named", "'nothing_named' returned None for b; expected a number"),
         ("mine.py:polite", "has no function 'polite'; it has: .*Did you mean 'politeness'"),
     ],
 )
@@ -251,6 +263,18 @@ def test_what_goes_wrong_in_an_own_function_is_told_with_the_row(file: Path, met
     given = rows(truth=["a", "b"], predicted=["x", ""], raw=[{"row_id": "row 1"}, {"row_id": "row 2"}], total=2)
     with pytest.raises(UserError, match=message):
         _ = [own.scored(entry, given) for entry in own.load(metric, file) if isinstance(entry, own.OwnMetric)]
+
+
+def test_a_file_of_metrics_may_have_dataclasses_with_annotations_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "typed.py"
+    typed = "from dataclasses import dataclass\n@dataclass\nclass Found:\n    value: float\n"
+    path.write_text(f"from __future__ import annotations\n{typed}def f(p, r, rows):\n    return Found(0.5).value\n")
+    (found,) = own.load("typed.py:f", path)
+    assert isinstance(found, own.OwnMetric) and found(rows())["f"] == 0.5
+    path.write_text("1 / 0")
+    with pytest.raises(UserError, match=r"typed.py: cannot be loaded \(ZeroDivisionError"):
+        own.load("typed.py:f", path)
+    assert "tuneport_own_metrics" not in sys.modules
 
 
 @pytest.mark.parametrize(
