@@ -181,6 +181,17 @@ def test_the_named_metrics_lead_and_their_gains_are_paired() -> None:
     assert low < 0.75 < high
 
 
+@pytest.mark.parametrize("metric", ["bleu", "chrf", "mine.py:one_number"])
+def test_a_metric_of_all_rows_alone_leaves_exact_match_to_compare_by_where_no_likelihood_is_known(
+    metric: str, file: Path
+) -> None:
+    task, test = tasks.load("text_generation"), [{"text": "a", "ground_truth": "b", "row_id": str(i)} for i in range(4)]
+    chosen = options(metric, metrics_file=SimpleNamespace(path=file))
+    found = task.evaluate_with(test, [{"text": text} for text in ("b", "c", "d", "e")], {}, chosen)
+    assert found.headline.name == "exact_match" and found.metrics["exact_match"] == 0.25
+    assert found.metrics[metric.rpartition(":")[2]] is not None
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
