@@ -110,6 +110,20 @@ def test_json_is_valid_and_fits_the_schema() -> None:
         score("json_schema", rows(schema=json.dumps(elsewhere)))
 
 
+def test_a_schema_that_does_not_end_for_an_answer_is_told_and_an_answer_of_many_brackets_does_not_fit() -> None:
+    for looks in ({"const": "x"}, {"type": "string"}):
+        schema = {"$schema": "http://json-schema.org/draft-07/schema#", "if": looks, "then": {"allOf": [{"$ref": "#"}]}}
+        answers.check_schema(json.dumps(schema))
+        given = rows(schema=json.dumps(schema), predicted=["1", "{}", "2", "3", '"x"'])
+        with pytest.raises(UserError, match=r"answer_schema: .* the reference to '#' leads back to itself without end"):
+            score("json_schema", given)
+    tree = json.dumps({"type": "array", "items": {"$ref": "#"}})
+    deep = ["[" * depth + "]" * depth for depth in (1, 20, 500)]
+    assert score("json_schema", rows(schema=tree, predicted=[*deep, "[[], [[]], []]", "[1]"])) == 3 / 5
+    with pytest.raises(UserError, match="answer_schema: cannot be held against an answer: unterminated character set"):
+        score("json_schema", rows(schema='{"pattern": "["}', predicted=['"a"'] * 5))
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -204,6 +218,10 @@ def test_a_metric_of_all_rows_alone_leaves_exact_match_to_compare_by_where_no_li
             "http://127.0.0.1:9/schema.*expected",
         ),
         ({"metrics": "", "answer_schema": '{"type": "thing"}'}, "answer_schema=.*thing.*expected a JSON schema"),
+        ({"metrics": "", "answer_schema": '{"$ref": "#"}'}, "the reference to '#' leads back to itself without end"),
+        ({"metrics": "", "answer_schema": '{"not": ' * 100_000 + "{}" + "}" * 100_000}, "nested too deep"),
+        ({"metrics": "exact_match,json_schema"}, "answer_schema: is not set, and json_schema holds answers against it"),
+        ({"metrics": "", "metric_for_best_model": "json_schema"}, "answer_schema: is not set.*Set it, or leave"),
     ],
 )
 def test_what_is_not_a_metric_or_a_schema_is_refused(values: dict[str, Any], message: str) -> None:
