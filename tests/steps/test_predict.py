@@ -85,6 +85,32 @@ def test_columns_of_other_names_and_a_row_that_is_refused(copier: Path, write_js
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("r.jsonl", b'{"text":"a","note":"caf\xe9"}\n', ["A"]),
+        ("r.jsonl", b'{"text":"a","note":"\\ud83d"}\n{"text":"b\\ud83d","note":""}\n', ["A", "B\ud83d"]),
+        ("r.csv", b"text,note\na,caf\xe9\n", ["A"]),
+    ],
+)
+def test_text_that_is_not_valid_unicode_is_handed_on(
+    copier: Path, tmp_path: Path, name: str, content: bytes, said: list[str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    found = predict(copier, tmp_path / name, tmp_path / "out")
+    assert [line["prediction"]["said"] for line in found] == said
+    assert found[0]["note"] in ("caf\udce9", "\ud83d")
+
+
+@pytest.mark.parametrize("key", ['a"b', "réponse"])
+def test_refused_rows_are_counted_whatever_the_name_of_the_answer(
+    key: str, copier: Path, write_jsonl: Any, tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a"}, {"text": "refused"}])
+    predict(copier, data, tmp_path / "out", prediction_key=key, max_refused_fraction=0.5)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["refused"] == 1
+
+
+@pytest.mark.parametrize(
     "case",
     [
         ([{"txt": "a"}], {}, "columns 'text=text' not found in rows.jsonl"),

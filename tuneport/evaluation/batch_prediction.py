@@ -20,7 +20,7 @@ from pathlib import Path
 from tuneport.artifacts import write_atomically
 from tuneport.errors import UserError, excerpt
 from tuneport.evaluation.ranks import Ranks
-from tuneport.json_yaml import read_json, to_json
+from tuneport.json_yaml import json_line, read_json, to_json
 from tuneport.tracking import quieten
 
 log = logging.getLogger("tuneport.predict")
@@ -135,7 +135,7 @@ def predict(load: Callable[[], Predict], rows: Iterable[tuple[str, Row]], parts:
             continue
         answer = answer or load()
         lines = _answered([line["row"] for line in block], answer, key)
-        write_atomically(parts.path(number), "".join(to_json(_plain(line)) + "\n" for line in lines))
+        write_atomically(parts.path(number), "".join(json_line(_plain(line)) for line in lines))
         made += len(block)
         if time.monotonic() - shown > PROGRESS_SECONDS:
             shown = time.monotonic()
@@ -170,14 +170,15 @@ def refused(files: Sequence[Path], key: str) -> tuple[int, int, list[str]]:
     """How many rows the files have, how many of them the model refused, and the first reasons."""
     rows = failed = 0
     reasons: list[str] = []
-    sign = f'"{key}_error": '
+    sign = json_line(f"{key}_error").rstrip("\n")
     for file in files:
         with file.open(encoding="utf-8") as f:
             for line in f:
                 rows += 1
                 if sign in line and (reason := json.loads(line).get(f"{key}_error")) is not None:
                     failed += 1
-                    reasons += [f"row {rows}: {reason}"] if len(reasons) < LISTED else []
+                    shown = f"row {rows}: {reason}".encode("utf-8", "backslashreplace").decode()
+                    reasons += [shown] if len(reasons) < LISTED else []
     return rows, failed, reasons
 
 
