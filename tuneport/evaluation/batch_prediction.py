@@ -72,6 +72,14 @@ class SavedModel:
         self.model = mlflow.pyfunc.load_model(str(self.folder))
 
     def __call__(self, rows: list[Row]) -> list[t.Any]:
+        """The answers to rows; a model without a parameter batch_size gets so many rows at a time.
+
+        Raises `RowRefused`, and `UserError` for a model that does not answer each row once.
+        """
+        at_once = len(rows) if self.takes_size else self.batch_size
+        return [answer for block in blocks(rows, at_once) for answer in self._answers(block)]
+
+    def _answers(self, rows: list[Row]) -> list[t.Any]:
         import mlflow
         import pandas as pd
 
@@ -82,7 +90,17 @@ class SavedModel:
             found = self.model.predict(table, params=params)
         except (ValueError, TypeError, mlflow.MlflowException) as e:
             raise RowRefused(str(e)) from e
-        return found.to_dict("records") if isinstance(found, pd.DataFrame) else list(found)
+        try:
+            answers = found.to_dict("records") if isinstance(found, pd.DataFrame) else list(found)
+        except TypeError:  # None, or one number
+            answers = None
+        if answers is None or len(answers) != len(rows):
+            given = excerpt(found) if answers is None else f"{len(answers):,} answers"
+            raise UserError(
+                f"{self.folder}: the model gives {given} to {len(rows):,} rows; expected one answer a row. Mend its "
+                "predict."
+            )
+        return answers
 
 
 @dataclass(frozen=True, kw_only=True)
