@@ -11,7 +11,7 @@ from tuneport.artifacts import CustomMLflowModel, File, Report
 from tuneport.data.column_map import column_map
 from tuneport.data.readers import Source, find
 from tuneport.errors import UserError
-from tuneport.json_yaml import to_json
+from tuneport.json_yaml import json_line
 from tuneport.metrics.answers import AnswerMetricsParams
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE, SeedParams
 from tuneport.stage import save_json
@@ -147,4 +147,4 @@ def _write(path: Path, rows: "Sequence[Row]", answers: "Mapping[str, Sequence[Ro
     with path.open("w", encoding="utf-8") as f:
         for i, row in enumerate(rows):
             line: dict[str, Any] = {**row, "answers": {name: given[i] for name, given in answers.items()}}
-            f.write(to_json(line) + "\n")
+            f.write(json_line(line))

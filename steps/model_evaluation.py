@@ -1,5 +1,6 @@
 """Stage `model_evaluation`: score the tuned model beside its base and trivial baselines on the test split."""
 
+import copy
 import dataclasses as dc
 import json
 import re
@@ -78,11 +79,13 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
         return self.number_of_gpu_to_use_evaluation if self.number_of_gpu_to_use_evaluation > 1 else None
 
     def check(self) -> None:
-        tasks.load(self.task_name).check_options(self)
+        if self.evaluation_config is None:  # which may hold other values; `check_files` reads it
+            tasks.load(self.task_name).check_options(self)
 
     def check_files(self) -> None:
-        self._configured()
-        tasks.load(self.task_name).check_options(self, files=True)
+        configured = copy.copy(self)
+        vars(configured).update(self._configured())
+        tasks.load(self.task_name).check_options(configured, files=True)
 
     def origins(self) -> Mapping[str, str]:
         """The distributions that bring metrics."""

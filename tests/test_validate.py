@@ -69,6 +69,8 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("local", {"resume_from_checkpoint": "no_run"}, "no_run"),
     ("local", {"evaluation_config": "https://a/b.json"}, "https://a/b.json: is an address, and no file"),
     ("local", {"evaluation_config": "https://a/b.json"}, "Addresses are read by train_file_path"),
+    ("local", {"register_if": "accuracy > 0.5"}, "register_if='accuracy > 0.5': has no effect without registered"),
+    ("local", {"move_champion": True}, "move_champion=True: has no effect without registered_model_name. Set that, or"),
     ("local", {"registered_model_name": "a/b"}, "registered_model_name='a/b': not valid"),
     ("local", {"apply_deepspeed": True, "deepspeed": "absent.json"}, "absent.json"),
     # machines

@@ -6,7 +6,7 @@ import dataclasses as dc
 import typing as t
 from collections.abc import Callable, Mapping
 
-from tuneport.errors import UserError
+from tuneport.errors import UserError, excerpt
 from tuneport.step import Port, Step, observer, parse_values
 
 
@@ -30,6 +30,10 @@ class Node:
         """Names of the nodes whose outputs this one reads."""
         return [v.node for v in self.values.values() if isinstance(v, Ref) and v.node is not None]
 
+    def inputs(self) -> list[str]:
+        """Names of the pipeline's inputs that it reads."""
+        return [v.port for v in self.values.values() if isinstance(v, Ref) and v.node is None]
+
 
 @dc.dataclass(frozen=True, kw_only=True)
 class Pipeline:
@@ -44,7 +48,8 @@ class Pipeline:
     def resolve(self, given: Mapping[str, t.Any]) -> dict[str, t.Any]:
         """Return every pipeline input's value: the given ones validated, defaults for the rest.
 
-        Raises one `UserError` that lists unknown names, values that are not valid and required ones that are missing.
+        Raises one `UserError` that lists unknown names, values that are not valid and required ones that are missing,
+        or those that have no effect as their stage does not run.
         """
         problems, values = [], {}
         try:
@@ -55,7 +60,23 @@ class Pipeline:
         problems += [f"{p.name}: is required by {self.name}; expected {p.wanted}: {p.help}" for p in missing]
         if problems:
             raise UserError("\n".join(problems))
-        return {name: values.get(name, port.default) for name, port in self.params.items()}
+        found = {name: values.get(name, port.default) for name, port in self.params.items()}
+        if idle := self._idle(found):
+            raise UserError("\n".join(idle))
+        return found
+
+    def _idle(self, values: Mapping[str, t.Any]) -> list[str]:
+        """What is wrong with parameters that are set and are read by no stage that runs (see `Step.only_if`)."""
+        active = self.active(values)
+        read = {name for node in active for name in node.inputs()}
+        switches = {name: node.step.only_if for node in self.nodes if node not in active for name in node.inputs()}
+        return [
+            f"{name}={excerpt(values[name])}: has no effect without {switches[name]}. Set that, or leave {name} out."
+            for name, port in self.params.items()
+            if name in switches.keys() - read - {switches.get(name)}
+            and (port.kind, port.resource) == ("param", None)
+            and values[name] not in (None, "", port.default)
+        ]
 
     def bind(self, node: Node, values: Mapping[str, t.Any], output: Callable[[Ref], t.Any]) -> dict[str, t.Any]:
         """A node's inputs and parameters with every `Ref` replaced, unset ones left out."""

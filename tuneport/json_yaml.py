@@ -105,6 +105,11 @@ def to_json(value: t.Any, indent: int | None = None, **more: t.Any) -> str:
     return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False, **more)
 
 
+def json_line(value: t.Any) -> str:
+    """A value as a line of JSON in UTF-8; half a surrogate pair, which UTF-8 cannot hold, is written as its escape."""
+    return to_json(value).encode("utf-8", "backslashreplace").decode() + "\n"
+
+
 def finite(value: t.Any) -> t.Any:
     """The value with null for each number that is not finite, such as a diverged model's scores."""
     if isinstance(value, Mapping):

@@ -57,7 +57,8 @@ def test_what_is_no_condition_is_refused_before_any_work(text: str) -> None:
     [
         ("acuracy > 0.5", "there is no score 'acuracy'; there are: accuracy, .*Did you mean 'accuracy'"),
         ("auc > 0.5", "auc has no value on these test rows"),
-        ("accuracy", "it comes to the number 0.75, not to true or false"),
+        ("accuracy", "it comes to 0.75, not to true or false"),
+        ("1" + "0" * 400, "it comes to a number of 1329 bits, not to true or false"),
         ("accuracy and better_than_base", "accuracy is a number, not true or false"),
         ("accuracy / 0 > 1", "division by zero"),
     ],

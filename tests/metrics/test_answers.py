@@ -3,6 +3,7 @@
 import json
 import re
 import string
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,6 +75,13 @@ def test_rouge_bleu_and_chrf_are_those_of_their_libraries() -> None:
         ("version 2.", 2),
         ("12,34", 34),
         ("none", None),
+        (".5", 0.5),
+        ("it is -.5", -0.5),
+        ("about...5", 5),
+        ("3-5", 5),
+        ("v1.2.3", 3),
+        ("1,234.5", 1234.5),
+        ("12.", 12),
     ],
 )
 def test_the_last_number_of_a_text(text: str, number: float | None) -> None:
@@ -100,6 +108,20 @@ def test_json_is_valid_and_fits_the_schema() -> None:
     elsewhere = {"properties": {"name": {"$ref": "http://127.0.0.1:9/schema"}}}
     with pytest.raises(UserError, match=r"refers to 'http://127\.0\.0\.1:9/schema', which is not in it"):
         score("json_schema", rows(schema=json.dumps(elsewhere)))
+
+
+def test_a_schema_that_does_not_end_for_an_answer_is_told_and_an_answer_of_many_brackets_does_not_fit() -> None:
+    for looks in ({"const": "x"}, {"type": "string"}):
+        schema = {"$schema": "http://json-schema.org/draft-07/schema#", "if": looks, "then": {"allOf": [{"$ref": "#"}]}}
+        answers.check_schema(json.dumps(schema))
+        given = rows(schema=json.dumps(schema), predicted=["1", "{}", "2", "3", '"x"'])
+        with pytest.raises(UserError, match=r"answer_schema: .* the reference to '#' leads back to itself without end"):
+            score("json_schema", given)
+    tree = json.dumps({"type": "array", "items": {"$ref": "#"}})
+    deep = ["[" * depth + "]" * depth for depth in (1, 20, 500)]
+    assert score("json_schema", rows(schema=tree, predicted=[*deep, "[[], [[]], []]", "[1]"])) == 3 / 5
+    with pytest.raises(UserError, match="answer_schema: cannot be held against an answer: unterminated character set"):
+        score("json_schema", rows(schema='{"pattern": "["}', predicted=['"a"'] * 5))
 
 
 @pytest.mark.parametrize(
@@ -173,6 +195,17 @@ def test_the_named_metrics_lead_and_their_gains_are_paired() -> None:
     assert low < 0.75 < high
 
 
+@pytest.mark.parametrize("metric", ["bleu", "chrf", "mine.py:one_number"])
+def test_a_metric_of_all_rows_alone_leaves_exact_match_to_compare_by_where_no_likelihood_is_known(
+    metric: str, file: Path
+) -> None:
+    task, test = tasks.load("text_generation"), [{"text": "a", "ground_truth": "b", "row_id": str(i)} for i in range(4)]
+    chosen = options(metric, metrics_file=SimpleNamespace(path=file))
+    found = task.evaluate_with(test, [{"text": text} for text in ("b", "c", "d", "e")], {}, chosen)
+    assert found.headline.name == "exact_match" and found.metrics["exact_match"] == 0.25
+    assert found.metrics[metric.rpartition(":")[2]] is not None
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -185,6 +218,10 @@ def test_the_named_metrics_lead_and_their_gains_are_paired() -> None:
             "http://127.0.0.1:9/schema.*expected",
         ),
         ({"metrics": "", "answer_schema": '{"type": "thing"}'}, "answer_schema=.*thing.*expected a JSON schema"),
+        ({"metrics": "", "answer_schema": '{"$ref": "#"}'}, "the reference to '#' leads back to itself without end"),
+        ({"metrics": "", "answer_schema": '{"not": ' * 100_000 + "{}" + "}" * 100_000}, "nested too deep"),
+        ({"metrics": "exact_match,json_schema"}, "answer_schema: is not set, and json_schema holds answers against it"),
+        ({"metrics": "", "metric_for_best_model": "json_schema"}, "answer_schema: is not set.*Set it, or leave"),
     ],
 )
 def test_what_is_not_a_metric_or_a_schema_is_refused(values: dict[str, Any], message: str) -> None:
@@ -204,6 +241,15 @@ def fails(predictions, references, rows):
 
 def too_few(predictions, references, rows):
     return [1.0]
+
+def one_number(predictions, references, rows):
+    return 0.5
+
+def nothing(predictions, references, rows):
+    pass
+
+def nothing_named(predictions, references, rows):
+    return {"a": 1, "b": None}
 
 fails.greater_is_better = False
 """
@@ -237,6 +283,8 @@ def test_own_functions_are_scored_by_row_or_as_one_number(file: Path) -> None:
     [
         ("mine.py:fails", r"'fails' failed at row 2, whose answer is ''?: ZeroDivisionError.*\(line 9 of .*mine.py\)"),
         ("mine.py:too_few", "'too_few' returned .* expected a number, or 2 of them, one a row"),
+        ("mine.py:nothing", "'nothing' returned None for nothing; expected a number, or 2 of them, one a row"),
+        ("mine.py:nothing_named", "'nothing_named' returned None for b; expected a number"),
         ("mine.py:polite", "has no function 'polite'; it has: .*Did you mean 'politeness'"),
     ],
 )
@@ -244,6 +292,18 @@ def test_what_goes_wrong_in_an_own_function_is_told_with_the_row(file: Path, met
     given = rows(truth=["a", "b"], predicted=["x", ""], raw=[{"row_id": "row 1"}, {"row_id": "row 2"}], total=2)
     with pytest.raises(UserError, match=message):
         _ = [own.scored(entry, given) for entry in own.load(metric, file) if isinstance(entry, own.OwnMetric)]
+
+
+def test_a_file_of_metrics_may_have_dataclasses_with_annotations_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "typed.py"
+    typed = "from dataclasses import dataclass\n@dataclass\nclass Found:\n    value: float\n"
+    path.write_text(f"from __future__ import annotations\n{typed}def f(p, r, rows):\n    return Found(0.5).value\n")
+    (found,) = own.load("typed.py:f", path)
+    assert isinstance(found, own.OwnMetric) and found(rows())["f"] == 0.5
+    path.write_text("1 / 0")
+    with pytest.raises(UserError, match=r"typed.py: cannot be loaded \(ZeroDivisionError"):
+        own.load("typed.py:f", path)
+    assert "tuneport_own_metrics" not in sys.modules
 
 
 @pytest.mark.parametrize(

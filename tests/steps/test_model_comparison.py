@@ -45,6 +45,16 @@ def test_a_model_is_held_against_another_one_by_columns_of_other_names(
     assert found["models"]["first_model"]["metrics"]["accuracy"] == pytest.approx(sum(right) / 30)
 
 
+def test_text_that_is_not_valid_unicode_is_left_out_as_preprocess_leaves_it_out(
+    tracked_run: SimpleNamespace, questions: list[dict[str, str]], tmp_path: Path
+) -> None:
+    rows = [*questions[:4], {"text": "broken \ud83d", "label": "animal"}, questions[4] | {"note": "\ud83d"}]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = compare(data, tmp_path / "out", first_model=tracked_run.exported)
+    assert found["test_rows"] == 5 and found["dropped"] == {"text that is not valid Unicode": 1}
+
+
 @pytest.mark.parametrize(
     "case",
     [

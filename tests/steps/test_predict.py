@@ -27,6 +27,12 @@ class Copies(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input, params=None):
         if (model_input["text"] == "refused").any():
             raise ValueError("one row: 'refused' is not for me")
+        if (model_input["text"] == "at once?").all():
+            return [len(model_input)] * len(model_input)
+        if (model_input["text"] == "nothing").any():
+            return None
+        if (model_input["text"] == "lost").any():
+            return list(range(len(model_input) - 1))
         return model_input.assign(said=model_input["text"].str.upper())[["said"]]
 
 mlflow.models.set_model(Copies())
@@ -82,6 +88,47 @@ def test_columns_of_other_names_and_a_row_that_is_refused(copier: Path, write_js
     found = predict(copier, data, tmp_path / "out", **given, max_refused_fraction=0.5)
     assert [line["answer"] for line in found] == [{"said": "A"}, None, {"said": "B"}]
     assert "not for me" in found[1]["answer_error"] and "answer_error" not in found[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("r.jsonl", b'{"text":"a","note":"caf\xe9"}\n', ["A"]),
+        ("r.jsonl", b'{"text":"a","note":"\\ud83d"}\n{"text":"b\\ud83d","note":""}\n', ["A", "B\ud83d"]),
+        ("r.csv", b"text,note\na,caf\xe9\n", ["A"]),
+    ],
+)
+def test_text_that_is_not_valid_unicode_is_handed_on(
+    copier: Path, tmp_path: Path, name: str, content: bytes, said: list[str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    found = predict(copier, tmp_path / name, tmp_path / "out")
+    assert [line["prediction"]["said"] for line in found] == said
+    assert found[0]["note"] in ("caf\udce9", "\ud83d")
+
+
+@pytest.mark.parametrize("key", ['a"b', "réponse"])
+def test_refused_rows_are_counted_whatever_the_name_of_the_answer(
+    key: str, copier: Path, write_jsonl: Any, tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a"}, {"text": "refused"}])
+    predict(copier, data, tmp_path / "out", prediction_key=key, max_refused_fraction=0.5)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["refused"] == 1
+
+
+@pytest.mark.parametrize(("text", "given"), [("lost", "2 answers"), ("nothing", "None")])
+def test_a_model_that_does_not_answer_each_row_is_told_to_the_user(
+    text: str, given: str, copier: Path, write_jsonl: Any, tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a"}, {"text": text}, {"text": "b"}])
+    with pytest.raises(UserError, match=f"the model gives {given} to 3 rows; expected one answer a row"):
+        predict(copier, data, tmp_path / "out")
+
+
+def test_a_model_without_a_batch_size_gets_so_many_rows_at_once(copier: Path, write_jsonl: Any, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"text": "at once?"}] * 5)
+    found = predict(copier, data, tmp_path / "out", prediction_batch_size=2)
+    assert [line["prediction"] for line in found] == [2, 2, 2, 2, 1]
 
 
 @pytest.mark.parametrize(

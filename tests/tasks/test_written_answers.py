@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import steps
 from tests.kfp_local import ROOT, run_document, start_processes
 from tuneport import tasks
 from tuneport.data.prepared import Prepared
+from tuneport.errors import UserError
 from tuneport.metrics.answers import last_number
 from tuneport.runner.request import Request
 from tuneport.stage import execute
@@ -137,6 +139,18 @@ def test_so_many_rows_are_answered_as_asked_for_and_by_the_seed(run: SimpleNames
     document = json.loads((tmp_path / "first" / "metrics.json").read_text())
     assert document["tuned"]["metrics"]["json_schema"] == 0.0
     assert document["tuned"]["metrics"]["loss"] is not None and document["test_rows"] == 12
+
+
+def test_a_schema_may_stand_in_the_evaluation_config(tmp_path: Path) -> None:
+    stage = steps.load("model_evaluation", "text_generation")
+    given = dict.fromkeys(("model_selector_output", "pytorch_model_folder", "preprocess_output"), tmp_path)
+    config = tmp_path / "evaluation.json"
+    for values, message in (({"answer_schema": '{"type": "string"}'}, None), ({}, "answer_schema: is not set")):
+        config.write_text(json.dumps({"evaluate_base_model": False, **values}))
+        asked = stage(**given, evaluation_result=tmp_path, metrics="json_schema", evaluation_config=config)
+        asked.check()
+        with nullcontext() if message is None else pytest.raises(UserError, match=message):
+            asked.check_files()
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from tuneport.data.splits import SPLITS, Codes
 from tuneport.errors import UserError, excerpt
 from tuneport.json_yaml import to_json
 from tuneport.labels import Spellings
-from tuneport.tasks.task import Drop, Refuse, Row, Task
+from tuneport.tasks.task import Drop, Refuse, Row, Task, check_text
 
 log = logging.getLogger("tuneport.preprocess")
 # A duplicate is removed from the training rows rather than from what they are measured with, so those are read first.
@@ -202,16 +202,13 @@ def _note(
 ) -> str:
     """Remember of a row what takes part in the split; returns its inputs."""
     labels, inputs, written = tuple(task.labels(row)), task.identity(row), task.reference(row)
-    try:
-        identity = identity_hash(inputs)
-        content = None if written is None else identity_hash(f"{inputs}\0{written}")
-        group_hash = None if group is None else identity_hash(group)
-        if labels not in codes:
-            "".join(labels).encode()
-            codes[labels] = len(codes)
-            collected.class_labels.append(labels)
-    except UnicodeEncodeError:  # JSON can spell a lone surrogate, which no text file and no tokenizer can hold
-        raise Drop("text that is not valid Unicode") from None
+    check_text(inputs, written or "", group or "", *labels)
+    identity = identity_hash(inputs)
+    content = None if written is None else identity_hash(f"{inputs}\0{written}")
+    group_hash = None if group is None else identity_hash(group)
+    if labels not in codes:
+        codes[labels] = len(codes)
+        collected.class_labels.append(labels)
     collected.identities.append(identity)
     if content is not None:
         collected.contents.append(content)

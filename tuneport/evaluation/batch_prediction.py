@@ -20,7 +20,7 @@ from pathlib import Path
 from tuneport.artifacts import write_atomically
 from tuneport.errors import UserError, excerpt
 from tuneport.evaluation.ranks import Ranks
-from tuneport.json_yaml import read_json, to_json
+from tuneport.json_yaml import json_line, read_json, to_json
 from tuneport.tracking import quieten
 
 log = logging.getLogger("tuneport.predict")
@@ -72,6 +72,14 @@ class SavedModel:
         self.model = mlflow.pyfunc.load_model(str(self.folder))
 
     def __call__(self, rows: list[Row]) -> list[t.Any]:
+        """The answers to rows; a model without a parameter batch_size gets so many rows at a time.
+
+        Raises `RowRefused`, and `UserError` for a model that does not answer each row once.
+        """
+        at_once = len(rows) if self.takes_size else self.batch_size
+        return [answer for block in blocks(rows, at_once) for answer in self._answers(block)]
+
+    def _answers(self, rows: list[Row]) -> list[t.Any]:
         import mlflow
         import pandas as pd
 
@@ -82,7 +90,17 @@ class SavedModel:
             found = self.model.predict(table, params=params)
         except (ValueError, TypeError, mlflow.MlflowException) as e:
             raise RowRefused(str(e)) from e
-        return found.to_dict("records") if isinstance(found, pd.DataFrame) else list(found)
+        try:
+            answers = found.to_dict("records") if isinstance(found, pd.DataFrame) else list(found)
+        except TypeError:  # None, or one number
+            answers = None
+        if answers is None or len(answers) != len(rows):
+            given = excerpt(found) if answers is None else f"{len(answers):,} answers"
+            raise UserError(
+                f"{self.folder}: the model gives {given} to {len(rows):,} rows; expected one answer a row. Mend its "
+                "predict."
+            )
+        return answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +153,7 @@ def predict(load: Callable[[], Predict], rows: Iterable[tuple[str, Row]], parts:
             continue
         answer = answer or load()
         lines = _answered([line["row"] for line in block], answer, key)
-        write_atomically(parts.path(number), "".join(to_json(_plain(line)) + "\n" for line in lines))
+        write_atomically(parts.path(number), "".join(json_line(_plain(line)) for line in lines))
         made += len(block)
         if time.monotonic() - shown > PROGRESS_SECONDS:
             shown = time.monotonic()
@@ -170,14 +188,15 @@ def refused(files: Sequence[Path], key: str) -> tuple[int, int, list[str]]:
     """How many rows the files have, how many of them the model refused, and the first reasons."""
     rows = failed = 0
     reasons: list[str] = []
-    sign = f'"{key}_error": '
+    sign = json_line(f"{key}_error").rstrip("\n")
     for file in files:
         with file.open(encoding="utf-8") as f:
             for line in f:
                 rows += 1
                 if sign in line and (reason := json.loads(line).get(f"{key}_error")) is not None:
                     failed += 1
-                    reasons += [f"row {rows}: {reason}"] if len(reasons) < LISTED else []
+                    shown = f"row {rows}: {reason}".encode("utf-8", "backslashreplace").decode()
+                    reasons += [shown] if len(reasons) < LISTED else []
     return rows, failed, reasons
 
 

@@ -17,7 +17,7 @@ from tuneport.labels import Spellings
 from tuneport.metrics import bootstrap
 from tuneport.metrics.metric import AnyMetric
 from tuneport.metrics.scores import Evaluation
-from tuneport.tasks.task import SCORING, Drop, Meta, Refuse, Row, Task
+from tuneport.tasks.task import SCORING, Drop, Meta, Refuse, Row, Task, check_text
 from tuneport.tracking import quieten
 
 PAGE = "side_by_side.html.j2"
@@ -109,6 +109,7 @@ class RowsToScore:
         """Read a row. Raises `UserError` for one that is wrong, or has a label that the model does not know."""
         try:
             row = self.task.spelt(self._read(values, where), self._spellings)
+            check_text(self.task.identity(row), self.task.reference(row) or "", *self.task.labels(row))
         except Drop as e:
             self.dropped[str(e)] = self.dropped.get(str(e), 0) + 1
             return

@@ -48,7 +48,7 @@ class Gate:
         """Whether it holds. Raises `UserError` for a name that there is not, or that has no value."""
         found = self._value(self.root, values)
         if not isinstance(found, bool):
-            raise self._refusal(f"it comes to the number {found:g}, not to true or false")
+            raise self._refusal(f"it comes to {excerpt(found)}, not to true or false")
         return found
 
     def said(self, values: Mapping[str, Value]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from tuneport.artifacts import File
 from tuneport.errors import UserError, did_you_mean, excerpt
+from tuneport.json_yaml import parse_json
 from tuneport.metrics import spans, texts
 from tuneport.metrics.metric import AnyMetric, Headline, Metric, Sums, Undefined
 from tuneport.metrics.texts import WrittenRows
@@ -27,7 +28,8 @@ METRIC_NAMES = (  # of METRICS
     *("exact_match", "token_f1", "numeric_match", "json_valid", "json_schema", "tool_call", "refusal", "empty_answer"),
     *("answer_words", "rouge1", "rouge2", "rougeL", "rougeLsum", "chrf_rows", "bleu", "chrf", "length_difference"),
 )
-NUMBER = re.compile(r"(?:(?<![\w.)])[-−])?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][-+]?\d+)?")
+NUMBER = re.compile(r"(?:(?<![\w.)])[-−])?(?:\d+(?:,\d{3})*(?:\.\d+)?|(?<![\w.)])\.\d+)(?:[eE][-+]?\d+)?")
+REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")  # of JSON schemas
 FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL | re.IGNORECASE)
 REFUSAL_CHARACTERS = 200  # a text that refuses says so at its start
 REFUSALS = re.compile(
@@ -143,20 +145,46 @@ def check_schema(text: str | None) -> None:
         validator = _validator(text)
         validator.check_schema(validator.schema)
         validator.is_valid(None)
-    except (ValueError, SchemaError, Unresolvable, AttributeError, TypeError) as e:
+    except (ValueError, SchemaError, Unresolvable, AttributeError, TypeError, RecursionError) as e:
+        reason = str(e) if isinstance(e, ValueError) else excerpt(getattr(e, "message", e))
+        reason = "nested too deep" if isinstance(e, RecursionError) else reason
         raise UserError(
-            f"answer_schema={excerpt(text)}: not valid ({excerpt(getattr(e, 'message', e))}); expected a JSON schema, "
-            'such as {"type": "object", "required": ["name"]}.'
+            f"answer_schema={excerpt(text)}: not valid ({reason}); expected a JSON schema, such as "
+            '{"type": "object", "required": ["name"]}.'
         ) from None
 
 
 def _validator(text: str) -> t.Any:
-    """What holds values against a schema; it fetches nothing that the schema refers to."""
+    """What holds values against a schema; it fetches nothing that the schema refers to.
+
+    It raises ValueError where a reference leads back to itself, which jsonschema would follow without end.
+    """
     from jsonschema import validators
     from referencing import Registry
 
-    schema = json.loads(text)
-    return validators.validator_for(schema)(schema, registry=Registry())
+    schema = parse_json(text)
+    kind = validators.validator_for(schema)
+    once = {name: _once(kind.VALIDATORS[name]) for name in REFERENCES if name in kind.VALIDATORS}
+    if isinstance(schema, dict):
+        schema.pop("$schema", None)  # which `kind` follows; a reference to the root would take jsonschema's own again
+    return validators.extend(kind, once)(schema, registry=Registry())
+
+
+def _once(follow: Callable[..., t.Any]) -> Callable[..., Iterator[t.Any]]:
+    """A keyword's function that follows a reference from one place to one value only once at a time."""
+    followed: set[tuple[int, int]] = set()
+
+    def keyword(validator: t.Any, reference: t.Any, value: t.Any, schema: t.Any) -> Iterator[t.Any]:
+        step = id(schema), id(value)
+        if step in followed:
+            raise ValueError(f"the reference to {excerpt(reference)} leads back to itself without end")
+        followed.add(step)
+        try:
+            yield from follow(validator, reference, value, schema) or ()
+        finally:
+            followed.discard(step)
+
+    return keyword
 
 
 def of_rows(
@@ -267,12 +295,23 @@ def _fits_schema(rows: AnsweredRows) -> np.ndarray:
     from referencing.exceptions import Unresolvable
 
     validator = _validator(rows.schema)
+
+    def fits(want: str, got: str) -> bool:
+        if not _is_json(want, got):
+            return False
+        try:
+            return bool(validator.is_valid(as_json(got)))
+        except RecursionError:  # of the answer: it is nested too deep
+            return False
+
     try:
-        return _each(lambda want, got: _is_json(want, got) and validator.is_valid(as_json(got)))(rows)
+        return _each(fits)(rows)
     except Unresolvable as e:
         raise UserError(
             f"answer_schema: refers to {excerpt(e.ref)}, which is not in it; expected a schema that stands alone."
         ) from None
+    except (ValueError, re.error) as e:
+        raise UserError(f"answer_schema: cannot be held against an answer: {e}. Mend the schema.") from None
 
 
 def calls_in(text: str) -> Calls:

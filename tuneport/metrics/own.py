@@ -13,6 +13,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import math
+import sys
 import traceback
 import typing as t
 from collections.abc import Callable, Collection, Mapping
@@ -72,7 +73,7 @@ class OwnMetric:
             found = np.asarray(value, dtype=float)
         except (TypeError, ValueError):
             found = np.zeros((0, 0))
-        if found.ndim == 0:
+        if found.ndim == 0 and value is not None:
             return float(found)
         if found.shape != (rows,):
             raise UserError(
@@ -128,9 +129,11 @@ def _in_file(place: str, function: str, file: Path | None) -> OwnMetric:
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[loader.name] = module  # where dataclasses look up the names of annotations
     try:
         loader.exec_module(module)
     except Exception as e:  # the user's code may raise anything
+        sys.modules.pop(loader.name, None)
         raise UserError(f"metrics_file={file}: cannot be loaded ({type(e).__name__}: {e}). Mend the file.") from e
     found = getattr(module, function, None)
     if not callable(found):

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+from tuneport.errors import UserError
 from tuneport.labels import IGNORED
 from tuneport.metrics import answers, perplexity
 from tuneport.metrics.metric import AnyMetric, training_scores
@@ -66,8 +67,12 @@ def check_metrics(options: t.Any, table: Sequence[AnyMetric], *, files: bool) ->
     """Raise `UserError` for metrics that there are not; own functions are looked for with ``files``."""
     from tuneport.metrics import own
 
-    answers.check_schema(getattr(options, "answer_schema", None))
-    text = getattr(options, "metrics", "")
+    schema, text = getattr(options, "answer_schema", None), getattr(options, "metrics", "")
+    answers.check_schema(schema)
+    if schema is None and "json_schema" in (*answers.named(text), getattr(options, "metric_for_best_model", "")):
+        raise UserError(
+            "answer_schema: is not set, and json_schema holds answers against it. Set it, or leave json_schema out."
+        )
     if files and text:
         own.load(text, options.metrics_file and options.metrics_file.path)
     elif any(":" in name for name in answers.named(text)) and options.metrics_file is None:

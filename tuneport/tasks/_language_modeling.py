@@ -145,7 +145,8 @@ class LanguageModelingTask(GenerationTask):
             return self.evaluate(rows, given, meta, options.seed)
         places = [i for i, answer in enumerate(given) if self.written(answer) is not None]
         written = self._answered(rows, given, places, options)
-        table = () if written.likelihood is None else perplexity.METRICS
+        # Without likelihoods, exact_match is what predictors are compared by if only metrics of all rows are named.
+        table = answers.chosen(["exact_match"], ()) if written.likelihood is None else perplexity.METRICS
         return evaluated_by(options, table, written)
 
     def baselines(

@@ -20,7 +20,7 @@ from tuneport.serving.chat_template import ChatTemplate, Turns
 from tuneport.serving.template_sandbox import TemplateLimit
 from tuneport.step import Params, param
 from tuneport.tasks._language_modeling import LanguageModelingTask
-from tuneport.tasks.task import Drop, Encoder, Meta, Refuse, Row, TaskData
+from tuneport.tasks.task import Drop, Encoder, Meta, Refuse, Row, TaskData, check_text
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -230,10 +230,7 @@ def _learnt(turns: list[Row], loss_on: str) -> list[Row]:
 
 def _json(value: t.Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise Drop("text that is not valid Unicode") from None
+    check_text(text)
     return text
 
 

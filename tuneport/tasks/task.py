@@ -33,6 +33,15 @@ class Drop(Exception):
     """This row cannot be used; the message is the reason, counted and exported by preprocess."""
 
 
+def check_text(*texts: str) -> None:
+    """Raise `Drop` for half a surrogate pair: JSON can spell one, but no UTF-8 text and no tokenizer can hold it."""
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError:
+        raise Drop("text that is not valid Unicode") from None
+
+
 class Refuse(Exception):
     """This row is wrong, and with it the data: preprocess names all such rows of the source, then refuses.
 

@@ -11,7 +11,7 @@ from tuneport.serving.text_generator import TextGenerator
 from tuneport.step import Params, param
 from tuneport.tasks._generation import CompletionTask
 from tuneport.tasks._language_modeling import LanguageModelingTask
-from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row, TaskData
+from tuneport.tasks.task import Columns, Drop, Encoder, Meta, Refuse, Row, TaskData, check_text
 
 if t.TYPE_CHECKING:
     import pyarrow as pa
@@ -118,8 +118,5 @@ def _text(value: t.Any, column: str, *, learnt: bool) -> str:
         if learnt:
             raise Refuse(f"column '{column}' holds an empty completion; expected text, as nothing else is learnt")
         raise Drop(f"empty text in column '{column}'")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise Drop("text that is not valid Unicode") from None
+    check_text(value)
     return value
