@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 
 import pipelines
+from steps.model_import import ModelImport
 from tests.evaluation.test_report import CHROMIUM, browse
 from tests.tasks.conftest import CHATML
+from tuneport.artifacts import CustomModel, Model
 from tuneport.errors import UserError
 from tuneport.inspection.look import Preview, Window, preview
 from tuneport.inspection.show import render, save_html
+from tuneport.model_source.settings_only import copy_settings
 
 
 @pytest.fixture
@@ -160,6 +163,14 @@ def test_the_page_is_whole_and_holds_the_rows_as_text(
     assert "&lt;script&gt;" in html
     with pytest.raises(UserError, match="cannot be written"):
         save_html(found, tmp_path / "none" / "page.html")
+
+
+def test_a_gguf_model_is_to_be_imported_first(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "x.gguf").write_bytes(b"GGUF" + bytes(60))
+    step = ModelImport(pytorch_model_path=CustomModel(tmp_path / "model"), model_selector_output=Model(tmp_path / "m"))
+    with pytest.raises(UserError, match="a GGUF file: such a model has to be imported before it can be looked into"):
+        copy_settings(step, tmp_path / "base")
 
 
 def test_the_command_loads_no_torch_and_says_a_mistake_in_one_message(

@@ -195,6 +195,11 @@ def weights_by_type(path: Path) -> dict[str, int]:
     return found
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a model is a GGUF file, or a folder with one and no other weights."""
+    return _gguf(path, None) is not None
+
+
 def _gguf(path: Path, name: str | None) -> Path | None:
     """The GGUF file to import: one that was asked for, or the only weights there are."""
     asked_for = name is not None or path.suffix == ".gguf"

@@ -20,11 +20,13 @@ def copy_settings(step: t.Any, base: Path) -> dict[str, int]:
     Returns how many weights of each type it has. Raises `UserError` for a model that has to be imported first.
     """
     base.mkdir()
-    if step.gguf_file or step.base_model_path or step.mlflow_model_path:
-        given = next(n for n in ("gguf_file", "base_model_path", "mlflow_model_path") if getattr(step, n))
+    given = next((n for n in ("gguf_file", "base_model_path", "mlflow_model_path") if getattr(step, n)), "")
+    if step.pytorch_model_path and folder.is_gguf(step.pytorch_model_path.path):
+        given = f"pytorch_model_path={step.pytorch_model_path.path}, a GGUF file"
+    if given:
         raise UserError(
-            f"{given}: such a model has to be imported before it can be looked into. Run its stage model_import alone, "
-            "and pass its output as pytorch_model_path."
+            f"{given}: such a model has to be imported before it can be looked into. Run its stage alone, tuneport "
+            "stage model_import …, and pass its output, or that of an earlier run, as pytorch_model_path."
         )
     if step.huggingface_id:
         found = hub.weights_by_type(step.huggingface_id, step.huggingface_revision)
