@@ -167,7 +167,7 @@ def test_the_page_is_whole_and_holds_the_rows_as_text(
 
 def test_a_gguf_model_is_to_be_imported_first(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "x.gguf").write_bytes(b"GGUF" + bytes(60))
+    (tmp_path / "model" / "x.gguf").write_bytes(b"GGUF\x03" + bytes(59))
     step = ModelImport(pytorch_model_path=CustomModel(tmp_path / "model"), model_selector_output=Model(tmp_path / "m"))
     with pytest.raises(UserError, match="a GGUF file: such a model has to be imported before it can be looked into"):
         copy_settings(step, tmp_path / "base")
