@@ -130,7 +130,7 @@ def machines() -> Iterator[list[list[str]]]:
     """The words before a command that run it on one of two hosts: network namespaces with a cable between them."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and iproute2")
-    names = ["tuneport-a", "tuneport-b"]
+    names = [f"tuneport-{os.getpid()}-{host}" for host in "ab"]
     try:
         for name in names:
             subprocess.run(["ip", "netns", "add", name], check=True)
