@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses as dc
+import re
 import typing as t
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
+from tuneport.errors import UserError, excerpt
 from tuneport.runner.progress import Show
 
 
@@ -36,3 +38,17 @@ class Request:
     show: Show = "progress"  # what is said while it runs and at its end
     platform: Mapping[str, t.Any] = dc.field(default_factory=dict)  # the configuration's section of that name
     submission: Submission = dc.field(default_factory=Submission)
+
+
+def cron_fields(text: str, counts: Container[int]) -> list[str]:
+    """The fields of a cron expression, of which a platform takes as many as ``counts`` says.
+
+    Raises `UserError` for what is none.
+    """
+    fields = text.split()
+    if len(fields) not in counts or not all(re.fullmatch(r"[\dA-Za-z*/,?-]+", field) for field in fields):
+        raise UserError(
+            f"--schedule {excerpt(text)}: not valid; expected minute, hour, day, month and day of the week, as in "
+            "'0 3 * * 1', at three each Monday."
+        )
+    return fields

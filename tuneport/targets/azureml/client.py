@@ -11,7 +11,8 @@ import typing as t
 from collections.abc import Iterator
 from pathlib import Path
 
-from tuneport.errors import UserError, excerpt
+from tuneport.errors import UserError
+from tuneport.runner.request import cron_fields
 from tuneport.secrets import masked
 from tuneport.targets.azureml.documents import Document
 from tuneport.targets.azureml.settings import AzureMLSettings
@@ -63,12 +64,7 @@ def _schedule(document: Document, job: PipelineJob) -> JobSchedule:
     """
     from azure.ai.ml.entities import CronTrigger, JobSchedule
 
-    expression = " ".join(str(document.submission.schedule).split())
-    if len(expression.split()) != 5:
-        raise UserError(
-            f"--schedule {excerpt(expression)}: not valid; expected minute, hour, day, month and day of the week, "
-            "as in '0 3 * * 1', at three each Monday."
-        )
+    expression = " ".join(cron_fields(str(document.submission.schedule), (5,)))
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", document.submission.name or document.pipeline)
     return JobSchedule(name=name, trigger=CronTrigger(expression=expression), create_job=job)
 

@@ -7,7 +7,6 @@ import dataclasses as dc
 import io
 import json
 import logging
-import re
 import tempfile
 import time
 import typing as t
@@ -15,8 +14,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tuneport.errors import UserError, excerpt
-from tuneport.runner.request import Submission
+from tuneport.errors import UserError
+from tuneport.runner.request import Submission, cron_fields
 from tuneport.secrets import masked
 from tuneport.targets.kfp.settings import Settings
 
@@ -84,12 +83,7 @@ def cron(text: str) -> str:
 
     Raises `UserError` for other than five or six fields.
     """
-    fields = text.split()
-    if len(fields) not in (5, 6) or not all(re.fullmatch(r"[\dA-Za-z*/,?-]+", field) for field in fields):
-        raise UserError(
-            f"--schedule {excerpt(text)}: not valid; expected minute, hour, day, month and day of the week, as in "
-            "'0 3 * * 1', at three each Monday."
-        )
+    fields = cron_fields(text, (5, 6))
     return " ".join(fields if len(fields) == 6 else ["0", *fields])
 
 
@@ -218,8 +212,7 @@ def _upload(client: t.Any, path: Path, sent: _Sent) -> None:
     """Keep the document as a version of the pipeline of its name, which is made if it is not there."""
     known = client.get_pipeline_id(sent.pipeline)
     if known is None:
-        made = client.upload_pipeline(str(path), sent.pipeline, namespace=sent.settings.namespace)
-        known = made.pipeline_id
+        client.upload_pipeline(str(path), sent.pipeline, namespace=sent.settings.namespace)
     else:
         client.upload_pipeline_version(str(path), sent.version, pipeline_id=known)
     log.info("uploaded: version '%s' of the pipeline %s", sent.version, sent.pipeline)
