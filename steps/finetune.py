@@ -94,12 +94,12 @@ class Finetune(Step, TaskParams, TrainingParams):
             read_manifest(artifact)["parameters"] for artifact in (self.model_selector_output, self.preprocess_output)
         )
         name, data = model_name(self.model_selector_output.path, imported), prepared.source("train")
-        tags = {"task": self.task_name, "base_model": name, "data_digest": digest(self.preprocess_output)}
-        tags["tuneport_version"] = __version__
+        data_digest = digest(self.preprocess_output)
+        tags = {"task": self.task_name, "base_model": name, "data_digest": data_digest, "tuneport_version": __version__}
         with tracked(self.context, f"{name} on {data}", tags=tags) as run:
             if self.context.rank == 0:
                 save_run(output, run.run_id, self.context)
-            run.log_params(imported | preprocessed | {n: getattr(self, n) for n in parameters(self)})
+            run.log_params(imported | preprocessed | parameters(self))
             run.log_splits(
                 [
                     Split(
@@ -112,7 +112,6 @@ class Finetune(Step, TaskParams, TrainingParams):
             metric: str = vars(self)["metric_for_best_model"]  # each task has its own choices
             task = tasks.load(self.task_name)
             base = self.model_selector_output.path
-            rows = {"preprocess_output": digest(self.preprocess_output)}  # they name their model
             result = train(
                 task,
                 base,
@@ -122,7 +121,7 @@ class Finetune(Step, TaskParams, TrainingParams):
                 output=output,
                 plain=self.tuned_model.path if self.tuned_model else None,
                 run=run,
-                inputs=rows,
+                inputs={"preprocess_output": data_digest},  # the rows name their model
                 world_size=self.context.world_size,
             )
         if self.context.rank == 0:

@@ -28,6 +28,7 @@ from tuneport.system_metrics import watched
 
 if t.TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 EXPERIMENT = "tuneport"
 TRACKING_FILE = "tracking.json"  # in a model folder: the run that made it
@@ -112,22 +113,14 @@ class MlflowRun(Run):
         self._send(log_new)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        entries = [Metric(_key(k), float(v), now, step or 0) for k, v in metrics.items()]
+        entries = _metrics(metrics, step or 0)
         self._send(lambda: self.client.log_batch(self.run_id, metrics=entries))
 
     def log_model_metrics(self, metrics: Mapping[str, float]) -> None:
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-
         def log() -> None:
             outputs = self.client.get_run(self.run_id).outputs
-            found = [output.model_id for output in outputs.model_outputs] if outputs else []
-            ids: list[str | None] = [*found] or [None]
-            entries = [Metric(_key(k), float(v), now, 0, model_id=i) for i in ids for k, v in metrics.items()]
+            ids: list[str | None] = [output.model_id for output in outputs.model_outputs] if outputs else []
+            entries = [entry for model_id in ids or [None] for entry in _metrics(metrics, model_id=model_id)]
             self.client.log_batch(self.run_id, metrics=entries)
 
         self._send(log)
@@ -240,13 +233,9 @@ class MlflowRun(Run):
 
     def _score(self, model_id: str) -> None:
         """Give a model the scores that its run has already, where an evaluation was faster than the upload."""
-        from mlflow.entities import Metric
-
         found = self.client.get_run(self.run_id).data.metrics
-        now = int(time.time() * 1000)
-        scores = [Metric(k, v, now, 0, model_id=model_id) for k, v in found.items() if k.startswith(SCORES)]
-        if scores:
-            self.client.log_batch(self.run_id, metrics=scores)
+        if scores := {name: value for name, value in found.items() if name.startswith(SCORES)}:
+            self.client.log_batch(self.run_id, metrics=_metrics(scores, model_id=model_id))
 
 
 @contextmanager
@@ -474,6 +463,14 @@ def _local_folder(location: str | None) -> Path | None:
 def _content(folder: Path) -> list[Path]:
     """What a folder holds, apart from the mark of a step that still writes to it."""
     return sorted(path for path in folder.iterdir() if path.name != INCOMPLETE)
+
+
+def _metrics(values: Mapping[str, float], step: int = 0, model_id: str | None = None) -> list[Metric]:
+    """What MLflow takes for metrics of now, of the run and, with an id, of one of its models."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [Metric(_key(name), float(value), now, step, model_id=model_id) for name, value in values.items()]
 
 
 def _key(name: str) -> str:

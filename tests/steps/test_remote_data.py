@@ -78,6 +78,20 @@ def test_rows_of_a_store_become_the_same_dataset_as_those_of_files_and_the_manif
     assert VARIABLES["AWS_SECRET_ACCESS_KEY"] not in manifest
 
 
+def prepares(model: Path, data: Any) -> Pipeline:
+    """A pipeline of preprocess alone, on data that lies somewhere."""
+    step = steps.load("preprocess", "text_classification")
+    values = {
+        "model_selector_output": step.ports()["model_selector_output"].parse(model),
+        "train_file_path": step.ports()["train_file_path"].parse(data),
+        "task_name": "text_classification",
+        **COLUMNS,
+    }
+    outputs = {"preprocess_output": Ref("preprocess", "preprocess_output")}
+    node = Node(name="preprocess", step=step, values=values)
+    return Pipeline(name="prepare", doc="", nodes=(node,), params={}, outputs=outputs)
+
+
 def test_a_stage_is_cached_while_its_address_holds_the_same_and_runs_again_when_it_does_not(
     *,
     server: str,
@@ -88,16 +102,7 @@ def test_a_stage_is_cached_while_its_address_holds_the_same_and_runs_again_when_
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     client(server).put_object(Bucket="rows", Key="moving.jsonl", Body=body(questions))
-    step = steps.load("preprocess", "text_classification")
-    values = {
-        "model_selector_output": step.ports()["model_selector_output"].parse(imported_model),
-        "train_file_path": step.ports()["train_file_path"].parse("s3://rows/moving.jsonl"),
-        "task_name": "text_classification",
-        **COLUMNS,
-    }
-    outputs = {"preprocess_output": Ref("preprocess", "preprocess_output")}
-    node = Node(name="preprocess", step=step, values=values)
-    pipeline = Pipeline(name="prepare", doc="", nodes=(node,), params={}, outputs=outputs)
+    pipeline = prepares(imported_model, "s3://rows/moving.jsonl")
     request = Request(output_dir=tmp_path / "run", folder=tmp_path, environment=environment)
     target = load("local")
 
@@ -219,8 +224,6 @@ def test_a_stage_of_several_sources_is_cached_until_one_of_them_changes(
 ) -> None:
     client(server).put_object(Bucket="rows", Key="mixed.jsonl", Body=body(questions[:60]))
     (tmp_path / "here.jsonl").write_bytes(body(questions[60:]))
-    step = steps.load("preprocess", "text_classification")
-    outputs = {"preprocess_output": Ref("preprocess", "preprocess_output")}
     target, request = load("local"), Request(output_dir=tmp_path / "run", folder=tmp_path, environment=environment)
 
     def ends(weight: int = 1) -> str:
@@ -228,14 +231,7 @@ def test_a_stage_of_several_sources_is_cached_until_one_of_them_changes(
             {"path": "s3://rows/mixed.jsonl", "weight": weight},
             {"path": str(tmp_path / "here.jsonl"), "weight": 1},
         ]
-        values = {
-            "model_selector_output": step.ports()["model_selector_output"].parse(imported_model),
-            "train_file_path": step.ports()["train_file_path"].parse(sources),
-            "task_name": "text_classification",
-            **COLUMNS,
-        }
-        node = Node(name="preprocess", step=step, values=values)
-        pipeline = Pipeline(name="prepare", doc="", nodes=(node,), params={}, outputs=outputs)
+        pipeline = prepares(imported_model, sources)
         assert target.submit(target.compile(pipeline, {}, request)) == 0
         return capsys.readouterr().out
 
