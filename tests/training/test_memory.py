@@ -1,6 +1,7 @@
 """A simulated step takes what a real one would, and what of it a process holds follows from how it is spread."""
 
 import dataclasses as dc
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,9 @@ import torch
 import transformers
 
 import steps
+from tuneport.data.prepared import Prepared
 from tuneport.stage import execute
-from tuneport.training import rank_memory, recompute
+from tuneport.training import auto_batch_size, forecast, rank_memory, recompute
 from tuneport.training.memory import LiveStorages
 from tuneport.training.parameters import TrainingParams
 from tuneport.training.rank_memory import StepMemory, per_rank
@@ -118,10 +120,36 @@ def test_activations_are_recomputed_only_where_they_do_not_fit(
         max_steps=2,
     )
     with pytest.MonkeyPatch.context() as machine:
-        machine.setattr(recompute, "available_memory", lambda processes: available)  # stands for one of that memory
+        machine.setattr(forecast, "available_memory", lambda processes: available)  # stands for one of that memory
         execute(stage)
     said = "gradient_checkpointing: on, as a step of 1 × " in caplog.text
     assert said == (available == 1_000)
+
+
+@pytest.mark.slow
+def test_batch_sizes_that_a_simulated_step_says_are_too_large_are_not_tried(
+    run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    trained = run(per_device_train_batch_size=64)
+    tokens = sorted(Prepared(trained.prepared).encoded("train")["length"].to_pylist())[-64:]
+    fits, too_many = simulate(trained, [Batch(rows=16, tokens=max(tokens)), Batch(rows=32, tokens=sum(tokens) // 64)])
+    between = (fits.peak + too_many.peak) / 2 / auto_batch_size.TOLERANCE
+    monkeypatch.setattr(forecast, "available_memory", lambda processes: int(between))  # stands for one of that memory
+    stage = steps.load("finetune", "text_classification")(
+        model_selector_output=trained.base,
+        preprocess_output=trained.prepared,
+        pytorch_model_folder=tmp_path / "out",
+        per_device_train_batch_size=64,
+        gradient_checkpointing="false",
+        auto_find_batch_size=True,
+        max_steps=1,
+    )
+    execute(stage)
+    found = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == (16, 4)
+    assert "auto_find_batch_size: batches of 64, 32 would take " in caplog.text
+    assert "do not fit into memory" not in caplog.text  # none was tried in vain
 
 
 @pytest.mark.slow
@@ -129,12 +157,12 @@ def test_a_model_that_cannot_be_simulated_is_trained_all_the_same(
     run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     absent = dc.replace(run(), base=Path("absent"))
-    monkeypatch.setattr(recompute, "available_memory", lambda processes: 1_000)
+    monkeypatch.setattr(forecast, "available_memory", lambda processes: 1_000)
     trainer = SimpleNamespace(
         model=transformers.BertModel(
             transformers.BertConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1)
         ),
-        args=SimpleNamespace(world_size=1),
+        args=SimpleNamespace(world_size=1, activation_checkpointing=False),
     )
     assert not recompute._needed(trainer, absent)  # type: ignore[arg-type]
     assert "off, as a step of this model cannot be simulated" in caplog.text

@@ -15,11 +15,17 @@ from datasets import Dataset as ArrowDataset
 from transformers import Trainer
 
 from tuneport.errors import UserError
+from tuneport.training import forecast
 from tuneport.training.loss import inputs_as_computed
 from tuneport.training.packing import Packs, token_counts
+from tuneport.training.simulate import Batch, Run
+
+if t.TYPE_CHECKING:
+    from tuneport.training.trainer import BestModelTrainer
 
 log = logging.getLogger("tuneport.finetune")
 LONGEST = 1024  # rows to choose a batch to try from
+TOLERANCE = 1.15  # of a simulated step: what it takes may be as much less
 
 
 @contextlib.contextmanager
@@ -45,10 +51,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def fit_batch_size(trainer: Trainer) -> None:
+def fit_batch_size(trainer: BestModelTrainer, run: Run) -> None:
     """Lower the trainer's batch size until the longest training rows fit, and accumulate more batches in turn.
 
-    The product of the two, so the effective batch, stays what it was. A batch size is tried by a forward and a
+    The product of the two, so the effective batch, stays what it was. What cannot fit, by a simulated step, is not
+    tried. A batch size is tried by a forward and a
     backward pass over the longest rows, beside as much memory as the optimizer takes for its state; random numbers are
     drawn as if nothing had been tried. All ranks take the smallest size that one of them can. Raises `UserError` where
     not even single rows fit.
@@ -60,7 +67,9 @@ def fit_batch_size(trainer: Trainer) -> None:
         model.activation_checkpointing_enable(arguments.activation_checkpointing_kwargs)
     rows = longest_first(t.cast(t.Any, trainer.train_dataset))
     effective = wanted * accumulated
-    for size in candidates(wanted, effective):
+    sizes = candidates(wanted, effective)
+    hopeless = _hopeless(trainer, run, rows, sizes) if arguments.process_index == 0 else 0
+    for size in sizes[trainer.peers.share("batch sizes that need no try", hopeless) :]:
         batch = [row for i in range(size) for row in rows[i % len(rows)]]
         if _all_ranks(_fits(lambda batch=batch: _pass(trainer, batch)), trainer):  # type: ignore[misc]
             break
@@ -88,6 +97,38 @@ def candidates(wanted: int, effective: int) -> list[int]:
     found = [wanted]
     while found[-1] > 1:
         found.append(next(size for size in range(found[-1] // 2, 0, -1) if effective % size == 0))
+    return found
+
+
+def _hopeless(trainer: BestModelTrainer, run: Run, rows: list[list[dict[str, t.Any]]], sizes: list[int]) -> int:
+    """How many of the sizes, from the first, a simulated step says are too much for the memory, never all of them.
+
+    The need is a line through those of two sizes. Rows are taken to have as many tokens as the longest have on
+    average, which without padding is what they take.
+    """
+    if len(sizes) == 1:
+        return 0
+    wanted = sizes[0]
+    tokens = [sum(len(row["input_ids"]) for row in rows[i % len(rows)]) for i in range(wanted)]
+    many, few = (Batch(rows=size, tokens=max(sum(tokens) // wanted, 1)) for size in sizes[:2])
+    if forecast.is_ample(trainer, run, many):
+        return 0
+    try:
+        more, less = forecast.needs(trainer, run, [many, few])
+    except (RuntimeError, UserError) as e:
+        log.info("auto_find_batch_size: every size is tried, as no step can be simulated (%s)", str(e).splitlines()[-1])
+        return 0
+    each = max(more - less, 0) / (many.tokens * (many.rows - few.rows))
+    room = forecast.available(run) * TOLERANCE
+    needed = [more - each * (many.rows * many.tokens - sum(tokens[:size])) for size in sizes]
+    found = min(sum(need > room for need in needed), len(sizes) - 1)
+    if found:
+        log.info(
+            "auto_find_batch_size: batches of %s would take %s GiB, of %.1f: they are not tried",
+            ", ".join(map(str, sizes[:found])),
+            ", ".join(f"{need / 2**30:.1f}" for need in needed[:found]),
+            forecast.available(run) / 2**30,
+        )
     return found
 
 

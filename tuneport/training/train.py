@@ -120,7 +120,7 @@ def train(
     )
     recompute.where_needed(trainer, simulated)
     if options.auto_find_batch_size:
-        fit_batch_size(trainer)
+        fit_batch_size(trainer, simulated)
         if options.apply_deepspeed:
             config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
             size, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
