@@ -8,6 +8,8 @@ import math
 import shutil
 import tempfile
 import typing as t
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -28,9 +30,9 @@ from tuneport.training.auto_batch_size import explained, fit_batch_size
 from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, TrainingProgress
 from tuneport.training.checkpoint import disk_space, plain_model, resume
 from tuneport.training.checkpoint.checkpoint_folder import Checkpoint, CheckpointFolder
-from tuneport.training.distributed import deepspeed, sharding, waiting
+from tuneport.training.distributed import deepspeed, sharding, waiting, whole
 from tuneport.training.distributed.waiting import Peers
-from tuneport.training.machine import here
+from tuneport.training.machine import available_memory, here
 from tuneport.training.model import label_smoothing, neftune, quantization
 from tuneport.training.model.tokenizer_files import TokenizerFiles
 from tuneport.training.packing import Packs
@@ -185,6 +187,7 @@ def assemble(
         label_smoothing=options.label_smoothing_factor,
     )
     if options.fsdp:
+        sharding.join_tables(plain)
         arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] = ",".join(sharding.units(plain))
     tokenizer = TokenizerFiles(base, prepared.info.max_seq_length, task.chat_template(prepared.info.meta))
     _judge_by(arguments, task, metric_for_best_model)
@@ -213,9 +216,7 @@ def assemble(
         callbacks=[EvaluateLastStep(), *_early_stopping(options), *callbacks],
     )
     if task.needs_answers(metric_for_best_model):
-        trainer.scores_of_answers = _scores_of_answers(
-            task, base, prepared, options, arguments, sharded=_is_spread(options)
-        )
+        trainer.scores_of_answers = _scores_of_answers(task, base, prepared, options, trainer)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -331,37 +332,61 @@ def _checkpoint(
 
 
 def _scores_of_answers(
-    task: Task, base: Path, prepared: Prepared, options: TrainingParams, arguments: TrainingArguments, *, sharded: bool
+    task: Task, base: Path, prepared: Prepared, options: TrainingParams, trainer: BestModelTrainer
 ) -> t.Callable[[t.Any], dict[str, float]]:
     """Return a function model -> metrics of its answers to the validation rows, by the predictor's defaults."""
-    every, meta = prepared.rows("validation"), prepared.info.meta
+    every, meta, arguments = prepared.rows("validation"), prepared.info.meta, trainer.args
     questions = task.validation_questions(every, options)
     rows, asked = [every[i] for i in questions], list(questions.values())
     settings = task.validation_settings(meta, options)
-    if sharded and arguments.world_size > 1:
-        log.warning(
-            "%s: each evaluation answers all %d validation rows in every process, and gathers all weights for each "
-            "token; fewer validation rows%s make it shorter",
-            arguments.metric_for_best_model,
-            len(rows),
-            ", or metric_for_best_model=loss," if not task.needs_answers("loss") else "",
-        )
+
+    def answers_of(model: t.Any, questions: t.Any) -> t.Any:
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # with its adapters
+        predictor = task.predictor(str(base), settings, model=inner, batch_size=arguments.per_device_eval_batch_size)
+        with _in_16_bits(inner, arguments):
+            return predictor(questions)
 
     def scores(model: t.Any) -> dict[str, float]:
         training = model.training
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model  # with its adapters
-        predictor = task.predictor(str(base), settings, model=model, batch_size=arguments.per_device_eval_batch_size)
-        own = asked if arguments.world_size == 1 or sharded else asked[arguments.process_index :: arguments.world_size]
-        with _in_16_bits(model, arguments):
-            answers = predictor(own)
-        if own is not asked:  # a sharded model takes all processes for every row
+        with _each_alone(model, trainer, options) as alone:
+            if alone:
+                share = answers_of(model, asked[arguments.process_index :: arguments.world_size])
+            else:
+                answers = answers_of(model, asked)
+        if alone:
             parts: list[t.Any] = [None] * arguments.world_size
-            torch.distributed.all_gather_object(parts, answers)
+            torch.distributed.all_gather_object(parts, share)
             answers = [parts[i % len(parts)][i // len(parts)] for i in range(len(rows))]
         model.train(training)
         return task.score(rows, answers, meta, options)
 
     return scores
+
+
+@contextmanager
+def _each_alone(model: t.Any, trainer: BestModelTrainer, options: TrainingParams) -> Iterator[bool]:
+    """While entered, whether each of several processes can answer rows by itself, for which a sharded model's weights
+    are gathered once; else each row takes all processes.
+    """
+    if trainer.args.world_size == 1:
+        yield False
+    elif not _is_spread(options):
+        yield True
+    elif not all(trainer.peers.gather("room for all weights", whole.fits(model, _free(options)))):
+        log.warning(
+            "%s: no process has room for all weights, so each evaluation gathers them for each token of all validation "
+            "rows; fewer validation rows or metric_for_best_model=loss make it shorter",
+            trainer.args.metric_for_best_model,
+        )
+        yield False
+    else:
+        engine = None if options.fsdp else trainer.deepspeed
+        with whole.whole(model, engine, resharded=options.fsdp == "full_shard"):
+            yield True
+
+
+def _free(options: TrainingParams) -> int:
+    return available_memory(options.number_of_gpu_to_use_finetuning)
 
 
 def _in_16_bits(model: t.Any, arguments: TrainingArguments) -> t.ContextManager[t.Any]:

@@ -95,6 +95,17 @@ def fsdp(options: TrainingParams) -> dict[str, t.Any]:
     }
 
 
+def join_tables(model: t.Any) -> None:
+    """Let tied embeddings of an encoder and a decoder be one module, as FSDP takes a weight in one of its units only."""
+    table = model.get_input_embeddings()
+    for module in model.modules():
+        for name, child in module.named_children():
+            if child is not table and type(child) is type(table) and child.weight is table.weight:
+                same = {k: v for k, v in vars(child).items() if not k.startswith("_")}
+                if same == {k: v for k, v in vars(table).items() if not k.startswith("_")}:
+                    setattr(module, name, table)
+
+
 def units(model: t.Any) -> list[str]:
     """The classes of a model's layers, each of which FSDP gathers and frees as one.
 
