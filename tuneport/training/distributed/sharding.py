@@ -96,7 +96,7 @@ def fsdp(options: TrainingParams) -> dict[str, t.Any]:
 
 
 def join_tables(model: t.Any) -> None:
-    """Let tied embeddings of an encoder and a decoder be one module, as FSDP takes a weight in one of its units only."""
+    """Let tied embeddings of an encoder and a decoder be one module, as FSDP takes a weight in one unit only."""
     table = model.get_input_embeddings()
     for module in model.modules():
         for name, child in module.named_children():

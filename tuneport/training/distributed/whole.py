@@ -61,8 +61,8 @@ def _of_fsdp(model: torch.nn.Module, resharded: bool) -> Iterator[None]:
         head: t.Any = getattr(model, "get_output_embeddings", lambda: None)()
         for unit in units:
             unit.set_reshard_after_forward(resharded, recurse=False)
-        for unit in (head, model):  # in this order: the head may share its state with the norm before it
-            if isinstance(unit, FSDPModule):
-                unit.set_reshard_after_forward(False, recurse=False)
+        for stays in (head, model):  # in this order: the head may share its state with the norm before it
+            if isinstance(stays, FSDPModule):
+                stays.set_reshard_after_forward(False, recurse=False)
         for unit in units:
             unit.reshard()
