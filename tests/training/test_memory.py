@@ -90,9 +90,10 @@ def test_zero_and_fsdp_spread_what_they_say() -> None:
     assert [rank.gradients // MB for rank in zero] == [200, 50, 50]
     assert {rank.optimizer // MB for rank in zero} == {300}  # 32-bit weights and two states
     offloaded = options(apply_deepspeed=True, deepspeed_stage="3", precision="bf16", deepspeed_offload=True)
-    assert per_rank(HALF, offloaded, 4).optimizer == 0 and per_rank(HALF, offloaded, 4).host // MB == 400
+    assert per_rank(HALF, offloaded, 4).optimizer == 0 and per_rank(HALF, offloaded, 4).host // MB == 400 + 200
     fsdp = per_rank(STEP, options(fsdp="full_shard"), 4)
     assert (fsdp.weights, fsdp.gradients, fsdp.optimizer) == (100 * MB, 100 * MB, 200 * MB)
+    assert fsdp.host == 400 * MB and alone.host == 800 * MB + 400 * MB
 
 
 def test_states_of_optimizers_that_only_a_gpu_runs_are_computed() -> None:

@@ -209,6 +209,8 @@ def _notes(options: t.Any, prepared: Prepared, tokens: int) -> Iterator[str]:
         yield f"max_seq_length is not set: rows are as long as the longest of the first {SAMPLE_ROWS}"
     if rank_memory.is_computed(options):
         yield f"the states of optim={options.optim} are computed from its description, as no CPU runs it"
+    if options.fsdp:
+        yield "with fsdp each process loads the whole model into CPU memory; deepspeed_stage=3 loads its part alone"
     if options.quantization != "none":
         yield f"weights in {options.quantization} are computed from their description, as no CPU runs them"
 

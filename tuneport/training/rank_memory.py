@@ -59,7 +59,7 @@ class RankMemory:
     gathered: int  # weights of other processes, and copies of gradients on their way
     activations: int
     logits: int  # of the activations
-    host: int  # in CPU memory: what is offloaded, and the copy from which a checkpoint is written
+    host: int  # in CPU memory: what is offloaded or loaded, and the copy from which a checkpoint is written
 
     @property
     def total(self) -> int:
@@ -84,9 +84,10 @@ def per_rank(step: StepMemory, options: TrainingParams, processes: int) -> RankM
             gradients //= processes
         if stage == 3:
             gathered = min(weights, width * LIVE_PARAMETERS)
+            host += weights  # all of them on the first process, whole, while a checkpoint is written
             weights //= processes
         if options.deepspeed_offload:
-            host, optimizer = optimizer + gradients, 0
+            host, optimizer = host + optimizer + gradients, 0
             if stage == 3:
                 host, weights = host + weights, 0
     elif options.fsdp:
@@ -95,6 +96,7 @@ def per_rank(step: StepMemory, options: TrainingParams, processes: int) -> RankM
         one_layer = options.fsdp == "full_shard"  # that is computed with, and the next on its way
         gathered = 2 * layer if one_layer else width * (step.trained + step.frozen)
         gathered += 2 * layer if step.trained else 0  # a layer's gradients before they are spread
+        host += 4 * (step.trained + step.frozen)  # each process loads them, and the first writes them
         weights = 4 * (step.trained + step.frozen) // processes
         gradients, optimizer = 4 * step.trained // processes, optimizer // processes
     elif processes > 1:
