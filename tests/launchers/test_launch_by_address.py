@@ -18,7 +18,7 @@ import pytest
 import transformers
 
 from tests.launchers.fake_kubernetes import run_pods, start_process
-from tests.launchers.test_launch import JOB, ROOT, RUN, wait_for
+from tests.launchers.test_launch import JOB, ROOT
 from tests.object_store import VARIABLES, CountingProxy, client, moto_server
 from tuneport.address import Address
 from tuneport.artifacts import CustomModel, Dataset, Model, verify
@@ -86,7 +86,7 @@ class Ground:
             "finetune",
             *(w for n, v in SETTLED.items() for w in (f"--{n}", v)),
         ]
-        command += ["--kfp_executor_input", json.dumps(task), "--kfp_job", json.dumps(job), "--kfp_run_id", RUN]
+        command += ["--kfp_executor_input", json.dumps(task), "--kfp_job", json.dumps(job), "--kfp_run_id", out]
         there = {"AWS_ENDPOINT_URL": self.ways["launcher"].url, "TMPDIR": str(folder)}
         return subprocess.Popen(
             command,
@@ -171,7 +171,7 @@ def test_two_machines_without_a_common_folder_train_and_go_on_after_one_was_kill
     assert not Path(f"/minio/{BUCKET}/v2/artifacts/run/whole").exists()  # so Kubeflow has nothing to upload
 
     launcher = ground.launch("killed")
-    wait_for(lambda: ground.has(f"killed/pytorch_model_folder/checkpoints/checkpoint-{2 * EVERY}/manifest.json"))
+    wait_for(ground, launcher, 2 * EVERY)
     os.killpg(ground.pods["worker-0"].pid, signal.SIGKILL)
     said, _ = launcher.communicate(timeout=240)
     assert launcher.returncode == 2 and "has failed" in said, said
@@ -183,7 +183,7 @@ def test_two_machines_without_a_common_folder_train_and_go_on_after_one_was_kill
     ground.s3.put_object(Bucket=BUCKET, Key=damaged, Body=b"cut")
 
     launcher = ground.launch("killed")
-    wait_for(lambda: ground.has(f"killed/pytorch_model_folder/checkpoints/checkpoint-{STEPS - EVERY}/manifest.json"))
+    wait_for(ground, launcher, STEPS - EVERY)
     ground.ways["master-0"].stop()
     time.sleep(3)
     ground.ways["master-0"].start()
@@ -194,6 +194,13 @@ def test_two_machines_without_a_common_folder_train_and_go_on_after_one_was_kill
     print(said)
     weights = [f / "model.safetensors" for f in (whole, ground.fetched("killed", "pytorch_model_folder"))]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def wait_for(ground: Ground, launcher: "subprocess.Popen[str]", step: int) -> None:
+    """Wait until a checkpoint of the training that is killed is whole in the store."""
+    while not ground.has(f"killed/pytorch_model_folder/checkpoints/checkpoint-{step}/manifest.json"):
+        assert launcher.poll() is None, launcher.communicate()[0]
+        time.sleep(0.1)
 
 
 def is_seal(key: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses as dc
+import hashlib
 import importlib
 import json
 import logging
@@ -156,7 +157,8 @@ def _launch(
     api = Api(patience=Patience(pending=known["pending_seconds"]))
     own_pod = os.environ.get("KFP_POD_NAME") or os.environ.get("HOSTNAME")
     owner = api.owner(own_pod)
-    job_of_run = _job(known, step.name(), run_id, command)
+    name = run_id if folder is not None else f"{run_id}-{_digest(command)}"
+    job_of_run = dc.replace(_job(known, step.name(), run_id, command), name=job.job_name(step.name(), name))
     environment, reports = (_by_address if folder is None else partial(_by_folder, folder))()
 
     def stop(signum: int, frame: object) -> None:
@@ -166,6 +168,11 @@ def _launch(
         suspend_for = own_pod if known.get("when_evicted") == "suspend" else None
         job_of_run = dc.replace(job_of_run, environment={**job_of_run.environment, **environment})
         cluster.run(api, _kind(known), job_of_run, owner, reports, suspend_for=suspend_for)
+
+
+def _digest(command: Sequence[str]) -> str:
+    """Tells apart what a retry of a pod and one of the run repeat: the latter has other addresses, and another job."""
+    return hashlib.sha256("\0".join(command).encode()).hexdigest()[:8]
 
 
 def _by_address() -> tuple[dict[str, str], cluster.Reports]:
