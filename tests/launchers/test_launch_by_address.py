@@ -97,7 +97,6 @@ class Ground:
         )
 
     def fetched(self, out: str, name: str) -> Path:
-        os.environ["AWS_ENDPOINT_URL"] = self.ways["launcher"].url
         place = self.folder / "result" / out / name
         fetch(Model(place), Address(f"s3://{BUCKET}/v2/artifacts/run/{out}/{name}"))
         return place
@@ -191,7 +190,6 @@ def test_two_machines_without_a_common_folder_train_and_go_on_after_one_was_kill
     assert launcher.returncode == 0, said
     assert f"checkpoint-{newest} is skipped" in said and "optimizer.pt: has 3 bytes" in said, said
     assert f"resuming from checkpoint-{newest - EVERY}" in said, said
-    print(said)
     weights = [f / "model.safetensors" for f in (whole, ground.fetched("killed", "pytorch_model_folder"))]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 

@@ -48,8 +48,8 @@ def test_the_stage_takes_addresses_so_that_kubeflow_fetches_nothing_for_the_pod_
         )
     assert task["inputs"]["parameters"]["deepspeed_location"]["componentInputParameter"] == "deepspeed"
     assert not [name for name in spec["root"]["dag"]["tasks"] if "deepspeed" in name]  # nothing imports it
-    artifacts = spec["root"]["dag"]["tasks"]["model-export"]["inputs"]["artifacts"]
-    assert artifacts["tuned_model"]["taskOutputArtifact"]["producerTask"] == "finetune"  # as ever
+    read = spec["root"]["dag"]["tasks"]["model-export"]["inputs"]["artifacts"].values()  # as ever
+    assert "finetune" in [handed.get("taskOutputArtifact", {}).get("producerTask") for handed in read]
 
 
 def test_no_volume_is_mounted_no_secret_is_shown_and_the_machines_disks_have_no_bound_but_their_own(
