@@ -123,6 +123,7 @@ class Finetune(Step, TaskParams, TrainingParams):
                 run=run,
                 inputs={"preprocess_output": data_digest},  # the rows name their model
                 world_size=self.context.world_size,
+                checkpoint_store=self.context.checkpoint_store,
             )
         if self.context.rank == 0:
             save_json(output / "training.json", dc.asdict(result))

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from tests.launchers.proxy import Proxy
+
 VARIABLES = {
     "AWS_ACCESS_KEY_ID": "AKIAEXAMPLEKEY",
     "AWS_SECRET_ACCESS_KEY": "a-secret-that-is-shown-nowhere",
@@ -110,3 +112,22 @@ class CuttingProxy:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
+
+
+class CountingProxy(Proxy):
+    """Hands bytes on between a client and a server, and counts them; `stop` and `start` take it away for a while."""
+
+    def __init__(self, url: str) -> None:
+        host, port = url.removeprefix("http://").split(":")
+        self.up = self.down = 0
+        super().__init__(host, int(port))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def passed(self, source: socket.socket, count: int) -> None:
+        if source.getpeername()[1] == self.target[1]:
+            self.down += count
+        else:
+            self.up += count

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Self
 
 from tuneport import mixture
@@ -341,8 +341,13 @@ def _added(folder: Path, listed: Mapping[str, Any]) -> Iterator[str]:
         name = path.relative_to(folder)
         if name.as_posix() in listed or str(name) == MANIFEST or (path.is_dir() and not path.is_symlink()):
             continue
-        if not any(part.startswith(".") or any(fnmatch.fnmatch(part, h) for h in HARMLESS) for part in name.parts):
+        if not is_harmless(name):
             yield name.as_posix()
+
+
+def is_harmless(name: PurePath) -> bool:
+    """Whether a sealed folder may hold a file of this name beside those that its manifest lists."""
+    return any(part.startswith(".") or any(fnmatch.fnmatch(part, h) for h in HARMLESS) for part in name.parts)
 
 
 def _added_message(artifact: Artifact) -> str:

@@ -246,6 +246,7 @@ class Context:
     world_size: int = 1
     is_rank: bool = False  # one of the processes that a launcher started, be it the only one
     digests: Path | None = None  # of files that this machine has read already; None: each is read
+    checkpoint_store: str | None = None  # where checkpoints outlive this machine, which shares no folder with others
 
 
 # Set by `graph.trace`: called for each step that a pipeline function makes.

@@ -251,6 +251,18 @@ def test_the_network_lets_through_what_a_run_needs_and_nothing_else(objects: lis
         assert not may_connect(policies, source, target, port, namespace), (source, target, port, namespace)
 
 
+def test_machines_without_a_shared_volume_reach_the_object_store(render: Any, chart: Path) -> None:
+    objects = render(chart / "values.yaml", "sharedVolume.enabled=false")
+    assert "tuneport-shared" not in [o["metadata"]["name"] for o in of_kind(objects, "PersistentVolumeClaim")]
+    policies = of_kind(objects, "NetworkPolicy")
+    for worker in (WORKER, NODE):
+        assert may_connect(policies, worker, {"app": "minio"}, 9000, "kubeflow")
+        assert may_connect(policies, worker, {"app": "seaweedfs"}, 8333, "kubeflow")
+        assert may_connect(policies, worker, {}, 443, "elsewhere")
+        assert not may_connect(policies, worker, {}, 6443, "kube-system")
+        assert not may_connect(policies, worker, {}, 8888, "kubeflow")
+
+
 def test_mlflow_in_production_reaches_its_database_and_its_store(render: Any, chart: Path) -> None:
     policies, server = policies_and_server(render(chart / "values-production.yaml"))
     assert may_connect(policies, server, {}, 5432, "databases") and may_connect(policies, server, {}, 9000, "storage")
@@ -305,6 +317,7 @@ CHANGES = [
     ("networkPolicy.mlflowEgress[0].ports[0].port=1521", "port: 1521"),
     ("networkPolicy.stageEgress[0].ports[0].port=1522", "port: 1522"),
     ("networkPolicy.trainingEgress[0].ports[0].port=1523", "port: 1523"),
+    ("sharedVolume.enabled=false,networkPolicy.storeEgress[0].ports[0].port=1524", "port: 1524"),
 ]
 
 

@@ -100,6 +100,7 @@ def test_the_notes_of_a_chart_without_extras_are_valid_too(helm: Any, chart: Pat
     done = helm("install", "tuneport", str(chart), "--namespace=team", "--dry-run=client", *off)
     assert done.returncode == 0, done.stderr
     (printed,) = re.findall(r"^platform:\n(?:  .*\n)+", done.stdout, re.MULTILINE)
+    several = {"multi_node": {"artifacts": "store"}}
     assert yaml.safe_load(printed) == {
-        "platform": {"kfp": {"namespace": "team", "service_account": "tuneport-launcher"}}
+        "platform": {"kfp": {"namespace": "team", "service_account": "tuneport-launcher", **several}}
     }

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import socketserver
 import threading
+from collections.abc import Callable
 
 
 class Proxy:
@@ -29,9 +30,9 @@ class Proxy:
                     return
                 other.settimeout(None)
                 proxy.pairs |= {self.request, other}
-                back = threading.Thread(target=hand_on, args=(other, self.request), daemon=True)
+                back = threading.Thread(target=hand_on, args=(other, self.request, proxy.passed), daemon=True)
                 back.start()
-                hand_on(self.request, other)
+                hand_on(self.request, other, proxy.passed)
                 back.join()
 
         class Server(socketserver.ThreadingTCPServer):
@@ -41,6 +42,9 @@ class Proxy:
         server = Server(("127.0.0.1", port), Handler)
         threading.Thread(target=lambda: server.serve_forever(poll_interval=0.05), daemon=True).start()
         return server
+
+    def passed(self, source: socket.socket, count: int) -> None:
+        """Called with the bytes that an end has sent."""
 
     def stop(self) -> None:
         """Nobody answers any more, and what is open breaks off."""
@@ -56,9 +60,10 @@ class Proxy:
         self.server = self._serve(self.port)
 
 
-def hand_on(source: socket.socket, target: socket.socket) -> None:
+def hand_on(source: socket.socket, target: socket.socket, passed: Callable[[socket.socket, int], None]) -> None:
     with contextlib.suppress(OSError):
         while block := source.recv(1 << 16):
+            passed(source, len(block))
             target.sendall(block)
     for end in (source, target):
         with contextlib.suppress(OSError):

@@ -16,6 +16,7 @@ from tuneport.errors import UserError, excerpt
 from tuneport.launchers import torchrun
 from tuneport.secrets import credentials, masked
 from tuneport.step import Context
+from tuneport.stored_artifacts import CHECKPOINTS
 
 
 def shown(text: str) -> str:
@@ -77,6 +78,7 @@ def context_from_environment() -> Context:
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or None,
         run_id=os.environ.get("MLFLOW_RUN_ID") or None,
         is_rank=is_rank,
+        checkpoint_store=os.environ.get(CHECKPOINTS) or None,
         digests=Path(record) if (record := os.environ.get(digests.VARIABLE)) else None,
         **ranks,
     )

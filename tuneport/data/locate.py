@@ -14,6 +14,7 @@ from tuneport.data import remote
 from tuneport.data.hub_data import CARD, CARD_BYTES, HUB, of_split, without_split
 from tuneport.errors import UserError, did_you_mean, excerpt
 from tuneport.limits import DataLimits
+from tuneport.stores import said
 
 Format = t.Literal["jsonl", "json", "csv", "tsv", "parquet"]
 FORMATS: tuple[Format, ...] = t.get_args(Format)
@@ -31,7 +32,7 @@ class DataFile:
         """Its bytes from the start. Raises `UserError` where a store refuses, OSError where this machine does."""
         if self.remote is None:
             return self.address.path.open("rb", buffering=0)
-        with remote.said(self.address):
+        with said(self.address):
             return remote.open_remote(self.remote)
 
     def open_arrow(self, *, seeks: bool = False) -> t.Any:
@@ -40,7 +41,7 @@ class DataFile:
 
         if self.remote is None:
             return pa.OSFile(os.fsencode(self.address.path))
-        with remote.said(self.address):
+        with said(self.address):
             return pa.PythonFile(remote.open_seekable(self.remote) if seeks else remote.open_remote(self.remote), "r")
 
     def check_unchanged(self) -> None:
@@ -103,7 +104,7 @@ def _in_repository(address: Address) -> str:
 def _text(card: remote.Remote | None) -> str:
     if card is None:
         return ""
-    with remote.said(card.address), remote.open_remote(card) as f:
+    with said(card.address), remote.open_remote(card) as f:
         return str(f.read(CARD_BYTES).decode("utf-8", "replace"))
 
 

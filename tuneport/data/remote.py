@@ -1,7 +1,6 @@
 """Files that lie elsewhere, through fsspec: what an address stands for, which version that is, and its bytes.
 
 A file is read by ranges: a connection that breaks is asked again for what lacks, so that no byte is lost or doubled.
-Credentials are those that the store's own library finds: in the environment, its files, or the machine's identity.
 """
 
 from __future__ import annotations
@@ -12,16 +11,14 @@ import logging
 import tempfile
 import time
 import typing as t
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneport.address import EXTRAS, WEB, Address
+from tuneport.address import WEB, Address
 from tuneport.data.hub_data import HUB, Cached, cached, is_out_of_reach, not_cached, revision_gone
-from tuneport.errors import UserError, causes
+from tuneport.errors import UserError
 from tuneport.limits import MEBIBYTE
-from tuneport.secrets import masked
+from tuneport.stores import is_passing, said, store, words
 
 log = logging.getLogger("tuneport.preprocess")
 
@@ -34,12 +31,6 @@ VERSIONS = (
     "VersionId", "generation", "ETag", "etag", "blob_id", "Content-MD5", "content_md5", "Digest", "Last-Modified",
     "last_modified", "LastModified", "mtime",
 )  # fmt: skip
-PLACES = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, or the machine's role",
-    "gcs": "GOOGLE_APPLICATION_CREDENTIALS, gcloud's login, or the machine's service account",
-    "azure": "AZURE_STORAGE_ACCOUNT_NAME with a key or SAS token, `az login`, or the machine's managed identity",
-    "": "the address itself, or a token in HF_TOKEN for hf://",
-}
 
 
 class Broken(OSError):
@@ -119,21 +110,6 @@ def _commit(address: Address) -> str:
 def _files(fs: t.Any, address: Address, found: t.Mapping[str, t.Mapping[str, t.Any]]) -> list[Remote]:
     infos = {name: info for name, info in found.items() if info["type"] == "file" and not name.endswith("/")}
     return [_remote(fs, Address(fs.unstrip_protocol(name)), infos[name]) for name in sorted(infos)]
-
-
-def store(address: Address) -> tuple[t.Any, str]:
-    """The filesystem that an address names, and its path there.
-
-    Raises ImportError where a package is not installed, `UserError` for a scheme that is not known.
-    """
-    if address.scheme not in EXTRAS:
-        raise UserError(
-            f"{address}: no data can be read from there; expected a path, or an address with {', '.join(EXTRAS)}."
-        )
-    from fsspec.core import url_to_fs
-
-    fs, path = url_to_fs(address.text)
-    return fs, path
 
 
 def look(address: Address) -> Remote:
@@ -224,7 +200,7 @@ class Ranges(io.RawIOBase):
                 check_unchanged(self.file)
                 error = EOFError(f"{len(found)} of {end - start} bytes")
             log.info("%s: the connection broke (%s); asked again from byte %s", self.file.address, error, f"{start:,}")
-        raise Broken(f"the connection broke at byte {start:,}, {TRIES} times ({_words(error)})")
+        raise Broken(f"the connection broke at byte {start:,}, {TRIES} times ({words(error)})")
 
 
 class Stream(io.RawIOBase):
@@ -246,7 +222,7 @@ class Stream(io.RawIOBase):
         try:
             found = self.f.read(len(buffer))
         except Exception as e:  # as above
-            raise Broken(f"the connection broke ({_words(e)}), and this server sends no parts of a file") from None
+            raise Broken(f"the connection broke ({words(e)}), and this server sends no parts of a file") from None
         buffer[: len(found)] = found
         self.at += len(found)
         if not found and self.file.size is not None and self.at < self.file.size:
@@ -291,52 +267,3 @@ def check_unchanged(file: Remote) -> None:
             f"{file.address}: changed while it was read: it had {file.size} bytes (version {file.version}), now "
             f"{now.size} ({now.version}). Repeat the command when nobody writes to it."
         )
-
-
-def is_passing(error: BaseException) -> bool:
-    """Whether an error may be gone at the next try."""
-    if isinstance(error, FileNotFoundError | PermissionError | UserError | ImportError):
-        return False
-    status = getattr(error, "status", None)
-    return not isinstance(status, int) or status >= 500 or status in (408, 425, 429)
-
-
-@contextmanager
-def said(address: Address) -> Iterator[None]:
-    """Say in the user's words why an address cannot be read. Raises `UserError`."""
-    extra = EXTRAS.get(address.scheme, "")
-    try:
-        yield
-    except UserError:
-        raise
-    except ImportError as e:
-        how = f"pip install 'tuneport[{extra}]'" if extra else f"pip install {e.name or 'fsspec'}"
-        raise UserError(f"{address}: {address.scheme}:// needs a package that is not installed ({e}): {how}.") from None
-    except FileNotFoundError as e:
-        raise UserError(f"{address}: not found ({_words(e)}). Check the address.") from None
-    except Exception as e:  # each store's library has errors of its own
-        statuses = [getattr(cause, "status", None) for cause in causes(e)]
-        if isinstance(e, PermissionError) or {401, 403} & set(statuses) or "credentials" in str(e).lower():
-            raise UserError(
-                f"{address}: access was refused ({_words(e)}). Tried: {_tried(extra)}. Credentials are taken from "
-                f"{PLACES[extra]}."
-            ) from None
-        raise UserError(f"{address}: cannot be read ({_words(e)}). Check the address and the network.") from None
-
-
-def _tried(extra: str) -> str:
-    """Which credential the store's library found."""
-    if extra != "s3":
-        return "what the store's library found"
-    try:
-        from botocore.session import Session
-
-        found = Session().get_credentials()
-    except Exception:  # of a file that cannot be read, or a role that is not there
-        found = None
-    return f"the key {found.access_key[:4]}… (from {found.method})" if found and found.access_key else "no credential"
-
-
-def _words(error: BaseException | None) -> str:
-    text = " ".join(masked(str(error)).split())
-    return text if error is None or text else type(error).__name__

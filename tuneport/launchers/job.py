@@ -20,7 +20,8 @@ RUN, SPEC = "tuneport/run", "tuneport/spec"  # our label with the run's id, and 
 ELASTIC_RESTARTS = 3  # of an elastic job for which none are set: without any it ends with its first machine
 EVICTED = "tuneport/evicted"  # annotation of a job that its launcher suspended as it was evicted itself
 SCRATCH = "/tmp"  # noqa: S108  (of the container)
-TMP_SIZE = "16Gi"  # of it; outputs and checkpoints lie on the volume
+TMP_SIZE = "16Gi"  # of it, where outputs and checkpoints lie on a volume
+UNLIMITED = "unlimited"  # but by the node's disk
 RESTART_SECONDS = 3600  # how long a finished job is kept for a person to look at
 
 
@@ -41,6 +42,7 @@ class Job:
     secrets: Sequence[Mapping[str, t.Any]] = ()  # name, environment (variable -> key), path
     volumes: Sequence[Mapping[str, t.Any]] = ()  # claim, path, sub_path
     shm_size: str | None = None
+    tmp_size: str = TMP_SIZE  # of the scratch folder, or `UNLIMITED`
     node_selector: Mapping[str, str] = dc.field(default_factory=dict)
     tolerations: Sequence[Mapping[str, t.Any]] = ()
     security: Mapping[str, t.Any] = dc.field(default_factory=dict)  # of the container
@@ -173,7 +175,7 @@ def mounts(job: Job) -> tuple[list[Manifest], list[Manifest]]:
         volumes.append({"name": f"secret-{i}", "secret": {"secretName": secret["name"]}})
         places.append({"name": f"secret-{i}", "mountPath": secret["path"], "readOnly": True})
     if not any(place["mountPath"] == SCRATCH for place in places):
-        volumes.append({"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}})
+        volumes.append({"name": "tmp", "emptyDir": {} if job.tmp_size == UNLIMITED else {"sizeLimit": job.tmp_size}})
         places.append({"name": "tmp", "mountPath": SCRATCH})
     if job.shm_size:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.shm_size}})

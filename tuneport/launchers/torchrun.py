@@ -30,6 +30,8 @@ STOP_FILE = "TUNEPORT_STOP_FILE"  # names a file: once it is there, all is to st
 # Where the operator knows no elastic jobs, the fewest and the most machines, as in 1:4, and how often they start again.
 ELASTIC, ELASTIC_RESTARTS = "TUNEPORT_ELASTIC", "TUNEPORT_ELASTIC_RESTARTS"
 STOP_SECONDS = 10.0  # between two looks for it
+RENDEZVOUS = "PET_RDZV_CONF"  # torchrun's own
+MEETING_SECONDS = 6 * 3600  # that a machine waits for the others where each first fetches what it reads
 GRACE_SECONDS = 45  # from a signal, or another rank's death, to the kill; PET_SHUTDOWN_TIMEOUT overrides it
 
 
@@ -113,6 +115,12 @@ def launch(command: Sequence[str], processes: int, nodes: int, environment: Mapp
             return _verdict(_reported(Path(logs)), 128 + number, f"stopped by {number.name}")
 
 
+def patient() -> dict[str, str]:
+    """The variables by which machines wait longer for one another than torchrun's ten minutes."""
+    # In turn: without a rendezvous backend, and with c10d for the machines and for the store of the first one.
+    return {RENDEZVOUS: ",".join(f"{name}={MEETING_SECONDS}" for name in ("timeout", "join_timeout", "read_timeout"))}
+
+
 def _stop_by_file(file: str | None) -> None:
     """Send this process SIGTERM once a file is there. Its folder is one that machines share."""
     if not file:
@@ -143,7 +151,7 @@ def _rendezvous(nodes: int, environment: Mapping[str, str]) -> list[str]:
             f"--nnodes={elastic}",
             "--rdzv-backend=c10d",
             f"--rdzv-endpoint={environment['PET_MASTER_ADDR']}:{environment['PET_MASTER_PORT']}",
-            f"--rdzv-conf=is_host={hosts}",
+            f"--rdzv-conf={','.join(filter(None, [f'is_host={hosts}', environment.get(RENDEZVOUS)]))}",
             f"--max-restarts={environment.get(ELASTIC_RESTARTS, '0')}",
         ]
     flags = [] if environment.get("PET_NNODES") else [f"--nnodes={nodes}"]

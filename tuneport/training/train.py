@@ -19,6 +19,7 @@ from datasets import Dataset as ArrowDataset
 from datasets import concatenate_datasets
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
+from tuneport.address import Address
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.modeling import weight_types
@@ -30,6 +31,7 @@ from tuneport.training.auto_batch_size import explained, fit_batch_size
 from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, TrainingProgress
 from tuneport.training.checkpoint import disk_space, plain_model, resume
 from tuneport.training.checkpoint.checkpoint_folder import Checkpoint, CheckpointFolder
+from tuneport.training.checkpoint.checkpoint_store import CheckpointStore
 from tuneport.training.distributed import deepspeed, sharding, waiting, whole
 from tuneport.training.distributed.waiting import Peers
 from tuneport.training.machine import available_memory, here
@@ -78,12 +80,14 @@ def train(
     run: Run,
     inputs: t.Mapping[str, str] | None = None,
     world_size: int = 1,
+    checkpoint_store: str | None = None,
     callbacks: t.Sequence[TrainerCallback] = (),
 ) -> Result:
     """Fine-tune the model in ``base`` and fill ``output``: best model at the top, every checkpoint in ``checkpoints/``.
 
     ``plain``: where adapters that stay by themselves in ``output`` are merged into a model besides. ``inputs``: the
-    digests by which a checkpoint knows the rows it was trained on.
+    digests by which a checkpoint knows the rows it was trained on. ``checkpoint_store``: an address where checkpoints
+    stand as well, of machines that share no folder.
     Raises `UserError` where the model does not fit the task or no evaluation gave a finite metric.
     """
     (transformers.enable_full_determinism if options.enable_full_determinism else transformers.set_seed)(options.seed)
@@ -104,6 +108,7 @@ def train(
         output=output,
         inputs=inputs or {},
         peers=peers,
+        store=CheckpointStore(Address(checkpoint_store)) if checkpoint_store else None,
         callbacks=callbacks,
     )
     model, unpadded = t.cast(t.Any, trainer.model), t.cast(PaddingFree, trainer.padding_free)
@@ -157,6 +162,7 @@ def assemble(
     output: Path,
     inputs: t.Mapping[str, str],
     peers: Peers,
+    store: CheckpointStore | None = None,
     callbacks: t.Sequence[TrainerCallback] = (),
 ) -> BestModelTrainer:
     """The Trainer of a training: the model in ``base`` as it is trained, the rows, and where checkpoints stand.
@@ -197,6 +203,7 @@ def assemble(
         inputs=inputs,
         limit=arguments.save_total_limit,
         states_of_all=options.checkpoint_contents == "resumable",
+        store=store,
     )
     trainer = BestModelTrainer(
         model=model,
@@ -319,15 +326,27 @@ def _adapted(model: t.Any, base: Path, output: Path, options: TrainingParams, ar
 def _checkpoint(
     options: TrainingParams, checkpoints: CheckpointFolder, arguments: TrainingArguments, peers: Peers
 ) -> Checkpoint | None:
-    """The checkpoint to go on from; the first process looks for it, all use it."""
+    """The checkpoint to go on from; the first process looks for it, all use it.
+
+    Where machines share no folder, one process of each brings it to its disk, and the others wait.
+    """
     step: int | None = None
     if arguments.process_index == 0:
         rows = rows_per_step(arguments)
         sharded = options.apply_deepspeed or options.fsdp
         processes = arguments.world_size if sharded else None
+        fresh = resume.wanted(options.resume_from_checkpoint) == resume.NO
+        if checkpoints.store is not None:
+            checkpoints.store.clear() if fresh else checkpoints.take()
         checkpoint = resume.prepare(options.resume_from_checkpoint, checkpoints, options.ports(), rows, processes)
+        if checkpoints.store is not None and checkpoint is not None:
+            checkpoints.store.mirror(checkpoints.all(), {})
         step = checkpoint.step if checkpoint else None
     step = peers.share("the checkpoint to resume from", step)
+    if step is not None and checkpoints.store is not None:
+        if arguments.local_process_index == 0:
+            checkpoints.fetch(step)
+        peers.meet("the checkpoint is on each machine's disk")
     return None if step is None else checkpoints.checkpoint(step)
 
 

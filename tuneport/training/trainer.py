@@ -189,6 +189,9 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
             self.state.best_model_checkpoint = str(self.checkpoints.checkpoint(best).path)
         if self.args.should_save:
             self.checkpoints.begin(step)
+        elif self.checkpoints.store is not None and self.args.local_process_index == 0:  # this machine's own disk
+            self.checkpoints.tidy()
+            self.checkpoints.begin(step)
         try:
             losses = self.peers.gather("the loss since the last log line", float(self._tr_loss))
             resumable = self.saves_states or self.is_stopping

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses as dc
 import gc
+import os
 import typing as t
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -85,7 +86,7 @@ class Kfp(Target):
         given: Mapping[str, t.Any],
         work: Callable[[Mapping[str, t.Any]], int],
     ) -> int:
-        from tuneport.targets.kfp import executor
+        from tuneport.targets.kfp import by_address, executor
 
         flags_of_ours = (executor.FLAG, executor.JOB_FLAG, executor.RUN_FLAG, executor.VALUES_FLAG)
         known = {flag.removeprefix("--"): flag for flag in flags_of_ours}
@@ -93,12 +94,15 @@ class Kfp(Target):
             return super().run_stage(step, unknown, given, work)
         values = {known[name]: value for name, value in flags.items()}
         if (text := values.get(executor.VALUES_FLAG)) is not None:
-            return work({**executor.values(text), **given})
+            return by_address.run(step, {**executor.values(text), **given}, work)
+        environment = None
         if (job := values.get(executor.JOB_FLAG)) is not None:
             from tuneport.targets.kfp import multi_node
 
-            work = partial(multi_node.run, step, job, values.get(executor.RUN_FLAG, ""))
-        return executor.run(step, values.get(executor.FLAG, ""), given, work)
+            described = multi_node.described(job)
+            environment = os.environ if multi_node.uses_store(described) else None
+            work = partial(multi_node.run, step, described, values.get(executor.RUN_FLAG, ""))
+        return executor.run(step, values.get(executor.FLAG, ""), given, work, environment)
 
 
 @contextmanager

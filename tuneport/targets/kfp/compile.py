@@ -17,7 +17,7 @@ from tuneport.mixture import parts
 from tuneport.step import REQUIRED, Port, Resource, Step, show
 from tuneport.targets.kfp import multi_node
 from tuneport.targets.kfp.executor import FLAG, JOB_FLAG, LOCATION, RUN_FLAG
-from tuneport.targets.kfp.settings import Resources, Retries, Settings, Toleration, Volume, seconds
+from tuneport.targets.kfp.settings import Resources, Retries, Settings, Toleration, seconds
 from tuneport.targets.kfp.sources import Source, sources
 
 if t.TYPE_CHECKING:
@@ -93,6 +93,32 @@ class Plan:
         """Whether a stage runs on several machines, as a job that its own container launches."""
         return (self.asked(node, "nodes") or 1) > 1
 
+    def by_address(self, node: Node) -> bool:
+        """Whether the machines of a stage read and write artifacts by their address."""
+        return self.is_job(node) and self.settings.multi_node.artifacts == "store"
+
+    @cached_property
+    def told(self) -> set[Ref]:
+        """The outputs whose address their stage says as a parameter.
+
+        Kubeflow fetches every artifact that a stage takes, whole, before its container starts. So a stage that only
+        hands an address on takes that alone.
+        """
+        readers = [node for node in self.nodes if self.by_address(node)]
+        return {ref for node in readers for ref in self.wired(node).values() if ref.node is not None}
+
+    def is_located(self, node: Node, ref: Ref) -> bool:
+        """Whether a stage is told where the user's data or model lies, instead of being handed what KFP imported."""
+        source = self.sources.get(ref.port) if ref.node is None else None
+        return source is not None and (not source.imported or self.by_address(node))
+
+    def is_imported(self, name: str) -> bool:
+        """Whether KFP imports an input of the pipeline: a stage is handed it."""
+        readers = [(node, ref) for node in self.nodes for ref in self.wired(node).values()]
+        return any(ref == Ref(None, name) and not self.is_located(node, ref) for node, ref in readers) and (
+            self.sources[name].imported
+        )
+
 
 def compile_pipeline(
     pipeline: Pipeline, values: Mapping[str, t.Any], steps: Mapping[str, Step], settings: Settings
@@ -146,17 +172,19 @@ def _graph(plan: Plan) -> Callable[..., t.Any]:
 
     def build(*channels: t.Any) -> t.Any:
         given = dict(zip(plan.parameters, channels, strict=True))
-        imported = {name: _import(plan, name, given[name]) for name, source in plan.sources.items() if source.imported}
+        imported = {name: _import(plan, name, given[name]) for name in plan.sources if plan.is_imported(name)}
         tasks: dict[str, PipelineTask] = {}
         for node in plan.nodes:
             arguments: dict[str, t.Any] = {}
             for name, ref in plan.wired(node).items():
-                if ref.node is not None:
+                if ref.node is not None and plan.by_address(node):
+                    arguments[name + LOCATION] = tasks[ref.node].outputs[ref.port + LOCATION]
+                elif ref.node is not None:
                     arguments[name] = tasks[ref.node].outputs[ref.port]
+                elif plan.is_located(node, ref):
+                    arguments[name + LOCATION] = given[ref.port]
                 elif ref.port in imported:
                     arguments[name] = imported[ref.port].output
-                elif ref.port in plan.sources:
-                    arguments[name + LOCATION] = given[ref.port]
                 elif ref.port in given:
                     arguments[name] = given[ref.port]
             tasks[node.name] = _component(plan, node)(**arguments)
@@ -186,8 +214,10 @@ def _component(plan: Plan, node: Node) -> Callable[..., PipelineTask]:
         port = ports[name]
         if port.kind == "input":
             kind = dsl.Input[_class(CLASSES[port.type.__name__])]
-            source = plan.sources.get(ref.port) if ref.node is None else None
-            located = source is not None and not source.imported  # the location stands for the artifact
+            located = plan.is_located(node, ref)  # the location stands for the artifact
+            if ref in plan.told and plan.by_address(node):
+                arguments.append(Argument(name + LOCATION, str, f"Address of {name}, which its machines read there."))
+                continue
             arguments.append(Argument(name, kind, port.help, None if port.optional or located else REQUIRED))
             if located:
                 arguments.append(
@@ -202,6 +232,8 @@ def _component(plan: Plan, node: Node) -> Callable[..., PipelineTask]:
                 Argument(name, dsl.Output[_class(VIEWS[view.kind])], f"{view.file} of {port.name}, for the UI.")
                 for name, view in port.views.items()
             ]
+            if Ref(node.name, port.name) in plan.told:
+                arguments.append(Argument(port.name + LOCATION, dsl.OutputPath(str), f"Address of {port.name}."))
     flags: list[t.Any] = [text for name, value in plan.settled(node).items() for text in (f"--{name}", value)]
     if plan.is_job(node):
         flags += [JOB_FLAG, json.dumps(_job(plan, node)), RUN_FLAG, dsl.PIPELINE_JOB_ID_PLACEHOLDER]
@@ -231,13 +263,14 @@ def _configure(task: PipelineTask, plan: Plan, node: Node) -> None:
     if plan.is_job(node):
         from kfp import kubernetes
 
-        own, shared = plan.settings.multi_node.launcher, t.cast(Volume, plan.settings.shared_volume)
+        own, shared = plan.settings.multi_node.launcher, plan.settings.shared_volume
         both = {name: {**getattr(found, name), **getattr(own, name)} for name in ("labels", "annotations")}
         launcher = own.model_copy(update=both)
         _set_resources(task, launcher, 1)
         _set_pod(task, launcher, plan.settings)
         _bound_tmp(task, plan, launcher.tmp_size or job.TMP_SIZE)
-        kubernetes.mount_pvc(task, pvc_name=shared.claim, mount_path=shared.path, sub_path=shared.sub_path)
+        if not plan.by_address(node) and shared is not None:
+            kubernetes.mount_pvc(task, pvc_name=shared.claim, mount_path=shared.path, sub_path=shared.sub_path)
         return
     _set_resources(task, found, plan.asked(node, "processes"))
     _set_pod(task, found, plan.settings)
@@ -313,10 +346,15 @@ def _job_problems(plan: Plan, node: Node) -> list[str]:
     nodes, settings = plan.asked(node, "nodes"), plan.settings
     (name,) = (p.name for p in node.step.ports().values() if p.resource == "nodes")
     problems = []
-    if settings.shared_volume is None:
+    if settings.shared_volume is None and not plan.by_address(node):
         problems.append(
             f"{name}={nodes}: needs platform.kfp.shared_volume, a volume that several machines can write to "
-            "(ReadWriteMany), on which they read the inputs and leave the model."
+            "(ReadWriteMany), on which they read the inputs and leave the model; or multi_node.artifacts=store, which "
+            "takes the pipeline's object store instead."
+        )
+    if settings.shared_volume is not None and plan.by_address(node):
+        problems.append(
+            "platform.kfp.shared_volume: has no effect with multi_node.artifacts=store. Leave out one of them."
         )
     if (fewest := settings.multi_node.elastic_min_nodes) and fewest > nodes:
         problems.append(f"platform.kfp.multi_node.elastic_min_nodes={fewest}: expected up to {name} ({nodes}).")
@@ -336,7 +374,7 @@ def _job_problems(plan: Plan, node: Node) -> list[str]:
 def _job(plan: Plan, node: Node) -> dict[str, t.Any]:
     """The part of a stage's job that is known at compile time; its launcher adds the rest."""
     found, settings, several = plan.settings.stage(node.name), plan.settings, plan.settings.multi_node
-    shared = t.cast(Volume, settings.shared_volume)
+    shared = None if plan.by_address(node) else settings.shared_volume
     processes = plan.asked(node, "processes") or 1
     limits = {"cpu": found.cpu_limit, "memory": found.memory_limit}
     if found.accelerator_type:
@@ -352,7 +390,7 @@ def _job(plan: Plan, node: Node) -> dict[str, t.Any]:
         "capabilities": {"drop": ["ALL"]},
         "seccompProfile": {"type": "RuntimeDefault"},
     }
-    volumes = [*settings.volumes, shared]
+    volumes = [*settings.volumes, *([shared] if shared else [])]
     described = job.Job(
         name="",  # it and the two after it follow at launch
         run_id="",
@@ -367,6 +405,7 @@ def _job(plan: Plan, node: Node) -> dict[str, t.Any]:
         secrets=[secret.model_dump(exclude_defaults=True) for secret in settings.secrets],
         volumes=[volume.model_dump(exclude_defaults=True) for volume in volumes],
         shm_size=found.shm_size or _shm_size(plan, node),
+        tmp_size=found.tmp_size or (job.TMP_SIZE if shared else job.UNLIMITED),
         node_selector=found.node_selector or {},
         tolerations=[_toleration(toleration) for toleration in found.tolerations or ()],
         security={name: value for name, value in identity.items() if value is not None},
@@ -383,7 +422,7 @@ def _job(plan: Plan, node: Node) -> dict[str, t.Any]:
     )
     return {
         "kind": settings.kubeflow_job,
-        "shared": shared.path,
+        **({"shared": shared.path} if shared else {}),
         "pending_seconds": seconds(several.pending_timeout),
         **({"when_evicted": several.when_evicted} if several.when_evicted != "delete" else {}),
         "job": described.described(),

@@ -18,6 +18,7 @@ from tuneport.errors import UserError
 from tuneport.json_yaml import parse_json, to_json
 from tuneport.mixture import is_mixture
 from tuneport.step import Port, Step
+from tuneport.targets.kfp import by_address
 from tuneport.targets.kfp.views import render
 
 # The flags of a stage in a container of KFP: its executor input, and for a stage on several machines job and run.
@@ -30,26 +31,42 @@ JSON = dict[str, t.Any]
 
 
 def run(
-    step: type[Step], executor_input: str, flags: Mapping[str, t.Any], work: Callable[[Mapping[str, t.Any]], int]
+    step: type[Step],
+    executor_input: str,
+    flags: Mapping[str, t.Any],
+    work: Callable[[Mapping[str, t.Any]], int],
+    environment: Mapping[str, str] | None = None,
 ) -> int:
     """Run a stage for KFP: ``work`` gets all its values by name; what it wrote is checked, shown and reported.
 
-    ``flags``: the values that the command line settles. Returns the exit code of the work.
+    ``flags``: the values that the command line settles. ``environment``: of a stage whose machines read and write
+    artifacts by their address; its outputs' paths here stay empty, so that KFP, too, uploads nothing and keeps their
+    address. Returns the exit code of the work.
     """
     task = _parse(executor_input)
     outputs = {name: _first(found) for name, found in task["outputs"].get("artifacts", {}).items()}
-    places = {name: local_path(artifact) for name, artifact in outputs.items()}
+    ports = step.ports()
+    elsewhere = {
+        name: (ports[name].type, by_address.address(name, artifact["uri"], environment))
+        for name, artifact in outputs.items()
+        if environment is not None and name in ports
+    }
+    places = {name: local_path(artifact) for name, artifact in outputs.items() if name not in elsewhere}
     for place in places.values():
         place.parent.mkdir(parents=True, exist_ok=True)
-    ports = step.ports()
-    with _inputs(task, step) as given:
-        code = work({**flags, **given, **{name: place for name, place in places.items() if name in ports}})
+    with _inputs(task, step, environment) as given:
+        own = {name: place for name, place in places.items() if name in ports}
+        code = work({**flags, **given, **own, **{name: place.text for name, (_, place) in elsewhere.items()}})
     if code != 0:
         return code
-    metadata = _show(step, places)
+    by_address.check(elsewhere)
+    metadata = _show(step, places, {name: place for name, (_, place) in elsewhere.items()})
     for name, place in places.items():
         if not place.exists() or (name in ports and not (place / MANIFEST).is_file()):
             raise RuntimeError(f"{step.name()} wrote no {name} to {place}")
+    for name, parameter in task["outputs"].get("parameters", {}).items():
+        Path(parameter["outputFile"]).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(parameter["outputFile"]), outputs[name.removesuffix(LOCATION)]["uri"])
     _report(Path(task["outputs"]["outputFile"]), outputs, metadata)
     return 0
 
@@ -95,7 +112,7 @@ def local_path(artifact: Mapping[str, t.Any]) -> Path:
 
 
 @contextmanager
-def _inputs(task: JSON, step: type[Step]) -> Iterator[JSON]:
+def _inputs(task: JSON, step: type[Step], environment: Mapping[str, str] | None) -> Iterator[JSON]:
     """The inputs and parameters that KFP hands over, by name; what lies on a web server is fetched for as long."""
     inputs, ports = task.get("inputs", {}), step.ports()
     given: JSON = {}
@@ -110,7 +127,10 @@ def _inputs(task: JSON, step: type[Step]) -> Iterator[JSON]:
                 given[name] = _number(value, ports[name].type)
             elif name.endswith(LOCATION):
                 port = name.removesuffix(LOCATION)
-                given[port] = _located(port, value, Path(folder), ports.get(port))
+                if environment is not None and value.startswith(tuple(MOUNTS)):
+                    given[port] = by_address.address(port, value, environment).text
+                else:
+                    given[port] = _located(port, value, Path(folder), ports.get(port))
             else:
                 given[name] = value  # unknown: refused with the others
         yield given
@@ -150,13 +170,17 @@ def fetch(name: str, uri: str, folder: Path) -> Path:
     return target
 
 
-def _show(step: type[Step], places: Mapping[str, Path]) -> dict[str, JSON]:
+def _show(step: type[Step], places: Mapping[str, Path], elsewhere: Mapping[str, Address]) -> dict[str, JSON]:
     """Write the outputs that are made for people; returns their metadata by name."""
     metadata = {}
-    for port in step.ports().values():
-        for name, view in port.views.items():
-            if name in places:
-                metadata[name] = render(view, places[port.name], places[name])
+    with tempfile.TemporaryDirectory(prefix="tuneport-") as folder:
+        for port in step.ports().values():
+            for name, view in port.views.items():
+                if name not in places:
+                    continue
+                if port.name in elsewhere:
+                    by_address.bring_file(elsewhere[port.name], view.file, Path(folder, port.name))
+                metadata[name] = render(view, places.get(port.name, Path(folder, port.name)), places[name])
     return metadata
 
 

@@ -1,14 +1,15 @@
-"""A stage on several machines: its container launches a job that shares a volume with it, and brings back the result.
+"""A stage on several machines: its container launches a job, and follows it.
 
-The job's pods are none of Kubeflow Pipelines' and see none of its artifacts. So the inputs are copied to
-``<volume>/<run>/<stage>/in``, the job writes to ``out`` beside it, checkpoints included, and what it wrote is copied to
-where KFP wants it.
+The job's pods are none of Kubeflow Pipelines' and see none of its artifacts. With a volume that they share with the
+launcher, the inputs are copied to ``<volume>/<run>/<stage>/in``, the job writes to ``out`` beside it, checkpoints
+included, and what it wrote is copied to where KFP wants it. Without one they are given addresses (`by_address`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses as dc
+import hashlib
 import importlib
 import json
 import logging
@@ -18,6 +19,7 @@ import shutil
 import sys
 import typing as t
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from tuneport.artifacts import Artifact, verify
@@ -32,16 +34,28 @@ from tuneport.targets.kfp.executor import RUN_FLAG, VALUES_FLAG
 log = logging.getLogger("tuneport.launch")
 
 
-def run(step: type[Step], description: str, run_id: str, given: Mapping[str, t.Any]) -> int:
-    """Run a stage as a job of this run; ``description``: what was known of it when the pipeline was compiled.
+def described(description: str) -> dict[str, t.Any]:
+    """What was known of a job when the pipeline was compiled."""
+    return t.cast("dict[str, t.Any]", json.loads(description))
+
+
+def uses_store(known: Mapping[str, t.Any]) -> bool:
+    """Whether the machines of a job get artifacts by their address."""
+    return "shared" not in known
+
+
+def run(step: type[Step], known: Mapping[str, t.Any], run_id: str, given: Mapping[str, t.Any]) -> int:
+    """Run a stage as a job of this run; ``known``: see `described`.
 
     Raises `UserError` for a run id that is not one, and what the stage and the cluster refuse.
     """
-    known = json.loads(description)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run_id):
         raise UserError(f"{RUN_FLAG}={excerpt(run_id)}: not valid; expected the id of a run.")
     stage = step(**parse_values(step.ports(), given, step.name()))
     stage.check()
+    if uses_store(known):
+        _launch(known, step, run_id, _command(step, {**given, **_resumed(stage)}), None)
+        return 0
     folder = Path(known["shared"], run_id, step.name())
     outputs = _artifacts(stage, "output")
     values = {**given, **_resumed(stage), **_stage_in(folder / "in", _artifacts(stage, "input"), Path(known["shared"]))}
@@ -136,16 +150,41 @@ def _command(step: type[Step], values: Mapping[str, t.Any]) -> list[str]:
     return ["python3", "-P", "-m", package, stage, VALUES_FLAG, json.dumps(other)]
 
 
-def _launch(known: Mapping[str, t.Any], step: type[Step], run_id: str, command: Sequence[str], folder: Path) -> None:
+def _launch(
+    known: Mapping[str, t.Any], step: type[Step], run_id: str, command: Sequence[str], folder: Path | None
+) -> None:
+    """Run the job to its end. ``folder``: one that its machines share with this container."""
     api = Api(patience=Patience(pending=known["pending_seconds"]))
     own_pod = os.environ.get("KFP_POD_NAME") or os.environ.get("HOSTNAME")
     owner = api.owner(own_pod)
-    described = _job(known, step.name(), run_id, command)
+    name = run_id if folder is not None else f"{run_id}-{_digest(command)}"
+    job_of_run = dc.replace(_job(known, step.name(), run_id, command), name=job.job_name(step.name(), name))
+    environment, reports = (_by_address if folder is None else partial(_by_folder, folder))()
+
+    def stop(signum: int, frame: object) -> None:
+        raise Terminated
+
+    with handled(stop):
+        suspend_for = own_pod if known.get("when_evicted") == "suspend" else None
+        job_of_run = dc.replace(job_of_run, environment={**job_of_run.environment, **environment})
+        cluster.run(api, _kind(known), job_of_run, owner, reports, suspend_for=suspend_for)
+
+
+def _digest(command: Sequence[str]) -> str:
+    """Tells apart what a retry of a pod and one of the run repeat: the latter has other addresses, and another job."""
+    return hashlib.sha256("\0".join(command).encode()).hexdigest()[:8]
+
+
+def _by_address() -> tuple[dict[str, str], cluster.Reports]:
+    """What machines that share nothing are told, and what is heard of them: their log, and their pods' status."""
+    return {last_words.VARIABLE: last_words.TERMINATION_LOG, **torchrun.patient()}, cluster.Reports(say=_say)
+
+
+def _by_folder(folder: Path) -> tuple[dict[str, str], cluster.Reports]:
+    """The same of machines that share a folder."""
     words = folder / "last-words"
-    environment = {**described.environment, last_words.VARIABLE: last_words.places(words)}
     stop_file = folder / "stop"  # of an attempt that was ended while the API was away; this one goes on
     stop_file.unlink(missing_ok=True)
-    environment[torchrun.STOP_FILE] = str(stop_file)
 
     def clear() -> None:
         shutil.rmtree(words, ignore_errors=True)
@@ -155,14 +194,7 @@ def _launch(known: Mapping[str, t.Any], step: type[Step], run_id: str, command: 
     reports = cluster.Reports(
         say=_say, seen=seen, left=lambda: last_words.read(words), clear=clear, abandon=stop_file.touch
     )
-
-    def stop(signum: int, frame: object) -> None:
-        raise Terminated
-
-    with handled(stop):
-        suspend_for = own_pod if known.get("when_evicted") == "suspend" else None
-        described = dc.replace(described, environment=environment)
-        cluster.run(api, _kind(known), described, owner, reports, suspend_for=suspend_for)
+    return {last_words.VARIABLE: last_words.places(words), torchrun.STOP_FILE: str(stop_file)}, reports
 
 
 def _say(line: str) -> None:

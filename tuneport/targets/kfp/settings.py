@@ -201,6 +201,11 @@ class Images(Strict):
 class MultiNode(Strict):
     """The job that trains on several machines (num_nodes_finetune above 1)."""
 
+    artifacts: t.Literal["volume", "store"] = Field(
+        default="volume",
+        description="How its machines get what they read and hand over what they write: on shared_volume, or from and "
+        "to the object store of the pipeline, which needs no shared volume.",
+    )
     queue: Label | None = Field(default=None, description="Queue of Kueue that admits it; unset: none.")
     priority_class: Name | None = Field(default=None, description="PriorityClass of its pods (PyTorchJob).")
     restarts: int = Field(default=0, ge=0, le=100, description="Restarts of pods that failed (PyTorchJob; elastic: 3).")
@@ -222,7 +227,7 @@ class MultiNode(Strict):
     )
     launcher: Resources = Field(
         default=Resources(cpu_request="250m", memory_request="256Mi", memory_limit="2Gi"),
-        description="What the stage's own pod gets, which copies artifacts and follows the job.",
+        description="What the stage's own pod gets, which follows the job, and on a shared volume copies artifacts.",
     )
 
 

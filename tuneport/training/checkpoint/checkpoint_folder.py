@@ -12,6 +12,7 @@ from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 import tuneport
+from tuneport import stored_artifacts
 from tuneport.artifacts import (
     MANIFEST,
     SEAL,
@@ -25,6 +26,8 @@ from tuneport.artifacts import (
 from tuneport.digests import sha256
 from tuneport.errors import UserError
 from tuneport.links import link_or_copy
+from tuneport.stored_artifacts import NotWhole
+from tuneport.training.checkpoint.checkpoint_store import CheckpointStore
 
 log = logging.getLogger("tuneport.finetune")
 
@@ -72,7 +75,8 @@ class CheckpointFolder:
     """A folder of checkpoints named ``checkpoint-<step>``, and the pointers `LATEST` and `BEST` to two of them.
 
     ``parameters`` and ``inputs`` go into every manifest; ``limit`` is the most checkpoints to keep, None for all.
-    ``states_of_all``: whether older ones keep what only a resume needs.
+    ``states_of_all``: whether older ones keep what only a resume needs. ``store``: where checkpoints stand as well, of
+    machines that share no folder; what each process wrote meets there.
     """
 
     path: Path
@@ -80,6 +84,7 @@ class CheckpointFolder:
     inputs: Mapping[str, str] = dc.field(default_factory=dict)
     limit: int | None = None
     states_of_all: bool = True
+    store: CheckpointStore | None = None
 
     def checkpoint(self, step: int) -> Checkpoint:
         return Checkpoint(self.path / f"{PREFIX}{step}")
@@ -103,11 +108,15 @@ class CheckpointFolder:
         return _beside(self.checkpoint(step).path, "partial")
 
     def part(self, step: int, names: Iterable[str]) -> dict[str, dict[str, t.Any]]:
-        """By name, the manifest's entries of files that this process wrote since `begin`; they are on the disk then."""
+        """By name, the manifest's entries of files that this process wrote since `begin`; they are on the disk then,
+        and in the store where there is one."""
         paths = {name: self.partial(step) / name for name in names}
         for path in paths.values():
             _fsync(path)
-        return entries(paths)
+        found = entries(paths)
+        if self.store is not None:
+            self.store.put(self.checkpoint(step).path.name, paths)
+        return found
 
     def publish(self, step: int, best: int | None, parts: Mapping[str, Mapping[str, t.Any]] | None = None) -> None:
         """Seal what was written since `begin`, put it in its place in one move, and delete what is one too many.
@@ -115,6 +124,8 @@ class CheckpointFolder:
         ``parts``: what `part` said to the other processes.
         """
         partial = Checkpoint(self.partial(step))
+        if self.store is not None:
+            self.store.bring(self.checkpoint(step).path.name, partial.path, parts or {})
         write_manifest(partial, "finetune", tuneport.__version__, self.parameters, self.inputs, known=parts)
         self._place(step, synced=parts or {})
         write_atomically(self.path / LATEST, self.checkpoint(step).path.name)
@@ -124,6 +135,8 @@ class CheckpointFolder:
         for checkpoint in () if self.states_of_all else self.all():
             if checkpoint.step != step and checkpoint.is_resumable():
                 self._drop_states(checkpoint)
+        if self.store is not None:
+            self.store.mirror(self.all(), {self.checkpoint(step).path.name: parts or {}})
 
     def _place(self, step: int, synced: Container[str]) -> None:
         """Seal the manifest of what was written since `begin`, and put all in its place in one move."""
@@ -187,6 +200,42 @@ class CheckpointFolder:
                 return checkpoint
             log.warning("%s is skipped, as a file is damaged or missing: %s", checkpoint.path.name, damage)
         return None
+
+    def take(self) -> None:
+        """Bring the newest whole checkpoint of the store, and its best one, to this disk, unless it has one so new.
+
+        Older ones are not brought, so that the store's are deleted once it mirrors this folder; each that is damaged is
+        named.
+        """
+        if self.store is None:
+            return
+        own = self.last_whole()
+        steps = sorted((int(s) for n in self.store.names() if (s := n.removeprefix(PREFIX)).isdigit()), reverse=True)
+        for step in steps:
+            if own is not None and own.step >= step:
+                return
+            try:
+                if RUN_STATE not in stored_artifacts.listed(Checkpoint, self.store.of(f"{PREFIX}{step}"))[1]:
+                    continue  # weights alone
+                self.fetch(step)
+                if best := self.checkpoint(step).best_step():
+                    self.fetch(best)
+            except NotWhole as e:
+                log.warning("%s%d is skipped, as a file is damaged or missing: %s", PREFIX, step, e)
+                continue
+            if older := [f"{PREFIX}{s}" for s in steps if s not in (step, best) and s < step]:
+                log.info("of the store, %s go, as they are older than %s%d", ", ".join(older), PREFIX, step)
+            return
+
+    def fetch(self, step: int) -> None:
+        """Bring a checkpoint of the store to this disk, unless it is here and whole."""
+        checkpoint = self.checkpoint(step)
+        if checkpoint.path.is_dir():
+            if not checkpoint.damage():
+                return
+            shutil.rmtree(checkpoint.path)
+        if self.store is not None:
+            self.store.fetch(checkpoint)
 
     def keep_up_to(self, last: Checkpoint | None) -> None:
         """Delete the checkpoints that are newer than ``last`` (None: every one): training writes them again."""

@@ -1,0 +1,134 @@
+"""Machines without a shared volume: what the document says of them, and what is refused before there is a job."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.targets.kfp.test_compile import compiled
+from tests.targets.kfp.test_executor import ROOT, artifacts, executor_input, run
+from tuneport.errors import UserError
+from tuneport.targets.kfp.by_address import address
+
+STORE = {
+    "multi_node": {"artifacts": "store"},
+    "environment": {"AWS_ENDPOINT_URL": "http://minio-service.kubeflow:9000"},
+    "secrets": [
+        {
+            "name": "mlpipeline-minio-artifact",
+            "environment": {"AWS_ACCESS_KEY_ID": "accesskey", "AWS_SECRET_ACCESS_KEY": "secretkey"},
+        }
+    ],
+}
+CONFIGURATION = "s3://configurations/zero.json"
+HANDED = {"model_selector_output": "model-import", "preprocess_output": "preprocess"}
+
+
+@pytest.fixture(scope="module")
+def spec() -> dict[str, Any]:
+    return compiled(copy.deepcopy(STORE), num_nodes_finetune=2, apply_deepspeed=True, deepspeed=CONFIGURATION)
+
+
+def test_the_stage_takes_addresses_so_that_kubeflow_fetches_nothing_for_the_pod_that_launches(
+    spec: dict[str, Any],
+) -> None:
+    task = spec["root"]["dag"]["tasks"]["finetune"]
+    assert "artifacts" not in task["inputs"]
+    for name, producer in HANDED.items():
+        key = f"{name}_location"
+        handed = task["inputs"]["parameters"][key]["taskOutputParameter"]
+        assert handed == {"outputParameterKey": key, "producerTask": producer}
+        assert (
+            spec["components"][f"comp-{producer}"]["outputDefinitions"]["parameters"][key]["parameterType"] == "STRING"
+        )
+    assert task["inputs"]["parameters"]["deepspeed_location"]["componentInputParameter"] == "deepspeed"
+    assert not [name for name in spec["root"]["dag"]["tasks"] if "deepspeed" in name]  # nothing imports it
+    read = spec["root"]["dag"]["tasks"]["model-export"]["inputs"]["artifacts"].values()  # as ever
+    assert "finetune" in [handed.get("taskOutputArtifact", {}).get("producerTask") for handed in read]
+
+
+def test_no_volume_is_mounted_no_secret_is_shown_and_the_machines_disks_have_no_bound_but_their_own(
+    spec: dict[str, Any],
+) -> None:
+    words = spec["deploymentSpec"]["executors"]["exec-finetune"]["container"]["args"]
+    known = json.loads(words[words.index("--kfp_job") + 1])
+    assert "shared" not in known and "volumes" not in known["job"] and known["job"]["tmp_size"] == "unlimited"
+    assert known["job"]["secrets"] == STORE["secrets"]
+    assert known["job"]["environment"]["AWS_ENDPOINT_URL"] == "http://minio-service.kubeflow:9000"
+    launcher = spec["kubernetes"]["exec-finetune"]
+    assert "pvcMount" not in launcher
+    assert launcher["secretAsEnv"][0]["secretName"] == "mlpipeline-minio-artifact"
+    of_stage = compiled({**STORE, "stages": {"finetune": {"tmp_size": "400Gi"}}}, num_nodes_finetune=2)
+    words = of_stage["deploymentSpec"]["executors"]["exec-finetune"]["container"]["args"]
+    assert json.loads(words[words.index("--kfp_job") + 1])["job"]["tmp_size"] == "400Gi"
+
+
+def test_without_several_machines_the_document_is_the_one_that_it_was() -> None:
+    assert compiled({"multi_node": {"artifacts": "store"}}) == compiled({})
+
+
+def test_a_shared_volume_beside_the_store_is_refused_and_a_missing_one_names_the_store() -> None:
+    volume = {"shared_volume": {"claim": "training", "path": "/mnt/training"}}
+    with pytest.raises(UserError, match=r"shared_volume: has no effect with multi_node\.artifacts=store"):
+        compiled({**STORE, **volume}, num_nodes_finetune=2)
+    with pytest.raises(UserError, match=r"needs platform\.kfp\.shared_volume.* or multi_node\.artifacts=store"):
+        compiled({}, num_nodes_finetune=2)
+
+
+@pytest.mark.parametrize(
+    ("uri", "environment", "found"),
+    [
+        ("s3://bucket/a/b", {}, "s3://bucket/a/b"),
+        ("gs://bucket/a", {}, "gs://bucket/a"),
+        ("minio://mlpipeline/v2/x", {"AWS_ENDPOINT_URL": "http://minio:9000"}, "s3://mlpipeline/v2/x"),
+        ("minio://mlpipeline/v2/x", {"AWS_ENDPOINT_URL_S3": "http://minio:9000"}, "s3://mlpipeline/v2/x"),
+    ],
+)
+def test_an_artifact_of_kubeflow_is_an_address_that_libraries_open(
+    uri: str, environment: dict[str, str], found: str
+) -> None:
+    assert address("tuned_model", uri, environment).text == found
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        (
+            "minio://mlpipeline/v2/x",
+            "tuned_model=minio://mlpipeline/v2/x: .* Set platform.kfp.environment.AWS_ENDPOINT_URL",
+        ),
+        ("/runs/1/x", r"tuned_model=/runs/1/x: is in no object store .* expected a pipeline root with s3, gs or minio"),
+        ("oci://registry/x", "is in no object store"),
+    ],
+)
+def test_a_pipeline_root_that_machines_cannot_read_is_refused(uri: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        address("tuned_model", uri, {})
+
+
+def test_the_refusal_comes_before_there_is_a_job(tmp_path: Path) -> None:
+    task = executor_input(tmp_path, ("pytorch_model_folder",), {f"{name}_location": "s3://b/x" for name in HANDED})
+    task["outputs"]["artifacts"] = artifacts(pytorch_model_folder="minio://mlpipeline/v2/x")
+    job = {"kind": "pytorchjob", "pending_seconds": 1, "job": {"image": "x", "nodes": 2, "processes": 1}}
+    flags = ("--task_name", "text_classification", "--kfp_job", json.dumps(job), "--kfp_run_id", "r")
+    command = [sys.executable, "-P", "-m", "steps", "finetune", *flags, "--kfp_executor_input", json.dumps(task)]
+    left = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+    done = subprocess.run(
+        command, env={**left, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2, done.stderr
+    assert "pytorch_model_folder=minio://mlpipeline/v2/x: is in a store of the cluster's own" in done.stderr
+
+
+def test_a_stage_says_the_address_of_what_it_wrote(tiny_model: Path, tmp_path: Path) -> None:
+    task = executor_input(tmp_path / "out", ("model_selector_output",), {}, pytorch_model_path=tiny_model)
+    file = tmp_path / "parameters" / "location"
+    task["outputs"]["parameters"] = {"model_selector_output_location": {"outputFile": str(file)}}
+    done = run("model_import", task)
+    assert done.returncode == 0, done.stderr
+    assert file.read_text() == str(tmp_path / "out" / "model_selector_output")

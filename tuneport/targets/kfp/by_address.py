@@ -1,0 +1,102 @@
+"""Machines that train together without a shared volume: each fetches its inputs by their address, and the result is
+sent to where Kubeflow wants it.
+
+The process that a pod starts fetches what its stage reads, before it starts the ranks, so that each machine has one
+reader and no rank waits for it. The first machine sends what the stage wrote. What passes through the pod that
+launches them are manifests, and the files that the UI shows.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import typing as t
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tuneport import digests, stored_artifacts
+from tuneport.address import Address
+from tuneport.artifacts import MANIFEST, Artifact
+from tuneport.errors import UserError
+from tuneport.step import Step
+
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # by which libraries find a store that is not Amazon's
+SETTING = "multi_node.artifacts=store"
+
+
+def address(name: str, uri: str, environment: Mapping[str, str]) -> Address:
+    """What Kubeflow calls an artifact, as an address that libraries of stores open: MinIO's is one of S3.
+
+    Raises `UserError` for an artifact that lies in no store that machines reach by themselves.
+    """
+    scheme, _, rest = uri.partition("://")
+    if scheme == "minio":
+        if not any(environment.get(variable) for variable in ENDPOINTS):
+            raise UserError(
+                f"{name}={uri}: is in a store of the cluster's own, and nothing says where that answers. Set "
+                "platform.kfp.environment.AWS_ENDPOINT_URL to the address of its S3 service, as in "
+                "http://minio-service.kubeflow:9000, and its keys from a Secret that platform.kfp.secrets names."
+            )
+        return Address(f"s3://{rest}")
+    if scheme not in stored_artifacts.SCHEMES:
+        raise UserError(
+            f"{name}={uri}: is in no object store that machines read by themselves; with {SETTING}, expected a "
+            f"pipeline root with {', '.join(stored_artifacts.SCHEMES)} or minio. Use multi_node.artifacts=volume and a "
+            "shared_volume, or another pipeline root."
+        )
+    return Address(uri)
+
+
+def run(step: type[Step], given: Mapping[str, t.Any], work: Callable[[Mapping[str, t.Any]], int]) -> int:
+    """Run a stage on one of several machines; those of its values that are addresses, by way of this machine's disk.
+
+    Raises `UserError` for what cannot be fetched or sent.
+    """
+    elsewhere = {
+        name: artifact
+        for name, port in step.ports().items()
+        if port.is_artifact and given.get(name) and not (artifact := port.parse(given[name])).is_local
+    }
+    if not elsewhere:
+        return work(given)
+    root = Path(tempfile.gettempdir()) / f"tuneport-{step.name()}"  # the same where the container is started again
+    root.mkdir(parents=True, exist_ok=True)
+    inputs = {n: a for n, a in elsewhere.items() if step.ports()[n].kind == "input"}
+    places = {name: root / ("in" if name in inputs else "out") / name for name in elsewhere}
+    record = root / "digests"
+    with digests.recorded(record):
+        for name, artifact in inputs.items():
+            if artifact.user_supplied:
+                places[name] = stored_artifacts.fetch_file(artifact.address, places[name])
+            else:
+                stored_artifacts.fetch(type(artifact)(places[name]), artifact.address)
+    os.environ[digests.VARIABLE] = str(record)  # so that no rank reads for its digest what was read as it came
+    outputs = [artifact.address for name, artifact in elsewhere.items() if name not in inputs]
+    for kept in step.keeps_on_failure[:1]:
+        os.environ[stored_artifacts.CHECKPOINTS] = outputs[0].child(kept).text
+    code = work({**given, **places})
+    if code == 0:
+        with digests.recorded(record):
+            _send({n: (type(a)(places[n]), a.address) for n, a in elsewhere.items() if n not in inputs})
+    return code
+
+
+def _send(outputs: Mapping[str, tuple[Artifact, Address]]) -> None:
+    """Send what the stage wrote, if rank 0 was here; what two outputs share once."""
+    sent: list[Address] = []
+    for artifact, place in outputs.values():
+        if (artifact.path / MANIFEST).is_file():
+            stored_artifacts.send(artifact, place, beside=tuple(sent))
+            sent.append(place)
+
+
+def check(outputs: Mapping[str, tuple[type[Artifact], Address]]) -> None:
+    """See that each output stands whole where it was sent to. Raises `UserError` naming what is missing."""
+    for kind, place in outputs.values():
+        stored_artifacts.listed(kind, place)
+
+
+def bring_file(place: Address, name: str, folder: Path) -> None:
+    """Bring one file of an output to a folder."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(stored_artifacts.StoredFolder(place).read(name))

@@ -1,0 +1,71 @@
+"""Checkpoints in an object store: they outlive the machines that wrote them, which share no folder. No torch.
+
+Each process puts there what it wrote; rank 0 brings what it lacks to its disk, seals the checkpoint as it would have
+done alone, and puts the manifest there last.
+"""
+
+from __future__ import annotations
+
+import dataclasses as dc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tuneport import stored_artifacts
+from tuneport.address import Address
+from tuneport.artifacts import MANIFEST, SEAL, Artifact, write_atomically
+from tuneport.digests import sha256
+from tuneport.stored_artifacts import PATIENCE_SECONDS, Entries, StoredFolder
+
+
+@dc.dataclass(frozen=True)
+class CheckpointStore:
+    """An address under which each checkpoint stands in a folder of its name.
+
+    Each method raises `UserError` where the store refuses, or stays away for ``patience`` seconds.
+    """
+
+    address: Address
+    patience: float = PATIENCE_SECONDS
+
+    def of(self, name: str) -> Address:
+        """Where a checkpoint stands."""
+        return self.address.child(name)
+
+    def names(self) -> list[str]:
+        """The checkpoints that have a manifest."""
+        found = StoredFolder(self.address, self.patience).sizes()
+        return [folder for name in found for folder, slash, file in [name.partition("/")] if slash and file == MANIFEST]
+
+    def put(self, name: str, files: Mapping[str, Path]) -> None:
+        """Put files of this process there, for a checkpoint that is not sealed yet."""
+        folder = StoredFolder(self.of(name), self.patience)
+        for file, path in files.items():
+            folder.put(path, file)
+
+    def bring(self, name: str, place: Path, files: Entries) -> None:
+        """Bring those files of other processes here that another machine has put there."""
+        folder = StoredFolder(self.of(name), self.patience)
+        for file, entry in files.items():
+            if not (place / file).is_file():
+                folder.fetch(file, entry["size"], place / file)
+
+    def fetch(self, checkpoint: Artifact) -> None:
+        """Bring a sealed checkpoint to its place. Raises `NotWhole` where a file is missing, truncated or altered."""
+        stored_artifacts.fetch(checkpoint, self.of(checkpoint.path.name), self.patience)
+        write_atomically(checkpoint.path / SEAL, sha256(checkpoint.path / MANIFEST))
+
+    def mirror(self, checkpoints: Sequence[Artifact], put: Mapping[str, Entries]) -> None:
+        """Let the store hold just these checkpoints. ``put``: by checkpoint, what other processes have put there."""
+        for checkpoint in checkpoints:
+            name = checkpoint.path.name
+            stored_artifacts.send(checkpoint, self.of(name), known=put.get(name, {}), patience=self.patience)
+        self._keep({checkpoint.path.name for checkpoint in checkpoints})
+
+    def clear(self) -> None:
+        """Delete all that is there."""
+        self._keep(set())
+
+    def _keep(self, names: set[str]) -> None:
+        folder = StoredFolder(self.address, self.patience)
+        spare = [file for file in folder.sizes() if "/" in file and file.partition("/")[0] not in names]
+        folder.delete(sorted(spare, key=lambda file: not file.endswith(f"/{MANIFEST}")))  # whole or no checkpoint
