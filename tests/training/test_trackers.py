@@ -158,7 +158,7 @@ def stage(
 @pytest.mark.parametrize(
     ("report_to", "says"),
     [
-        ("tensorbord", "expected mlflow, tensorboard, wandb, with commas between, or none. Did you mean 'tensorboard'?"),
+        ("tensorbord", "mlflow, tensorboard, wandb, with commas between, or none. Did you mean 'tensorboard'?"),
         ("mlflow,mlflow", "names a tracker twice"),
         ("none,mlflow", "names none beside others"),
         ("", "'' is not a tracker"),
