@@ -7,13 +7,14 @@ from steps.model_evaluation import ModelEvaluation
 from steps.model_export import ModelExport
 from steps.model_import import ModelImport
 from steps.model_registration import ModelRegistration
+from steps.model_upload import ModelUpload
 from steps.preprocess import Preprocess
 from tuneport.artifacts import Artifact
 from tuneport.tasks import with_task
 
 
 def finetuning(task_name: str) -> Mapping[str, Artifact]:
-    """Import a model, prepare data, fine-tune, export, evaluate against the base model, register."""
+    """Import a model, prepare data, fine-tune, export, evaluate against the base model, register, upload."""
     base = ModelImport()
     data = with_task(Preprocess, task_name)(model_selector_output=base.tokenizer_folder)
     tuned = with_task(Finetune, task_name)(
@@ -30,6 +31,7 @@ def finetuning(task_name: str) -> Mapping[str, Artifact]:
         preprocess_output=data.preprocess_output,
     )
     ModelRegistration(mlflow_model_folder=exported.mlflow_model_folder, evaluation_result=evaluated.evaluation_result)
+    ModelUpload(pytorch_model_folder=tuned.tuned_model)
     return {
         "pytorch_model_folder": tuned.pytorch_model_folder,
         "mlflow_model_folder": exported.mlflow_model_folder,

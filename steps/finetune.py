@@ -1,18 +1,19 @@
 """Stage `finetune`: train the imported model on the prepared splits and hand back the best checkpoint."""
 
 import dataclasses as dc
+from functools import partial
 from typing import ClassVar
 
 from tuneport import __version__, tasks
 from tuneport.artifacts import INCOMPLETE, Dataset, Model, Tokenizer, digest, digest_without, read_manifest
 from tuneport.errors import UserError
 from tuneport.links import link_tree
-from tuneport.modeling.merged_adapters import ADAPTER_FILES
+from tuneport.modeling.merged_adapters import ADAPTER_FILES, is_adapter
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE
 from tuneport.stage import changed, parameters, save_json
 from tuneport.step import Least, Step, View, consumes, produces, resource
 from tuneport.tasks import TaskParams
-from tuneport.training import conflicts
+from tuneport.training import conflicts, trackers
 from tuneport.training.parameters import TrainingParams
 
 
@@ -20,13 +21,13 @@ class Finetune(Step, TaskParams, TrainingParams):
     """Fine-tune a pretrained model on a prepared dataset."""
 
     image = "trainer"
-    keeps_on_failure = ("checkpoints",)
+    keeps_on_failure = ("checkpoints", "logs")
     resume_with: ClassVar = {"resume_from_checkpoint": "true"}
 
     model_selector_output: Model = consumes("Imported base model.")
     preprocess_output: Dataset = consumes("Tokenised splits.")
     pytorch_model_folder: Model = produces(
-        "Best model, and in checkpoints/ the checkpoint of every evaluation.",
+        "Best model; in checkpoints/ the checkpoint of every evaluation, in logs/ what report_to writes.",
         views={"training_metrics": View("metrics", "training.json")},
     )
     tuned_model: Model = produces(
@@ -48,8 +49,12 @@ class Finetune(Step, TaskParams, TrainingParams):
             raise UserError("save_total_limit=0: keeps no checkpoint; expected -1 (all) or a number > 0.")
         if self.eval_accumulation_steps == 0:
             raise UserError("eval_accumulation_steps=0: not valid; expected -1 (once, at the end) or a number > 0.")
+        trackers.chosen(self.report_to)
         conflicts.check(self)
         tasks.load(self.task_name).check_options(self)
+
+    def check_here(self) -> None:
+        trackers.check_packages(self.report_to)
 
     def check_files(self) -> None:
         if self.resume_from_checkpoint != "false":
@@ -68,6 +73,9 @@ class Finetune(Step, TaskParams, TrainingParams):
         checkpoint = model if self.apply_lora or self.checkpoint_contents == "weights" else 3 * model
         sharded = self.apply_deepspeed or self.fsdp not in ("", "none")
         return Least(memory=whole // (shares if sharded else 1), disk=checkpoint)
+
+    def needs_network(self) -> bool:
+        return super().needs_network() or trackers.WANDB in trackers.chosen(self.report_to)
 
     def resumes(self) -> bool:
         return self.resume_from_checkpoint.lower() != "false"
@@ -96,7 +104,8 @@ class Finetune(Step, TaskParams, TrainingParams):
         name, data = model_name(self.model_selector_output.path, imported), prepared.source("train")
         data_digest = digest(self.preprocess_output)
         tags = {"task": self.task_name, "base_model": name, "data_digest": data_digest, "tuneport_version": __version__}
-        with tracked(self.context, f"{name} on {data}", tags=tags) as run:
+        title = f"{name} on {data}"
+        with tracked(self.context, title, tags=tags) as run:
             if self.context.rank == 0:
                 save_run(output, run.run_id, self.context)
             run.log_params(imported | preprocessed | parameters(self))
@@ -121,6 +130,7 @@ class Finetune(Step, TaskParams, TrainingParams):
                 output=output,
                 plain=self.tuned_model.path if self.tuned_model else None,
                 run=run,
+                run_name=title,
                 inputs={"preprocess_output": data_digest},  # the rows name their model
                 world_size=self.context.world_size,
                 checkpoint_store=self.context.checkpoint_store,
@@ -128,9 +138,9 @@ class Finetune(Step, TaskParams, TrainingParams):
         if self.context.rank == 0:
             save_json(output / "training.json", dc.asdict(result))
             carry_notices(base, output)
-            write_model_card(
-                output,
-                task,
+            describe = partial(
+                write_model_card,
+                task=task,
                 base=name,
                 on_hub=bool(imported.get("huggingface_id")),
                 data=data,
@@ -139,9 +149,13 @@ class Finetune(Step, TaskParams, TrainingParams):
                 parameters=changed(self),
                 version=__version__,
             )
+            describe(output)
             if self.tuned_model is not None:
                 there = [path.name for path in self.tuned_model.path.iterdir()]
                 link_tree(output, self.tuned_model.path, [INCOMPLETE, *self.keeps_on_failure, *ADAPTER_FILES, *there])
+                if is_adapter(output):  # whose card is of adapters
+                    (self.tuned_model.path / "README.md").unlink()
+                    describe(self.tuned_model.path)
         self.log.info(
             "best %s %.4f at step %d of %d: %s",
             result.metric_for_best_model,

@@ -57,12 +57,16 @@ PREPROCESS: Table = {
     "test_split_ratio": ({}, 0.1, 0.3),
     "split_seed": ({}, 42, 43),
 }
-CONDITIONS: Table = {"registered_model_name": ({}, None, "questions")}
+CONDITIONS: Table = {
+    "registered_model_name": ({}, None, "questions"),
+    "hub_model_id": ({}, None, "acme/questions"),
+}
 SHARED = {
     "model_import": MODEL_IMPORT,
     "preprocess": PREPROCESS,
     "model_evaluation": {"evaluate_base_model": ({}, True, False)},
     "model_registration": CONDITIONS,
+    "model_upload": CONDITIONS,
 }
 
 
@@ -143,8 +147,8 @@ TRAINING = {name for name, port in steps.load("finetune", FIRST).ports().items()
 PLACES = {"number_of_gpu_to_use_evaluation"}
 # What scores written answers, in tests/metrics/test_answers.py and tests/tasks/test_written_answers.py.
 ANSWERS = {p for g in (AnswerMetricsParams, AnswerRowsParams, ValidationAnswersParams) for p in g.ports()}
-# What decides whether and how a model is registered, in tests/steps/test_model_registration.py.
-REGISTRATION = {"register_if", "move_champion"}
+# How a model is registered, in tests/steps/test_model_registration.py, and uploaded, in test_model_upload.py.
+REGISTRATION = {"register_if", "move_champion", "hub_private_repo"}
 SHARED_ELSEWHERE = {*TRAINING, *REGISTRATION, *PLACES, *ANSWERS, *GenerationParams.ports(), "trivial_baselines"}
 
 

@@ -63,6 +63,7 @@ def _execute(step: Step) -> None:
     for artifact in inputs.values() if step.context.local_rank == 0 else ():
         _verify_input(artifact)
     step.check()
+    step.check_here()
     step.check_files()
     if step.context.rank > 0:
         _assist(step, outputs)

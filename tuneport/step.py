@@ -331,6 +331,12 @@ class Step(Params):
         Raises `UserError`.
         """
 
+    def check_here(self) -> None:
+        """Find what ``run`` needs with these values of where it runs, and lacks there: a package, a right to write.
+
+        Called only there, before a pipeline's first stage or before `run`. Raises `UserError`.
+        """
+
     def check_rows(self) -> Sequence[str]:
         """Look at the first rows of the user's data, after `check_files`; returns what is worth a look, in words.
 

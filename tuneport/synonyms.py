@@ -39,6 +39,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "seed": ("random_seed", "random_state"),
     "resume_from_checkpoint": ("resume",),
     "registered_model_name": ("register", "registered_name"),
+    "hub_model_id": ("push_to_hub", "push_to_hub_model_id", "hub_repo"),
     "max_new_tokens": ("max_tokens", "max_generation_length"),
     "num_beams": ("beams", "beam_size"),
     "sentence1_key": ("text_column", "text_col", "text_key", "sentence_key", "text"),

@@ -2,16 +2,25 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import mlflow
 import pytest
 import yaml
 
+import pipelines
+from tests.tasks.conftest import CHATML, gpt2, llama, t5
+from tuneport.config import given
 from tuneport.errors import UserError
 from tuneport.inspection import start
+from tuneport.json_yaml import read_json
+from tuneport.runner.request import Request
+from tuneport.runner.run import compile_plan
+from tuneport.stage import execute
 
 Command = Callable[..., int]
 EXAMPLES: dict[str, list[dict[str, Any]]] = {  # rows as those of the folder examples/ are
@@ -160,3 +169,37 @@ def test_what_is_written_runs_without_an_edited_line(
     found = json.loads(capsys.readouterr().out)
     assert found["status"] == "finished" and found["metrics"]["tuned model"]
     assert (tmp_path / "runs" / task / "latest" / "model_export" / "mlflow_model_folder" / "MLmodel").is_file()
+
+
+WRITERS = {"summarization": t5, "translation": t5, "text_generation": gpt2, "chat_completion": llama}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", list(EXAMPLES))
+def test_what_is_written_gives_a_model_once_the_base_model_is_another(
+    task: str, tuneport: Command, tmp_path: Path, tiny_model: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    """Every stage of the run, in this process: the line of the base model is edited, and one step is trained."""
+    write_jsonl(tmp_path / "my.jsonl", EXAMPLES[task])
+    model = tiny_model if task not in WRITERS else tmp_path / "base"
+    if task in WRITERS:
+        WRITERS[task](model)
+    if task == "chat_completion":
+        (model / "chat_template.jinja").write_text(CHATML, "utf-8")
+    assert tuneport("init", "--data", "my.jsonl", "-o", "run.yaml") == 0
+    text = (tmp_path / "run.yaml").read_text("utf-8")
+    edited, count = re.subn(r"^huggingface_id: .*$", f"pytorch_model_path: {model}", text, flags=re.MULTILINE)
+    assert count == 1
+    (tmp_path / "run.yaml").write_text(edited, "utf-8")
+    pipeline = pipelines.load(task)
+    short = ["max_steps=1", *(["max_new_tokens=4"] if task in WRITERS else [])]
+    short += ["doc_stride=15"] if task == "question_answering" else []  # as the tiny model reads 64 tokens at most
+    values = pipeline.resolve(given(pipeline, tmp_path / "run.yaml", short, tmp_path))
+    plan = compile_plan(pipeline, values, Request(output_dir=tmp_path / "run", folder=tmp_path, environment={}))
+    for stage in plan.stages:
+        execute(stage.step)
+    served = mlflow.pyfunc.load_model(str(plan.outputs["mlflow_model_folder"].path))
+    answered = served.predict(served.input_example)
+    assert len(answered) > 0
+    scores = read_json(plan.outputs["evaluation_result"].path / "metrics.json")
+    assert scores["test_rows"] > 0 and scores["tuned"]["metrics"]

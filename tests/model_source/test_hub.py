@@ -1,97 +1,21 @@
-"""Hub models: from the cache without a network, and over HTTP from a server that is a fake of the hub.
-
-`Hub` is no real hub: it answers the few requests that huggingface_hub's snapshot_download sends, from a dictionary.
-"""
+"""Hub models: from the cache without a network, and over HTTP from a server that is a fake of the hub."""
 
 import hashlib
-import json
 import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from steps.model_import import ModelImport
+from tests.fake_hub import FIRST, ID, Hub
 from tuneport.artifacts import Model, read_manifest
 from tuneport.errors import UserError
 
-ID = "acme/tiny-bert"
-FIRST, SECOND = "1" * 40, "2" * 40
-
-
-class Hub:
-    """A fake of the hub: repositories by id, each with its commits; what was asked for is noted in `paths`."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.commits = {FIRST: files}
-        self.main = FIRST
-        self.gated = False
-        self.paths: list[str] = []
-        self.tokens: set[str | None] = set()
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_HEAD(self) -> None:
-                self.answer(*hub.response(urlsplit(self.path).path))
-
-            def do_GET(self) -> None:
-                hub.tokens.add(self.headers.get("Authorization"))
-                self.answer(*hub.response(urlsplit(self.path).path))
-
-            def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-                if self.command == "GET":
-                    hub.paths.append(unquote(self.path))
-                self.send_response(status)
-                for name, value in ({"Content-Length": str(len(body))} | headers).items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def response(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        if ID not in path:
-            return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
-        if self.gated:
-            return 403, {"X-Error-Code": "GatedRepo"}, b"{}"
-        if found := re.fullmatch(rf"/api/models/{ID}(?:/revision/(.+))?", path):
-            commit = self.main if found[1] in (None, "main") else found[1]
-            if commit not in self.commits:
-                return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
-            return self.json({"id": ID, "sha": commit, "siblings": []})
-        if found := re.fullmatch(rf"/api/models/{ID}/tree/(\w+)", path):
-            entries = self.commits[found[1]].items()
-            listed = [
-                {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha256(b).hexdigest()} for n, b in entries
-            ]
-            return self.json(listed)
-        if found := re.fullmatch(rf"/{ID}/resolve/(\w+)/(.+)", path):
-            body = self.commits[found[1]].get(unquote(found[2]))
-            if body is None:
-                return 404, {"X-Error-Code": "EntryNotFound"}, b""
-            return 200, {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": found[1]}, body
-        return 404, {}, b""
-
-    @staticmethod
-    def json(content: object) -> tuple[int, dict[str, str], bytes]:
-        return 200, {"Content-Type": "application/json"}, json.dumps(content).encode()
+SECOND = "2" * 40
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -10,16 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 
 import pipelines
 from steps.model_import import ModelImport
 from tests.evaluation.test_report import CHROMIUM, browse
+from tests.model_source.test_gguf import write_gguf
 from tests.tasks.conftest import CHATML
 from tuneport.artifacts import CustomModel, Model
 from tuneport.errors import UserError
 from tuneport.inspection.look import Preview, Window, preview
 from tuneport.inspection.show import render, save_html
+from tuneport.json_yaml import read_json
 from tuneport.model_source.settings_only import copy_settings
+from tuneport.stage import execute
 
 
 @pytest.fixture
@@ -165,12 +170,51 @@ def test_the_page_is_whole_and_holds_the_rows_as_text(
         save_html(found, tmp_path / "none" / "page.html")
 
 
-def test_a_gguf_model_is_to_be_imported_first(tmp_path: Path) -> None:
+def test_a_gguf_model_is_looked_into_without_its_weights_as_its_import_would_be(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "x.gguf").write_bytes(b"GGUF\x03" + bytes(59))
+    write_gguf(tmp_path / "model" / "x.gguf")
     step = ModelImport(pytorch_model_path=CustomModel(tmp_path / "model"), model_selector_output=Model(tmp_path / "m"))
-    with pytest.raises(UserError, match="a GGUF file: such a model has to be imported before it can be looked into"):
-        copy_settings(step, tmp_path / "base")
+    found = copy_settings(step, tmp_path / "base")
+    execute(step)
+    with safe_open(tmp_path / "m" / "model.safetensors", "numpy") as weights:
+        count = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    assert found == {"F32": count}
+    assert (tmp_path / "base" / "model.safetensors").stat().st_size < 200, "one number stands for the weights"
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        assert (tmp_path / "base" / name).read_bytes() == (tmp_path / "m" / name).read_bytes(), name
+    settings, imported = (read_json(tmp_path / folder / "config.json") for folder in ("base", "m"))
+    assert settings == {name: value for name, value in imported.items() if name != "architectures"}
+
+
+def test_the_rows_are_shown_as_the_tokenizer_in_a_gguf_file_reads_them(
+    tmp_path: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    write_gguf(tmp_path / "x.gguf")
+    rows = write_jsonl(
+        tmp_path / "rows.jsonl", [{"prompt": f"tell {i}", "completion": f"hello {i}"} for i in range(30)]
+    )
+    pipeline = pipelines.load("text_generation")
+    given = {"pytorch_model_path": tmp_path / "x.gguf", "train_file_path": rows}
+    given |= {"text_key": "prompt", "ground_truth_key": "completion"}
+    shown = preview(pipeline, pipeline.resolve(given), 1).rows[0].windows[0]
+    assert [token.text for token in shown.tokens][-6:-2] == ["he", "ll", "o", " "]
+    assert "".join(token.text for token in shown.tokens if token.trained).startswith(" hello")
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"huggingface_id": "acme/tiny", "gguf_file": "x.gguf"}, "gguf_file: such a model has to be imported before"),
+        ({"pytorch_model_path": "x.gguf"}, "x.gguf: cannot be read as a model"),
+    ],
+)
+def test_what_cannot_be_looked_into_is_said(
+    values: dict[str, str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.gguf").write_bytes(b"GGUF\x03" + bytes(19))
+    with pytest.raises(UserError, match=says):
+        copy_settings(ModelImport(**values, model_selector_output=Model(tmp_path / "m")), tmp_path / "base")
 
 
 def test_the_command_loads_no_torch_and_says_a_mistake_in_one_message(

@@ -215,6 +215,7 @@ TRIALS: dict[str, Trial] = {
     "evaluation_steps_interval": trial(0.5, evaluations),
     "logging_strategy": trial("epoch", log_lines),
     "logging_steps": trial(2, log_lines, 1),
+    "report_to": trial("none", padding),
     "save_total_limit": trial(1, checkpoints, num_train_epochs=3, learning_rate=1e-12),
     "checkpoint_contents": trial("weights", states),
     "resume_from_checkpoint": trial(EARLIER, num_train_epochs=2),

@@ -131,6 +131,7 @@ def _split_off_target(argv: list[str], step: type[Step]) -> tuple[Target | None,
 def _launch(stage: Step, processes: int, command: Sequence[str]) -> int:
     """Run a stage in several processes; what it refuses anyway, it refuses before they start."""
     stage.check()
+    stage.check_here()
     stage.check_files()
     nodes = max((getattr(stage, n) for n, p in stage.ports().items() if p.resource == "nodes"), default=1)
     code, message = torchrun.launch(command, processes, nodes, os.environ)

@@ -33,6 +33,7 @@ PACKAGES = ("mlflow", "torch", "transformers", "accelerate", "tokenizers", "safe
 WEIGHTS = "*.safetensors"
 NOT_SERVED = {
     "checkpoints",
+    "logs",
     "trainer_state.json",
     "training.json",
     "training_args.bin",

@@ -6,6 +6,8 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,10 +132,8 @@ def convert_gguf(file: Path, destination: Path) -> None:
     import torch
     import transformers
 
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    folder, name = file.parent, file.name
-    try:
+    with _reading(file):
+        folder, name = file.parent, file.name
         config = transformers.AutoConfig.from_pretrained(folder, gguf_file=name)
         loader = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
         dense = transformers.GgufConfig(dequantize=True)
@@ -142,13 +142,6 @@ def convert_gguf(file: Path, destination: Path) -> None:
         )
         packed, loading = loaded
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    except ImportError as e:
-        raise UserError(f"{file}: cannot be read, as a package is missing ({e}). Run: pip install gguf") from None
-    except Exception as e:  # a damaged file fails wherever it is damaged
-        reason = (str(e) or type(e).__name__).splitlines()[0]
-        raise UserError(
-            f"{file}: cannot be read as a model ({reason}). Download the file again, or get the model as safetensors."
-        ) from None
     if missing := sorted(loading["missing_keys"]):
         raise UserError(f"{file}: lacks the weights {', '.join(missing[:5])}. Get the model as safetensors.")
     # What was read from a GGUF file counts as quantised and refuses to be saved: its weights are put into another.
@@ -159,3 +152,38 @@ def convert_gguf(file: Path, destination: Path) -> None:
     model.config.__dict__.pop("quantization_config", None)
     model.save_pretrained(destination, max_shard_size=MAX_SHARD)
     tokenizer.save_pretrained(destination)
+
+
+def convert_gguf_settings(file: Path, destination: Path) -> None:
+    """As `convert_gguf`, but without the weights, which are not read.
+
+    Raises `UserError` for a damaged file and an architecture that transformers does not read.
+    """
+    import transformers
+
+    with _reading(file):
+        folder, name = file.parent, file.name
+        config = transformers.AutoConfig.from_pretrained(folder, gguf_file=name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    config.dtype = "float32"  # what the import makes of the weights
+    config.save_pretrained(destination)
+    transformers.GenerationConfig.from_model_config(config).save_pretrained(destination)
+    tokenizer.save_pretrained(destination)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """While entered, transformers is quiet, and what it cannot read of a GGUF file becomes a `UserError`."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    except ImportError as e:
+        raise UserError(f"{file}: cannot be read, as a package is missing ({e}). Run: pip install gguf") from None
+    except Exception as e:  # a damaged file fails wherever it is damaged
+        reason = (str(e) or type(e).__name__).splitlines()[0]
+        raise UserError(
+            f"{file}: cannot be read as a model ({reason}). Download the file again, or get the model as safetensors."
+        ) from None

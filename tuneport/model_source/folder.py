@@ -18,7 +18,7 @@ from tuneport.errors import UserError
 from tuneport.json_yaml import read_json, read_yaml
 from tuneport.limits import MAX_HEADER_BYTES, MAX_MODEL_FILE_BYTES, size
 from tuneport.links import take_or_copy
-from tuneport.model_source.gguf import find_gguf
+from tuneport.model_source.gguf import check_header, find_gguf
 from tuneport.model_source.model_files import (
     TOKENIZER_FILES,
     TOKENIZER_SOURCES,
@@ -163,8 +163,17 @@ def import_model(path: Path, destination: Path, gguf_file: str | None = None) ->
         _check_vocabulary(destination, path, tokenizer)
 
 
-def import_settings(path: Path, destination: Path) -> None:
-    """As `import_model` of a Hugging Face or MLflow folder, but without its weights, which need not be there."""
+def import_settings(path: Path, destination: Path, gguf_file: str | None = None) -> None:
+    """As `import_model` of a GGUF file, a Hugging Face or an MLflow folder, but without its weights, of which those in
+    safetensors need not be there."""
+    if gguf := _gguf(path, gguf_file):
+        from tuneport.model_source.conversion import convert_gguf_settings
+
+        check_links(path)
+        _copy(_documents(gguf.parent), destination)
+        convert_gguf_settings(gguf, destination)
+        _complete_tokenizer(destination, path)
+        return
     folders = model_folders(path)
     _refuse_remote_code(folders)
     _copy(_files_beside_weights(folders), destination)
@@ -177,13 +186,16 @@ def import_settings(path: Path, destination: Path) -> None:
     _complete_tokenizer(destination, path)
 
 
-def weights_by_type(path: Path) -> dict[str, int]:
-    """How many weights a model's safetensors have of each type, by safetensors' names; empty without such files.
+def weights_by_type(path: Path, gguf_file: str | None = None) -> dict[str, int]:
+    """How many weights a model has of each type once it is imported, by safetensors' names: those of its safetensors,
+    or of a GGUF file, all of which become dense; empty without such files.
 
     Reads the files' headers alone.
     """
     from safetensors import safe_open
 
+    if gguf := _gguf(path, gguf_file):
+        return {"F32": check_header(gguf)}
     found: dict[str, int] = {}
     for file in _safetensors(model_folders(path)):
         if file.suffix != ".safetensors":
@@ -193,11 +205,6 @@ def weights_by_type(path: Path) -> dict[str, int]:
                 part = tensors.get_slice(name)
                 found[part.get_dtype()] = found.get(part.get_dtype(), 0) + math.prod(part.get_shape())
     return found
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a model is a GGUF file, or a folder with one and no other weights."""
-    return _gguf(path, None) is not None
 
 
 def _gguf(path: Path, name: str | None) -> Path | None:

@@ -61,10 +61,10 @@ def _check(file: Path) -> Path:
     return file
 
 
-def check_header(file: Path) -> None:
+def check_header(file: Path) -> int:
     """Hold the counts and lengths of a GGUF file's header against the file's size, before a reader trusts them.
 
-    Raises ValueError or struct.error. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+    Returns how many weights its tensors have. Raises ValueError or struct.error. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
     with file.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
         header = _Header(content)
@@ -87,6 +87,7 @@ def check_header(file: Path) -> None:
             header.skip(12)  # type and place
         if numbers > MOST_NUMBERS_A_BYTE * len(content):
             raise ValueError(f"tensors of {numbers:,} numbers in {len(content):,} bytes")
+    return numbers
 
 
 class _Header:

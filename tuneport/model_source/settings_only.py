@@ -20,9 +20,8 @@ def copy_settings(step: t.Any, base: Path) -> dict[str, int]:
     Returns how many weights of each type it has. Raises `UserError` for a model that has to be imported first.
     """
     base.mkdir()
-    given = next((n for n in ("gguf_file", "base_model_path", "mlflow_model_path") if getattr(step, n)), "")
-    if step.pytorch_model_path and folder.is_gguf(step.pytorch_model_path.path):
-        given = f"pytorch_model_path={step.pytorch_model_path.path}, a GGUF file"
+    on_hub = ("gguf_file",) if step.huggingface_id else ()  # which holds the settings within the weights
+    given = next((n for n in (*on_hub, "base_model_path", "mlflow_model_path") if getattr(step, n)), "")
     if given:
         raise UserError(
             f"{given}: such a model has to be imported before it can be looked into. Run its stage alone, tuneport "
@@ -33,8 +32,8 @@ def copy_settings(step: t.Any, base: Path) -> dict[str, int]:
         source = hub.download_settings(step.huggingface_id, step.huggingface_revision)
     else:
         source = step.pytorch_model_path.path
-        found = folder.weights_by_type(source)
-    folder.import_settings(source, base)
+        found = folder.weights_by_type(source, step.gguf_file)
+    folder.import_settings(source, base, step.gguf_file)
     _stand_in(base, found)
     return found
 

@@ -25,7 +25,7 @@ if t.TYPE_CHECKING:
 log = logging.getLogger("tuneport.model")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, LOGS = "checkpoints", "logs"
 # By peft's task_type, the class of an adapter that comes without its model's config; most without a type are decoders'.
 LANGUAGE_MODELS = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -151,7 +151,7 @@ def write_merged(adapter: Path, base: Path, destination: Path, output_dtype: str
 
     An adapter without a tokenizer gets the base model's. Raises `UserError` as `load_merged` does.
     """
-    left_out = {CHECKPOINTS, *ADAPTER_FILES, MANIFEST, INCOMPLETE}
+    left_out = {CHECKPOINTS, LOGS, *ADAPTER_FILES, MANIFEST, INCOMPLETE}
     write_merged_weights(adapter, base, destination, output_dtype)
     written = {file.name for file in destination.iterdir()}
     if not (adapter / "tokenizer.json").is_file():
@@ -187,7 +187,7 @@ def write_merged_weights(adapter: Path, base: Path, destination: Path, output_dt
 
 def _write_in_type(folder: Path, destination: Path, dtype: torch.dtype) -> None:
     """Write a plain model folder again, with its weights in another type."""
-    left_out = shutil.ignore_patterns("*.safetensors*", CHECKPOINTS, MANIFEST, INCOMPLETE)
+    left_out = shutil.ignore_patterns("*.safetensors*", CHECKPOINTS, LOGS, MANIFEST, INCOMPLETE)
     shutil.copytree(folder, destination, ignore=left_out, dirs_exist_ok=True)
     write(destination, dict(stored(folder, dtype)))
     config = read_json(folder / "config.json") | {"dtype": str(dtype).removeprefix("torch.")}

@@ -38,8 +38,10 @@ def _outputs(node: Node, output_dir: Path) -> dict[str, Path]:
     return {p.name: output_path(output_dir, Ref(node.name, p.name)) for p in ports if p.kind == "output"}
 
 
-def check(steps: Mapping[str, Step], files: bool = True) -> None:
+def check(steps: Mapping[str, Step], files: bool = True, here: bool = False) -> None:
     """Let every step look at its values and, where this machine has them, at the user's files, before any work.
+
+    ``here``: and, where it will run here, at what it needs of that.
 
     Raises one `UserError` that lists what they refuse.
     """
@@ -47,6 +49,8 @@ def check(steps: Mapping[str, Step], files: bool = True) -> None:
     for step in steps.values():
         try:
             step.check()
+            if here:
+                step.check_here()
             if files:
                 step.check_files()
         except UserError as e:

@@ -100,12 +100,23 @@ def next_commands(outputs: Mapping[str, Artifact], tracking_uri: str, tracking_f
     if page := next((path for path in pages if path.is_file()), None):
         found["Read the report"] = str(page)
     for artifact in outputs.values():
+        found |= _logs(artifact.path / "logs")
         if isinstance(artifact, MLflowModel):
             where = ("-m", str(artifact.path), "-p", str(SERVE_PORT))
             found["Serve the model"] = _mlflow("models", "serve", "--env-manager", "local", *where)
             if (example := artifact.path / "serving_input_example.json").is_file():
                 found["Ask it, from another terminal"] = _curl(example)
     return found | {"See the run in MLflow": _see_run(tracking_uri, tracking_folder)}
+
+
+def _logs(folder: Path) -> dict[str, str]:
+    """How to see what finetune's `report_to` wrote to files."""
+    found = {}
+    if (folder / "tensorboard").is_dir():
+        found["See the training in TensorBoard"] = shlex.join(("tensorboard", "--logdir", str(folder / "tensorboard")))
+    for run in sorted((folder / "wandb").glob("offline-run-*")):
+        found["Send the training to Weights & Biases"] = shlex.join(("wandb", "sync", str(run)))
+    return found
 
 
 def _curl(example: Path) -> str:

@@ -152,7 +152,8 @@ def compile_plan(
 
 def run_plan(plan: Plan, executor: Executor) -> int:
     """Run the stages; returns 0, the exit code of the stage that failed, or 128 + the signal that stopped us."""
-    check({stage.name: stage.step for stage in plan.stages})
+    here = not any(executor.image(stage) for stage in plan.stages)
+    check({stage.name: stage.step for stage in plan.stages}, here=here)
     names = [stage.name for stage in plan.stages]
     with _locked(plan.output_dir) as lock:
         record = run_record.begun(plan.output_dir, plan.record)

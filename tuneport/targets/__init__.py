@@ -145,7 +145,7 @@ def validate(pipeline: Pipeline, values: Mapping[str, t.Any], target: Target, re
         target.compile(pipeline, values, request)
         return []
     steps = instantiate(pipeline, values, request.output_dir)
-    check(steps)
+    check(steps, here=target.here)
     return [*check_rows(steps), *this_machine.worth_a_look(steps, request.output_dir)]
 
 

@@ -15,6 +15,7 @@ class Local(Target):
     """This machine: one subprocess after another."""
 
     honours = frozenset({"processes"})
+    here = True
 
     def compile(self, pipeline: Pipeline, values: Mapping[str, t.Any], request: Request) -> Plan:
         return compile_plan(pipeline, values, request)

@@ -22,6 +22,7 @@ class Target(ABC):
     name: str  # as --target calls it; `tuneport.targets.load` sets it
     honours: t.ClassVar[frozenset[Resource]] = frozenset()  # the resources of a step that it can give
     remote: t.ClassVar[bool] = False  # whether a service runs what is sent, so that no file of this machine is read
+    here: t.ClassVar[bool] = False  # whether stages run with the packages that are installed here
 
     def settings(self) -> type[BaseModel] | None:
         """The model of this target's part of the configuration's ``platform`` section; None: it has no such part."""

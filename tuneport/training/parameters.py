@@ -176,6 +176,17 @@ class CheckpointParams(Params):
     )
 
 
+class TrackingParams(Params):
+    """Trackers."""
+
+    report_to: str = param(
+        "Where the figures of training go, with commas between: mlflow, to the run on the MLflow server; tensorboard, "
+        "to files in logs/ of pytorch_model_folder; wandb, to Weights & Biases by its own WANDB_ variables, with "
+        "WANDB_MODE=offline to files in logs/. none: nowhere. Parameters, scores and models go to MLflow in any case.",
+        default="mlflow",
+    )
+
+
 class ResumeParams(Params):
     """Resume."""
 
@@ -285,6 +296,7 @@ class TrainingParams(
     AdapterParams,
     EvaluationBatchParams,
     CheckpointParams,
+    TrackingParams,
     ResumeParams,
     EarlyStoppingParams,
     LoadingParams,

@@ -26,7 +26,7 @@ from tuneport.modeling import weight_types
 from tuneport.modeling.merged_adapters import is_adapter, write_merged, write_merged_weights
 from tuneport.tasks.task import Task
 from tuneport.tracking import Run
-from tuneport.training import conflicts, muon, optimizers, recompute
+from tuneport.training import conflicts, muon, optimizers, recompute, trackers
 from tuneport.training.auto_batch_size import explained, fit_batch_size
 from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, TrainingProgress
 from tuneport.training.checkpoint import disk_space, plain_model, resume
@@ -78,6 +78,7 @@ def train(
     output: Path,
     plain: Path | None = None,
     run: Run,
+    run_name: str | None = None,
     inputs: t.Mapping[str, str] | None = None,
     world_size: int = 1,
     checkpoint_store: str | None = None,
@@ -85,9 +86,9 @@ def train(
 ) -> Result:
     """Fine-tune the model in ``base`` and fill ``output``: best model at the top, every checkpoint in ``checkpoints/``.
 
-    ``plain``: where adapters that stay by themselves in ``output`` are merged into a model besides. ``inputs``: the
-    digests by which a checkpoint knows the rows it was trained on. ``checkpoint_store``: an address where checkpoints
-    stand as well, of machines that share no folder.
+    ``plain``: where adapters that stay by themselves in ``output`` are merged into a model besides. ``run_name``: what
+    trackers other than the server of ``run`` call it. ``inputs``: the digests by which a checkpoint knows the rows it
+    was trained on. ``checkpoint_store``: an address where checkpoints stand as well, of machines that share no folder.
     Raises `UserError` where the model does not fit the task or no evaluation gave a finite metric.
     """
     (transformers.enable_full_determinism if options.enable_full_determinism else transformers.set_seed)(options.seed)
@@ -113,7 +114,8 @@ def train(
     )
     model, unpadded = t.cast(t.Any, trainer.model), t.cast(PaddingFree, trainer.padding_free)
     checkpoint = _checkpoint(options, trainer.checkpoints, arguments, peers)
-    trainer.add_callback(TrainingProgress(run, trainer))
+    progress = TrainingProgress(run, trainer)
+    trainer.add_callback(progress)
     if _is_spread(options):  # no process has a whole model before training begins
         trainer.add_callback(choose.SettleAtStart(trainer, unpadded))
     else:
@@ -140,7 +142,15 @@ def train(
         least = options.early_stopping_patience + 1 if options.apply_early_stopping else space.made
         sure = dc.replace(space, made=min(space.made, least))
         disk_space.check(output, sure, there=len(trainer.checkpoints.all()))
-    with preemptible(trainer), explained(arguments.per_device_train_batch_size):
+    figures = trackers.opened(
+        options.report_to,
+        run,
+        output,
+        name=run_name or base.name,
+        parameters={name: getattr(options, name) for name, port in options.ports().items() if port.kind == "param"},
+        rank=arguments.process_index,
+    )
+    with figures as progress.run, preemptible(trainer), explained(arguments.per_device_train_batch_size):
         trainer.train_from(checkpoint)
     if trainer.state.best_model_checkpoint is None:
         raise UserError(

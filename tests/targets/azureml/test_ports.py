@@ -21,7 +21,7 @@ ARTIFACTS = {
 
 
 def stages(task: str) -> dict[str, Node]:
-    return {node.name: node for node in pipelines.load(task).nodes if node.name != "model_registration"}
+    return {node.name: node for node in pipelines.load(task).nodes if node.step.only_if is None}
 
 
 def is_constant(node: Node, port: Port) -> bool:

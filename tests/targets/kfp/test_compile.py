@@ -62,7 +62,8 @@ def test_registration_is_part_of_the_graph_only_with_a_name() -> None:
     assert spec["root"]["inputDefinitions"]["parameters"]["registered_model_name"]["defaultValue"] == "questions"
 
 
-REGISTRATION = {"registered_model_name", "register_if", "move_champion"}  # the stage does not run
+# Of stages that do not run.
+REGISTRATION = {"registered_model_name", "register_if", "move_champion", "hub_model_id", "hub_private_repo"}
 
 
 def test_the_configured_values_become_the_parameters_defaults_with_help_and_bounds() -> None:

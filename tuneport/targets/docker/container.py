@@ -192,7 +192,7 @@ def _variables(plan: Plan, stage: Stage, settings: Settings, networked: bool) ->
     """The names of the variables that a stage gets; their values do not show in the list of processes."""
     names = {n for n in plan.environment if n.startswith(PASSED_ON)} | set(stage.environment) - {"PYTHONPATH"}
     if networked:
-        names |= {n for n in PASSED_ON_WITH_NETWORK if n in plan.environment}
+        names |= {n for n in plan.environment if n in PASSED_ON_WITH_NETWORK or n.startswith("WANDB_")}
     prefixes = tuple(p for extra in _stores(stage) for p in VARIABLES_OF_STORES.get(extra, ()))
     names |= {n for n in plan.environment if prefixes and n.startswith(prefixes)}
     names |= {n for n in USER_FOLDERS if n in plan.environment}

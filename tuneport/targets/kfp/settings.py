@@ -194,7 +194,7 @@ class Stage(Resources):
 class Images(Strict):
     """The images that stages run in, by digest: a tag may come to mean another image while results are cached."""
 
-    base: Image = Field(description="Image without torch: preprocess and model_registration.")
+    base: Image = Field(description="Image without torch: preprocess, model_registration and model_upload.")
     trainer: Image = Field(description="Image with torch: the other stages.")
 
 

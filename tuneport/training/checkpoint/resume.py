@@ -32,6 +32,7 @@ MAY_CHANGE = {
     "evaluation_steps_interval",
     "logging_strategy",
     "logging_steps",
+    "report_to",
     "save_total_limit",
     "checkpoint_contents",
     "apply_early_stopping",
