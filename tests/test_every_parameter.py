@@ -145,7 +145,10 @@ PLACES = {"number_of_gpu_to_use_evaluation"}
 ANSWERS = {p for g in (AnswerMetricsParams, AnswerRowsParams, ValidationAnswersParams) for p in g.ports()}
 # What decides whether and how a model is registered, in tests/steps/test_model_registration.py.
 REGISTRATION = {"register_if", "move_champion"}
-SHARED_ELSEWHERE = {*TRAINING, *REGISTRATION, *PLACES, *ANSWERS, *GenerationParams.ports(), "trivial_baselines"}
+# What decides whether and how benchmarks are asked, in tests/steps/test_model_benchmark.py.
+BENCHMARK = {name for name, port in steps.load("model_benchmark").ports().items() if port.kind == "param"}
+ELSEWHERE_GROUPS = (TRAINING, REGISTRATION, PLACES, ANSWERS, BENCHMARK, GenerationParams.ports())
+SHARED_ELSEWHERE = {"trivial_baselines"}.union(*ELSEWHERE_GROUPS)
 
 
 def cases(stage: str) -> list[Any]:
