@@ -148,7 +148,8 @@ REGISTRATION = {"register_if", "move_champion"}
 # What decides whether and how benchmarks are asked, in tests/steps/test_model_benchmark.py.
 BENCHMARK = {name for name, port in steps.load("model_benchmark").ports().items() if port.kind == "param"}
 ELSEWHERE_GROUPS = (TRAINING, REGISTRATION, PLACES, ANSWERS, BENCHMARK, GenerationParams.ports())
-SHARED_ELSEWHERE = {"trivial_baselines"}.union(*ELSEWHERE_GROUPS)
+# What is written beside the MLflow model, in tests/tasks/test_onnx_export.py.
+SHARED_ELSEWHERE = {"trivial_baselines", "export_formats"}.union(*ELSEWHERE_GROUPS)
 
 
 def cases(stage: str) -> list[Any]:
