@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from steps.finetune import Finetune
+from steps.model_benchmark import ModelBenchmark
 from steps.model_evaluation import ModelEvaluation
 from steps.model_export import ModelExport
 from steps.model_import import ModelImport
@@ -10,7 +11,7 @@ from steps.model_registration import ModelRegistration
 from steps.model_upload import ModelUpload
 from steps.preprocess import Preprocess
 from tuneport.artifacts import Artifact
-from tuneport.tasks import with_task
+from tuneport.tasks import load, with_task
 
 
 def finetuning(task_name: str) -> Mapping[str, Artifact]:
@@ -30,6 +31,10 @@ def finetuning(task_name: str) -> Mapping[str, Artifact]:
         pytorch_model_folder=tuned.tuned_model,
         preprocess_output=data.preprocess_output,
     )
+    if load(task_name).benchmarked != "no":
+        with_task(ModelBenchmark, task_name)(
+            model_selector_output=base.model_selector_output, pytorch_model_folder=tuned.tuned_model
+        )
     ModelRegistration(mlflow_model_folder=exported.mlflow_model_folder, evaluation_result=evaluated.evaluation_result)
     ModelUpload(pytorch_model_folder=tuned.tuned_model)
     return {

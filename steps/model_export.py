@@ -1,14 +1,22 @@
 """Stage `model_export`: write the best model as an MLflow model that serves without tuneport."""
 
+import importlib.util
 import time
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tuneport import tasks
 from tuneport.artifacts import Dataset, MLflowModel, Model, read_manifest
+from tuneport.metrics.answers import named
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE, OutputTypeParams
 from tuneport.stage import parameters
 from tuneport.step import Step, consumes, produces, resource
 from tuneport.tasks import TaskParams
+
+if TYPE_CHECKING:
+    from tuneport.data.prepared import Prepared
+
+ONNX_ROWS = 16  # for which the ONNX model is held against the model
 
 
 class ModelExport(Step, TaskParams, OutputTypeParams):
@@ -24,6 +32,18 @@ class ModelExport(Step, TaskParams, OutputTypeParams):
     instance_type_model_export: str = resource(
         "instance_type", INSTANCE_TYPE.format("model_export"), default="Standard_d12_v2"
     )
+
+    def check(self) -> None:
+        from tuneport.modeling.onnx_model import check_formats
+
+        check_formats(self._formats())
+
+    def check_files(self) -> None:
+        """Where torch is not installed the stage runs on another machine, which then looks for packages."""
+        from tuneport.modeling.onnx_model import check_installed
+
+        if self._formats() and importlib.util.find_spec("torch") is not None:
+            check_installed()
 
     def lost_effect(self) -> str:
         from tuneport.tracking import lost_model
@@ -54,6 +74,8 @@ class ModelExport(Step, TaskParams, OutputTypeParams):
                 destination=output,
                 reading=self._reading(),
             )
+            if self._formats():
+                self._write_onnx(plain, prepared)
         carry_notices(model, output)
         model_uri = None
         if run_id := run_id_of(model, self.context):
@@ -62,6 +84,30 @@ class ModelExport(Step, TaskParams, OutputTypeParams):
                 model_uri = run.log_model(output)
         save_run(output, run_id, self.context, model_uri)
         self.log.info("MLflow model written in %.1f s", time.monotonic() - started)
+
+    def _formats(self) -> list[str]:
+        given: str = vars(self).get("export_formats") or ""  # a parameter of some tasks
+        return named(given, "export_formats", "onnx")
+
+    def _write_onnx(self, model: Path, prepared: "Prepared") -> None:
+        from tuneport.licences import carry_notices
+        from tuneport.modeling.onnx_model import FOLDER, check_installed, write_onnx_model
+
+        check_installed()
+        task, meta = tasks.load(self.task_name), prepared.info.meta
+        rows = next(rows for split in ("test", "validation", "train") if (rows := prepared.rows(split)))
+        loaded = task.load_model(model, meta, new_head=False, dtype="float32").eval()
+        folder = self.mlflow_model_folder.path / FOLDER
+        write_onnx_model(
+            loaded,
+            task.predictor(str(model), task.settings(meta, self), model=loaded),
+            rows[:ONNX_ROWS],
+            task=task.name,
+            tokenizer=model,
+            destination=folder,
+        )
+        carry_notices(model, folder)
+        self.log.info("%s: its logits are those of the model, for %d rows", folder.name, len(rows[:ONNX_ROWS]))
 
     def _reading(self) -> dict[str, Any]:
         """What the user told preprocess of this task's columns."""

@@ -149,7 +149,11 @@ PLACES = {"number_of_gpu_to_use_evaluation"}
 ANSWERS = {p for g in (AnswerMetricsParams, AnswerRowsParams, ValidationAnswersParams) for p in g.ports()}
 # How a model is registered, in tests/steps/test_model_registration.py, and uploaded, in test_model_upload.py.
 REGISTRATION = {"register_if", "move_champion", "hub_private_repo"}
-SHARED_ELSEWHERE = {*TRAINING, *REGISTRATION, *PLACES, *ANSWERS, *GenerationParams.ports(), "trivial_baselines"}
+# What decides whether and how benchmarks are asked, in tests/steps/test_model_benchmark.py.
+BENCHMARK = {name for name, port in steps.load("model_benchmark").ports().items() if port.kind == "param"}
+ELSEWHERE_GROUPS = (TRAINING, REGISTRATION, PLACES, ANSWERS, BENCHMARK, GenerationParams.ports())
+# What is written beside the MLflow model, in tests/tasks/test_onnx_export.py.
+SHARED_ELSEWHERE = {"trivial_baselines", "export_formats"}.union(*ELSEWHERE_GROUPS)
 
 
 def cases(stage: str) -> list[Any]:

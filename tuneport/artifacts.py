@@ -126,6 +126,12 @@ class File(Artifact):
     user_supplied = True
 
 
+class Folder(Artifact):
+    """A user's folder of files of any kind."""
+
+    user_supplied = True
+
+
 class MLTable(Artifact):
     """A user's MLTable folder."""
 

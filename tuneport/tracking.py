@@ -35,7 +35,7 @@ TRACKING_FILE = "tracking.json"  # in a model folder: the run that made it
 MAX_PARAM_LENGTH = 6000  # MLflow's own limits
 MAX_PARAMS_PER_BATCH = 100
 MAX_DIGEST_LENGTH = 36
-SCORES = ("test/", "baseline/")  # groups of metrics that are a model's
+SCORES = ("test/", "baseline/", "benchmark/")  # groups of metrics that are a model's
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # its page is that of trainings
 RETRY_AFTER = 30.0  # seconds that a server which does not answer is left alone
 

@@ -119,7 +119,7 @@ def predict(
             likely = likelihoods(model, task.collator(model, meta, None), encoded, batch_size)
             scores = {i: dc.asdict(row) for i, row in zip(places, likely, strict=True)}
     del model, predictor
-    _release()
+    release()
     asked_by_all = ranks.join(f"{subject.name} answers", [answers[i] for i in asked])
     likely_by_all = ranks.join(f"{subject.name} likelihoods", [scores[i] for i in places]) if task.likelihood else None
     if asked_by_all is None:
@@ -161,7 +161,7 @@ def _explained(name: str) -> Iterator[None]:
         ) from None
 
 
-def _release() -> None:
+def release() -> None:
     """Give back a model's memory before the next one is loaded."""
     import torch
 

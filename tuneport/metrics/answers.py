@@ -450,8 +450,8 @@ def is_written(name: str) -> bool:
     return name in METRIC_NAMES
 
 
-def named(text: str) -> list[str]:
-    """The names in ``metrics``: a JSON list, or names between commas.
+def named(text: str, option: str = "metrics", example: str = "exact_match,token_f1") -> list[str]:
+    """The names in ``metrics``, or another ``option``: a JSON list, or names between commas.
 
     Raises `UserError` for a list of something else.
     """
@@ -462,7 +462,7 @@ def named(text: str) -> list[str]:
     except ValueError:
         found = None
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise UserError(f"metrics={excerpt(text)}: not valid; expected a list of names, such as exact_match,token_f1.")
+        raise UserError(f"{option}={excerpt(text)}: not valid; expected a list of names, such as {example}.")
     return list(dict.fromkeys(found))
 
 

@@ -73,6 +73,7 @@ class ChatCompletion(LanguageModelingTask):
     name = "chat_completion"
     params: t.ClassVar = {"preprocess": ChatCompletionColumns, **LanguageModelingTask.params}
     predictor = ChatCompleter
+    benchmarked = "chat"
 
     def columns(self, options: ChatCompletionColumns) -> dict[str, str]:
         tools = {"tools": options.tools_key} if options.tools_key is not None else {}

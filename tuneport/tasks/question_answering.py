@@ -14,6 +14,7 @@ from tuneport.metrics import spans
 from tuneport.metrics.metric import choices, training_scores
 from tuneport.modeling import pretrained
 from tuneport.modeling.batches import collator
+from tuneport.modeling.onnx_model import ExportFormatsParams
 from tuneport.serving.question_answerer import QuestionAnswerer, QuestionWindows
 from tuneport.step import Params, param
 from tuneport.tasks.task import Columns, Drop, Encoder, Mark, Meta, Refuse, Row, ShownAnswer, Split, Task, TaskData
@@ -70,6 +71,10 @@ class QuestionAnsweringAnswers(Params):
     max_answer_length_in_tokens: int = param("Longest answer in tokens.", default=30, ge=1)
 
 
+class QuestionAnsweringExport(QuestionAnsweringAnswers, ExportFormatsParams):
+    """Export of answers to questions."""
+
+
 class QuestionAnsweringEvaluation(QuestionAnsweringAnswers):
     """Question answering evaluation."""
 
@@ -86,7 +91,7 @@ class QuestionAnswering(Task):
     params: t.ClassVar = {
         "preprocess": QuestionAnsweringColumns,
         "finetune": QuestionAnsweringMetric,
-        "model_export": QuestionAnsweringAnswers,
+        "model_export": QuestionAnsweringExport,
         "model_evaluation": QuestionAnsweringEvaluation,
     }
     scored_by = spans.METRICS

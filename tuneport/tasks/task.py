@@ -128,6 +128,8 @@ class Task(ABC):
     label_names: t.ClassVar[Sequence[str]] = ("labels",)  # what of the collator's batches a model's loss is made from
     scores_labels: t.ClassVar[bool] = True  # whether `compute_metrics` reads the label ids, beside what `reduce` kept
     likelihood: t.ClassVar[bool] = False  # whether models are also scored by how likely the encoded labels are to them
+    # How benchmarks ask its models, where they can: by plain text, or by turns that a chat template writes.
+    benchmarked: t.ClassVar[t.Literal["no", "text", "chat"]] = "no"
 
     default_metrics: t.ClassVar[str] = ""  # as the parameter ``metrics``, where a model is known by its answers alone
 

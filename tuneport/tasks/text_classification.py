@@ -15,6 +15,7 @@ from tuneport.metrics import classification
 from tuneport.metrics.metric import choices, training_scores
 from tuneport.modeling.batches import collator
 from tuneport.modeling.heads import load_with_labels
+from tuneport.modeling.onnx_model import ExportFormatsParams
 from tuneport.parameters import LabelParams
 from tuneport.serving.text_classifier import TextClassifier
 from tuneport.step import Params, param
@@ -62,6 +63,7 @@ class TextClassification(Task):
     params: t.ClassVar = {
         "preprocess": TextClassificationColumns,
         "finetune": TextClassificationMetric,
+        "model_export": ExportFormatsParams,
         "model_evaluation": TextClassificationEvaluation,
     }
     scored_by = classification.METRICS

@@ -16,6 +16,7 @@ from tuneport.metrics import tagging
 from tuneport.metrics.metric import choices, training_scores
 from tuneport.modeling.batches import collator
 from tuneport.modeling.heads import load_with_labels
+from tuneport.modeling.onnx_model import ExportFormatsParams
 from tuneport.parameters import LabelParams
 from tuneport.serving.token_classifier import TokenClassifier
 from tuneport.step import Params, param
@@ -69,6 +70,7 @@ class TokenClassification(Task):
     params: t.ClassVar = {
         "preprocess": TokenClassificationColumns,
         "finetune": TokenClassificationMetric,
+        "model_export": ExportFormatsParams,
         "model_evaluation": TokenClassificationEvaluation,
     }
     scored_by = tagging.METRICS

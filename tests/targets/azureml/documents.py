@@ -18,7 +18,11 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "azureml"
 TASKS = tasks.names()
 MODEL = "azureml://registries/azureml/models/bert-base-uncased/versions/12"
 COLUMNS: dict[str, dict[str, Any]] = {
-    "chat_completion": {"messages_key": "turns"},
+    "chat_completion": {
+        "messages_key": "turns",
+        "benchmark_tasks": "arc_easy",
+        "benchmark_folder": "azureml:benchmarks:1",
+    },
     "question_answering": {"question_key": "question", "context_key": "context", "answers_key": "answers"},
     "summarization": {"document_key": "article", "summary_key": "highlights", "summarization_lang": "en"},
     "text_classification": {"sentence1_key": "question", "label_key": 'it\'s \\ a "label"'},

@@ -49,6 +49,25 @@ def test_stages_of_one_result_are_cached_and_training_and_what_reads_an_address_
     assert cached(train_file_path="/mnt/train.jsonl") == on_volume
 
 
+def test_benchmarks_are_part_of_the_graph_only_by_name_and_read_a_folder_as_it_is_imported() -> None:
+    pipeline, platform = pipelines.load("chat_completion"), {"kfp": {"images": IMAGES}}
+    request = Request(output_dir=Path("/runs/1"), folder=Path("/home/me"), environment={}, platform=platform)
+    given = {"pytorch_model_path": "s3://models/base", "train_file_path": "s3://data/train.jsonl"}
+    named = {"benchmark_tasks": "hellaswag", "benchmark_folder": "s3://data/benchmarks", "benchmark_rows": 100}
+
+    def tasks(**values: object) -> dict[str, Any]:
+        document = load("kfp").compile(pipeline, pipeline.resolve({**given, **values}), request)
+        found: dict[str, Any] = next(yaml.safe_load_all(document.text))["root"]["dag"]["tasks"]
+        return found
+
+    assert "model-benchmark" not in tasks()
+    task = tasks(**named)["model-benchmark"]
+    assert task["inputs"]["artifacts"]["benchmark_folder"]["taskOutputArtifact"]["outputArtifactKey"] == "artifact"
+    assert task["inputs"]["parameters"]["benchmark_rows"] == {"componentInputParameter": "benchmark_rows"}
+    assert task["cachingOptions"].get("enableCache")
+    assert not tasks(benchmark_tasks="hellaswag")["model-benchmark"]["cachingOptions"].get("enableCache")
+
+
 @pytest.mark.parametrize(("revision", "cached"), [(None, False), ("main", False), (40 * "a", True)])
 def test_a_hub_model_is_cached_only_at_a_commit(revision: str | None, cached: bool) -> None:
     spec = compiled(pytorch_model_path=None, huggingface_id="acme/m", huggingface_revision=revision)

@@ -11,7 +11,7 @@ from tuneport.graph import Node, Ref
 from tuneport.step import Port
 
 TYPES = {str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN"}
-SCHEMAS = {"Model": "Model", "Dataset": "Dataset", "File": "Dataset", "MLTable": "Dataset", "Report": "Artifact"}
+SCHEMAS = {"Model": "Model", "Dataset": "Dataset", "File": "Dataset", "Folder": "Dataset", "MLTable": "Dataset"}
 VIEWS = {"metrics": "Metrics", "confusion_matrix": "ClassificationMetrics", "markdown": "Markdown", "html": "HTML"}
 
 

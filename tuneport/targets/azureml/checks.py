@@ -18,7 +18,10 @@ from tuneport.targets.azureml.settings import AzureMLSettings
 ASSET = re.compile(r"azureml:[A-Za-z0-9][\w.-]{0,254}(:[\w.-]+|@[\w.-]+)")
 LONG = re.compile(r"azureml://[\w./@%~+=&?, -]+")
 STORAGE = re.compile(r"(https|wasbs|abfss)://[^/\s]+/\S+")
-COLLECTIONS = {"custom_model": "models", "mlflow_model": "models", "uri_file": "data", "mltable": "data"}
+COLLECTIONS = {
+    **dict.fromkeys(("custom_model", "mlflow_model"), "models"),
+    **dict.fromkeys(("uri_file", "uri_folder", "mltable"), "data"),
+}
 RESOURCES: dict[Resource, tuple[str, str]] = {
     "compute": (
         r"(?=.{2,32}$)[A-Za-z](-?[A-Za-z0-9])*",
@@ -155,5 +158,7 @@ def _path(port: Port, path: Path) -> Iterator[str]:
             f"{port.name}={path}: is a folder; Azure ML takes one file here. Name a file, or describe the folder by an "
             "MLTable."
         )
+    elif kind == "uri_folder" and not path.is_dir():
+        yield f"{port.name}={path}: is a file; Azure ML takes a folder here."
     elif kind in ("mltable", "mlflow_model") and not path.is_dir():
         yield f"{port.name}={path}: is a file; Azure ML takes the folder of {kind} here."

@@ -31,6 +31,7 @@ CLASSES = {  # kfp's class for an artifact of ours
     "Tokenizer": "Artifact",
     "Dataset": "Dataset",
     "File": "Dataset",
+    "Folder": "Dataset",
     "MLTable": "Dataset",
     "Report": "Artifact",
     "Predictions": "Dataset",
