@@ -7,12 +7,12 @@ CONFIG ?= examples/text_classification/config.yaml
 PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 PIP_INSTALL ?= $(BIN)/python -m pip install --quiet --disable-pip-version-check
-EVERYTHING := .[train,deepspeed,mlflow-server,kfp,azureml,dev]
+EVERYTHING := .[train,deepspeed,benchmark,onnx,mlflow-server,kfp,azureml,dev]
 
 # Threads that spin while they wait cost more than they gain on a machine with other work to do.
 export OMP_WAIT_POLICY := PASSIVE
 
-# Of .PHONY: demo test test-minimum test-newest lint docs format golden benchmake images.PHONY: demo test test-minimum test-newest lint docs format golden bench; docs/images.md says what they do.
+# Of `make images`; docs/images.md says what they do.
 DOCKER ?= docker
 PYTHON_IMAGE ?=
 COMPILER_IMAGE ?=
@@ -127,7 +127,7 @@ $(BIN)/python:
 	  { echo "error: $(PYTHON) is older than Python 3.11. Name another: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp is newer than what it was installed from, so that a second .PHONY: demo test test-minimum test-newest lint docs format golden benchmake.PHONY: demo test test-minimum test-newest lint docs format golden bench installs nothing.
+# A stamp is newer than what it was installed from, so that a second `make` installs nothing.
 $(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV) (some minutes the first time) …"
 	$(PIP_INSTALL) -c constraints.txt -e '.[train]'
