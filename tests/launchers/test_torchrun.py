@@ -125,3 +125,19 @@ def test_a_file_ends_the_processes_where_no_signal_can(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 143, said
+
+
+def test_machines_that_fetch_what_they_read_first_wait_for_one_another_for_hours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch.distributed import run
+
+    hours = str(torchrun.MEETING_SECONDS)
+    for name, value in torchrun.patient().items():
+        monkeypatch.setenv(name, value)
+    config, _, _ = run.config_from_args(run.parse_args(["--nnodes=2", "--node-rank=0", "-m", "steps"]))  # type: ignore[no-untyped-call]
+    assert config.rdzv_configs["timeout"] == hours  # of static rendezvous
+    elastic = {torchrun.ELASTIC: "1:2", "PET_NODE_RANK": "0", "PET_MASTER_ADDR": "a", "PET_MASTER_PORT": "1"}
+    flags = torchrun._rendezvous(2, {**elastic, **torchrun.patient()})
+    assert f"--rdzv-conf=is_host=True,timeout={hours},join_timeout={hours},read_timeout={hours}" in flags
+    assert "--rdzv-conf=is_host=True" in torchrun._rendezvous(2, elastic)

@@ -5,15 +5,22 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.object_store import VARIABLES, CountingProxy, client, moto_server
 from tests.targets.kfp.test_compile import compiled
 from tests.targets.kfp.test_executor import ROOT, artifacts, executor_input, run
+from tuneport import digests, stored_artifacts
+from tuneport.address import Address
+from tuneport.artifacts import File, Model, write_manifest
 from tuneport.errors import UserError
-from tuneport.targets.kfp.by_address import address
+from tuneport.step import Step, consumes, produces
+from tuneport.targets.kfp import by_address
 
 STORE = {
     "multi_node": {"artifacts": "store"},
@@ -92,7 +99,7 @@ def test_a_shared_volume_beside_the_store_is_refused_and_a_missing_one_names_the
 def test_an_artifact_of_kubeflow_is_an_address_that_libraries_open(
     uri: str, environment: dict[str, str], found: str
 ) -> None:
-    assert address("tuned_model", uri, environment).text == found
+    assert by_address.address("tuned_model", uri, environment).text == found
 
 
 @pytest.mark.parametrize(
@@ -108,7 +115,7 @@ def test_an_artifact_of_kubeflow_is_an_address_that_libraries_open(
 )
 def test_a_pipeline_root_that_machines_cannot_read_is_refused(uri: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        address("tuned_model", uri, {})
+        by_address.address("tuned_model", uri, {})
 
 
 def test_the_refusal_comes_before_there_is_a_job(tmp_path: Path) -> None:
@@ -132,3 +139,76 @@ def test_a_stage_says_the_address_of_what_it_wrote(tiny_model: Path, tmp_path: P
     done = run("model_import", task)
     assert done.returncode == 0, done.stderr
     assert file.read_text() == str(tmp_path / "out" / "model_selector_output")
+
+
+class Doubling(Step):
+    """Write a model that is the model it reads, twice."""
+
+    keeps_on_failure = ("checkpoints",)
+
+    model: Model = consumes("A model.")
+    configuration: File | None = consumes("A file without a manifest.")
+    doubled: Model = produces("The model, twice.")
+    copied: Model = produces("The same again.", optional=True)
+
+    def run(self) -> None: ...
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CountingProxy]:
+    """A machine with a scratch folder of its own, and its way to a store with a model and a file."""
+    import s3fs
+
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(bytes(range(256)) * 8192)
+    write_manifest(Model(model), "model_import", "1", {}, {})
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    for variable in (digests.VARIABLE, stored_artifacts.CHECKPOINTS):
+        monkeypatch.setenv(variable, "")
+    with moto_server() as url:
+        way = CountingProxy(url)
+        for name, value in {**VARIABLES, "AWS_ENDPOINT_URL": way.url}.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        client(url).create_bucket(Bucket="runs")
+        client(url).put_object(Bucket="runs", Key="zero.json", Body=b"{}")
+        stored_artifacts.send(Model(model), Address("s3://runs/model"))
+        way.up = way.down = 0
+        yield way
+        way.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_machine_reads_once_before_its_ranks_start_and_sends_what_they_wrote_once(machine: CountingProxy) -> None:
+    outputs = {"doubled": "s3://runs/out/doubled", "copied": "s3://runs/out/copied"}
+    given = {"model": "s3://runs/model", "configuration": "s3://runs/zero.json", "factor": 2, **outputs}
+    seen: list[dict[str, Any]] = []
+
+    def ranks(values: Mapping[str, Any]) -> int:
+        seen.append({**values, "store": os.environ[stored_artifacts.CHECKPOINTS], "down": machine.down})
+        weights = (values["model"] / "model.safetensors").read_bytes()
+        for name in outputs if len(seen) > 1 else ():
+            values[name].mkdir(parents=True)
+            (values[name] / "model.safetensors").write_bytes(weights * 2)
+            write_manifest(Model(values[name]), "double", "1", {}, {})
+        return 0 if len(seen) > 1 else 1
+
+    assert by_address.run(Doubling, given, ranks) == 1
+    assert machine.up < 100_000  # a machine whose ranks failed, or wrote nothing, sends nothing
+    assert by_address.run(Doubling, given, ranks) == 0
+    size = 256 * 8192
+    assert size < seen[0]["down"] < 1.1 * size and machine.down < 1.2 * size  # the second time it was there
+    assert 2 * size < machine.up < 2.2 * size  # what both outputs hold, once
+    assert seen[0]["factor"] == 2 and seen[0]["configuration"].read_text() == "{}"
+    assert seen[0]["store"] == "s3://runs/out/doubled/checkpoints"
+    by_address.check({name: (Model, Address(place)) for name, place in outputs.items()})
+    found = digests.KnownDigests()
+    found.read(Path(os.environ[digests.VARIABLE]))
+    assert len(found.files) >= 1  # so that no rank reads the weights again for their digest
+
+
+def test_a_machine_whose_values_are_all_paths_runs_its_stage_as_it_is(tmp_path: Path) -> None:
+    given = {"model": tmp_path / "model", "doubled": tmp_path / "out"}
+    assert by_address.run(Doubling, given, lambda values: 0 if values is given else 1) == 0

@@ -26,6 +26,7 @@ class CheckpointStore:
 
     address: Address
     patience: float = PATIENCE_SECONDS
+    sent: dict[str, str] = dc.field(default_factory=dict, compare=False)  # by checkpoint, the digest of its manifest
 
     def of(self, name: str) -> Address:
         """Where a checkpoint stands."""
@@ -38,6 +39,7 @@ class CheckpointStore:
 
     def put(self, name: str, files: Mapping[str, Path]) -> None:
         """Put files of this process there, for a checkpoint that is not sealed yet."""
+        self.sent.pop(name, None)
         folder = StoredFolder(self.of(name), self.patience)
         for file, path in files.items():
             folder.put(path, file)
@@ -57,12 +59,15 @@ class CheckpointStore:
     def mirror(self, checkpoints: Sequence[Artifact], put: Mapping[str, Entries]) -> None:
         """Let the store hold just these checkpoints. ``put``: by checkpoint, what other processes have put there."""
         for checkpoint in checkpoints:
-            name = checkpoint.path.name
-            stored_artifacts.send(checkpoint, self.of(name), known=put.get(name, {}), patience=self.patience)
+            name, digest = checkpoint.path.name, sha256(checkpoint.path / MANIFEST)
+            if self.sent.get(name) != digest:
+                stored_artifacts.send(checkpoint, self.of(name), known=put.get(name, {}), patience=self.patience)
+                self.sent[name] = digest
         self._keep({checkpoint.path.name for checkpoint in checkpoints})
 
     def clear(self) -> None:
         """Delete all that is there."""
+        self.sent.clear()
         self._keep(set())
 
     def _keep(self, names: set[str]) -> None:
