@@ -1,7 +1,8 @@
-"""Make the pictures of the documentation from a real run: `python docs/make_pictures.py`, with Chromium at hand.
+"""Make the pictures of the documentation from real runs: `python docs/make_pictures.py`, with Chromium at hand.
 
 It runs examples/text_classification on a terminal of 100 columns, in a folder that is deleted, and takes pictures of
-the terminal, of the report, of MLflow and of the preview.
+the terminal at each step, of the report and of MLflow; and of a preview of every example. `previews`, `steps` or `run`
+as an argument makes those alone.
 """
 
 import io
@@ -33,37 +34,72 @@ PICTURES = ROOT / "docs" / "pictures"
 COLUMNS = 100
 COLOURS = 96  # of a PNG's palette: flat pages need no more
 ERRORS_ALONE = "section:not(#errors), .verdict, header, footer { display: none; }"
+PREVIEWS = {  # how high the part of the page is that is shown, in pixels
+    "text_classification": 340,
+    "token_classification": 340,
+    "question_answering": 460,
+    "summarization": 460,
+    "translation": 340,
+    "text_generation": 340,
+    "chat_completion": 340,
+}
 RUN = ["run", "text_classification", "--config", "config.yaml", "num_train_epochs=2", "--name", "first"]
 
 
-def main() -> None:
-    """Make them all."""
+def main(asked: list[str]) -> None:
+    """Make those that are asked for, or all."""
     PICTURES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "text_classification"
-        copy = [tuneport(), "examples", "copy", folder.name]
-        subprocess.run(copy, cwd=place, check=True, stdout=subprocess.DEVNULL)
-        subprocess.run([sys.executable, "fetch.py"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        picture_of_terminal(RUN, folder, PICTURES / "run.svg")
-        report = folder / "runs" / "text_classification" / "first" / "model_evaluation" / "evaluation_result"
-        photograph((report / "report.html").as_uri(), PICTURES / "report.png", 1180, 900)
-        page = (report / "report.html").read_text("utf-8")
-        (report / "errors.html").write_text(page.replace("</style>", f"{ERRORS_ALONE}</style>", 1), "utf-8")
-        photograph((report / "errors.html").as_uri(), PICTURES / "report-errors.png", 1180, 640)
-        photograph((report / "report.html").as_uri(), PICTURES / "report-phone.png", 390, 900)
-        with mlflow_ui(folder) as address:
-            photograph(
-                f"{address}/#/experiments/1/runs?workflowType=machine_learning", PICTURES / "mlflow.png", 1280, 620
-            )
-        preview(folder)
+    for make in [make for name, make in MAKERS.items() if name in (asked or MAKERS)]:
+        with tempfile.TemporaryDirectory() as place:
+            make(Path(place))
 
 
-def preview(folder: Path) -> None:
-    """The rows as the model sees them, as a page."""
-    command = [tuneport(), "preview", "text_classification", "--config", "config.yaml", "--rows", "2"]
-    page = folder / "preview.html"
-    subprocess.run([*command, "--html", page.name], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    photograph(page.as_uri(), PICTURES / "preview.png", 1000, 338)
+def example(place: Path, task: str) -> Path:
+    """The folder of an example, with its model and its rows."""
+    copy = [tuneport(), "examples", "copy", task]
+    subprocess.run(copy, cwd=place, check=True, stdout=subprocess.DEVNULL)
+    for program in ("fetch.py", "make_model.py"):  # a model that is to be made, after the rows
+        if (place / task / program).is_file():
+            subprocess.run([sys.executable, program], cwd=place / task, check=True, stdout=subprocess.DEVNULL)
+    return place / task
+
+
+def steps(place: Path) -> None:
+    """What a terminal shows of each step before the run."""
+    folder = example(place, "text_classification")
+    shutil.copy(folder / "data" / "questions.jsonl", folder)
+    shutil.copytree(folder / "data" / "model", folder / "models" / "minilm")
+    init = ["init", "--data", "questions.jsonl", "--model", "models/minilm", "-o", "run.yaml"]
+    picture_of_terminal(init, folder, PICTURES / "init.svg")
+    for name, options in {"validate": [], "preview": ["--rows", "2"]}.items():
+        line = [name, "text_classification", "--config", "run.yaml", *options]
+        picture_of_terminal(line, folder, PICTURES / f"{name}.svg")
+
+
+def run(place: Path) -> None:
+    """The end of a run on a terminal, its report, and MLflow's page."""
+    folder = example(place, "text_classification")
+    picture_of_terminal(RUN, folder, PICTURES / "run.svg")
+    report = folder / "runs" / "text_classification" / "first" / "model_evaluation" / "evaluation_result"
+    photograph((report / "report.html").as_uri(), PICTURES / "report.png", 1180, 900)
+    page = (report / "report.html").read_text("utf-8")
+    (report / "errors.html").write_text(page.replace("</style>", f"{ERRORS_ALONE}</style>", 1), "utf-8")
+    photograph((report / "errors.html").as_uri(), PICTURES / "report-errors.png", 1180, 640)
+    photograph((report / "report.html").as_uri(), PICTURES / "report-phone.png", 390, 900)
+    with mlflow_ui(folder) as address:
+        photograph(f"{address}/#/experiments/1/runs?workflowType=machine_learning", PICTURES / "mlflow.png", 1280, 620)
+
+
+def previews(place: Path) -> None:
+    """Of each task, the first rows as the model sees them, as a page."""
+    for task, height in PREVIEWS.items():
+        folder = example(place, task)
+        command = [tuneport(), "preview", task, "--config", "config.yaml", "--rows", "2", "--html", "preview.html"]
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        photograph((folder / "preview.html").as_uri(), PICTURES / f"preview-{task}.png", 1000, height)
+
+
+MAKERS = {"steps": steps, "run": run, "previews": previews}
 
 
 def tuneport() -> str:
@@ -141,4 +177,4 @@ def mlflow_ui(folder: Path) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

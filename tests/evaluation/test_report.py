@@ -280,7 +280,7 @@ def test_the_page_stays_small_with_many_long_answers():
     assert len(html) < 2_000_000
 
 
-def browse(html: str, folder: Path, part: str = "") -> tuple[str, list[str]]:
+def browse(html: str, folder: Path, part: str = "", flags: tuple[str, ...] = ()) -> tuple[str, list[str]]:
     """Open a page in Chromium with no network: the page as rendered, and what Chromium wrote to its console."""
     folder.mkdir()
     (folder / "page.html").write_text(html, "utf-8")
@@ -296,6 +296,7 @@ def browse(html: str, folder: Path, part: str = "") -> tuple[str, list[str]]:
             "--proxy-server=127.0.0.1:9",  # nobody listens there
             f"--user-data-dir={folder / 'profile'}",
             "--enable-logging=stderr",
+            *flags,
             "--dump-dom",
             (folder / "page.html").as_uri() + part,
         ],

@@ -11,7 +11,7 @@ import pytest
 from tests.whole_run import VALUES
 from tuneport.history import compare_runs, kept_runs, show_runs
 from tuneport.json_yaml import read_json
-from tuneport.runner import run_record
+from tuneport.runner import html_page, run_record
 from tuneport.runner.run_record import RunRecord
 
 STAGES = ("model_import", "preprocess", "finetune", "model_export", "model_evaluation")
@@ -75,7 +75,7 @@ def test_parameters_data_and_the_sentence_are_named(
     assert all(first == second for first, second in found.data.values())
     assert found.versions == {}
     assert "On the same 12 test rows, accuracy of second is +" in show_runs.difference_in_words(found)
-    show_runs.save_html(show_runs.comparison(found), tmp_path / "two.html")
+    html_page.save_html(show_runs.comparison(found), "first and second", tmp_path / "two.html")
     page = (tmp_path / "two.html").read_text("utf-8")
     assert (
         "learning_rate" in page and page.startswith("<!DOCTYPE html>") and "http" not in page.replace("http-equiv", "")

@@ -151,7 +151,7 @@ def test_labels_that_are_uneven_or_lists_change_what_is_written(tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["text_classification", "token_classification"])
+@pytest.mark.parametrize("task", ["text_classification"])
 def test_what_is_written_runs_without_an_edited_line(
     task: str, tuneport: Command, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -79,6 +79,7 @@ def _compare(runs: click.Group) -> None:
     @click.pass_obj
     def compare(root: Path, first: str, second: str, html: Path | None, as_json: bool) -> None:
         from tuneport.history import compare_runs, kept_runs, show_runs
+        from tuneport.runner import html_page
 
         found = compare_runs.compare(kept_runs.find(first, root), kept_runs.find(second, root))
         if as_json:
@@ -86,7 +87,7 @@ def _compare(runs: click.Group) -> None:
         else:
             show_runs.printed(show_runs.comparison(found))
         if html is not None:
-            show_runs.save_html(show_runs.comparison(found), html)
+            html_page.save_html(show_runs.comparison(found), f"{first} and {second}", html)
             click.echo(f"written: {html}", err=as_json)
 
 

@@ -1,26 +1,21 @@
-"""Runs for people: the list, one run, and two runs side by side, in the terminal or as one HTML file."""
+"""Runs for people: the list, one run, and two runs side by side."""
 
 from __future__ import annotations
 
-import io
 import typing as t
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tuneport.artifacts import write_atomically
-from tuneport.errors import UserError
 from tuneport.history.compare_runs import Pair, RunComparison
 from tuneport.history.kept_runs import KeptRun
 from tuneport.runner import score_table
 from tuneport.runner.score_table import TUNED
 
 DIGEST = 12  # characters
-HTML_WIDTH = 110  # characters
 STYLES = {"finished": "green", "running": "yellow", "failed": "red", "stopped": "red"}
 
 
@@ -133,16 +128,6 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(Text(column), overflow="fold")
     return table
-
-
-def save_html(shown: RenderableType, path: Path) -> None:
-    """Write what is shown as one HTML file that needs no other. Raises `UserError` where it cannot be written."""
-    console = Console(record=True, width=HTML_WIDTH, file=io.StringIO(), force_terminal=True, legacy_windows=False)
-    console.print(shown)
-    try:
-        write_atomically(path, console.export_html(inline_styles=True))
-    except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror}). Name another file with --html.") from None
 
 
 def printed(shown: t.Any) -> None:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import dataclasses as dc
-import io
 import typing as t
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tuneport.artifacts import write_atomically
 from tuneport.data.splits import SPLITS
-from tuneport.errors import UserError, excerpt
+from tuneport.errors import excerpt
 from tuneport.inspection.look import MOST_LABELS, Preview, Token, Window
+from tuneport.runner import html_page
 
 LEARNT, SPECIAL, CLASS = "bold green", "yellow", "cyan"
 MOST_TOKENS = 400  # of a window that are shown
-WIDTH = 110  # characters of a line of the HTML file
 
 
 @dc.dataclass(frozen=True)
@@ -47,22 +45,20 @@ def render(preview: Preview) -> RenderableType:
 
 def html(preview: Preview) -> str:
     """A preview as a page that needs no other file."""
-    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, legacy_windows=False)
-    console.print(render(preview))
-    return console.export_html(inline_styles=True)
+    return html_page.as_html(render(preview), _title(preview))
 
 
 def save_html(preview: Preview, path: Path) -> None:
     """Write a preview as one HTML file that needs no other. Raises `UserError` where it cannot be written."""
-    try:
-        write_atomically(path, html(preview))
-    except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror}). Name another file with --html.") from None
+    html_page.save_html(render(preview), _title(preview), path)
+
+
+def _title(preview: Preview) -> str:
+    return f"{preview.task}: the first rows as the model sees them (max_seq_length {preview.max_seq_length})"
 
 
 def _parts(preview: Preview) -> Iterator[RenderableType]:
-    title = f"{preview.task}: the first rows as the model sees them (max_seq_length {preview.max_seq_length})"
-    yield Text(title, style="bold")
+    yield Text(_title(preview), style="bold")
     yield Text.assemble("learnt ", ("⟦like this⟧", LEARNT), ", special tokens ", ("like this", SPECIAL), "\n")
     for row in preview.rows:
         for number, window in enumerate(row.windows, 1):
