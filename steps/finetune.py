@@ -52,6 +52,7 @@ class Finetune(Step, TaskParams, TrainingParams):
         tasks.load(self.task_name).check_options(self)
 
     def check_files(self) -> None:
+        tasks.load(self.task_name).check_options(self, files=True)
         if self.resume_from_checkpoint != "false":
             from tuneport.training.checkpoint import resume
 

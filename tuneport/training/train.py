@@ -187,7 +187,7 @@ def assemble(
     if options.fsdp:
         arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] = ",".join(sharding.units(plain))
     tokenizer = TokenizerFiles(base, prepared.info.max_seq_length, task.chat_template(prepared.info.meta))
-    _judge_by(arguments, task, metric_for_best_model)
+    _judge_by(arguments, task, metric_for_best_model, options)
     checkpoints = CheckpointFolder(
         path=output / "checkpoints",
         parameters={n: getattr(options, n) for n, p in options.ports().items() if p.kind == "param"},
@@ -247,10 +247,9 @@ def _regularise(model: t.Any, options: TrainingParams) -> None:
         neftune.Noise(model, options.neftune_noise_alpha)
 
 
-def _judge_by(arguments: TrainingArguments, task: Task, metric: str) -> None:
+def _judge_by(arguments: TrainingArguments, task: Task, metric: str, options: TrainingParams) -> None:
     """Let the metric, in its own direction, decide which checkpoint is the best, and when a rate has to fall."""
-    arguments.metric_for_best_model = metric
-    arguments.greater_is_better = task.metrics[metric]
+    arguments.metric_for_best_model, arguments.greater_is_better = task.judged_by(metric, options)
     arguments.label_names = list(task.label_names)
     if arguments.lr_scheduler_type == "reduce_lr_on_plateau":
         arguments.lr_scheduler_kwargs = {"mode": "max" if arguments.greater_is_better else "min"}
@@ -359,9 +358,28 @@ def _scores_of_answers(
             torch.distributed.all_gather_object(parts, answers)
             answers = [parts[i % len(parts)][i // len(parts)] for i in range(len(rows))]
         model.train(training)
-        return task.score(rows, answers, meta, options)
+        return _of_first(arguments, lambda: task.score(rows, answers, meta, options))
 
     return scores
+
+
+def _of_first(arguments: TrainingArguments, scores: t.Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The scores that the first process finds, in all of them: a function of the user's may give others each time.
+
+    Raises its `UserError` in all of them, too.
+    """
+    if arguments.world_size == 1:
+        return scores()
+    found: list[t.Any] = [None, None]
+    if arguments.process_index == 0:
+        try:
+            found[0] = scores()
+        except UserError as e:
+            found[1] = str(e)
+    torch.distributed.broadcast_object_list(found)
+    if found[1] is not None:
+        raise UserError(found[1])
+    return t.cast(dict[str, float], found[0])
 
 
 def _in_16_bits(model: t.Any, arguments: TrainingArguments) -> t.ContextManager[t.Any]:
