@@ -75,7 +75,8 @@ def default(port: Port) -> str:
 def limits(port: Port) -> str:
     """The choices or bounds of a port."""
     if port.choices:
-        return ", ".join("*empty*" if choice == "" else f"`{choice}`" for choice in port.choices)
+        listed = ["*empty*" if choice == "" else f"`{choice}`" for choice in port.choices]
+        return ", ".join([*listed, *(f"or {words}" for words in port.besides.values())])
     return " and ".join(f"{BOUNDS[k]} {v:g}" for k, v in port.bounds.items())
 
 

@@ -57,6 +57,7 @@ class Finetune(Step, TaskParams, TrainingParams):
         trackers.check_packages(self.report_to)
 
     def check_files(self) -> None:
+        tasks.load(self.task_name).check_options(self, files=True)
         if self.resume_from_checkpoint != "false":
             from tuneport.training.checkpoint import resume
 

@@ -254,7 +254,9 @@ def _property(port: Port) -> dict[str, t.Any]:
     schema: dict[str, t.Any] = {"description": port.help}
     if port.choices:
         numbers = [int(c) for c in port.choices if isinstance(c, str) and c.isdecimal()]  # `precision: 32` is fine, too
-        schema["enum"] = [*port.choices, *numbers, *null]
+        listed = {"enum": [*port.choices, *numbers, *null]}
+        others = [{"type": "string", "pattern": f"^(?:{pattern})$"} for pattern in port.besides]
+        schema |= {"anyOf": [listed, *others]} if others else listed
     else:
         name = "string" if port.kind == "input" else JSON_TYPES[port.type]
         lists = ("object", "array") if port.json else ("array",) if port.mixable else ()

@@ -71,6 +71,7 @@ def param(
     help: str,
     *,
     choices: Sequence[str] = ...,
+    besides: Mapping[str, str] = ...,
     resource: Resource = ...,
     refused: Mapping[str, str] = ...,
     json: bool = ...,
@@ -85,6 +86,7 @@ def param(
     *,
     default: T,
     choices: Sequence[str] = ...,
+    besides: Mapping[str, str] = ...,
     resource: Resource = ...,
     refused: Mapping[str, str] = ...,
     json: bool = ...,
@@ -98,6 +100,7 @@ def param(
     *,
     default: t.Any = REQUIRED,
     choices: Sequence[str] = (),
+    besides: Mapping[str, str] | None = None,
     resource: Resource | None = None,
     refused: Mapping[str, str] | None = None,
     json: bool = False,
@@ -105,7 +108,8 @@ def param(
 ) -> t.Any:
     """Declare a parameter: ``str``, ``int``, ``float``, ``bool`` or a ``Literal``, ``| None`` where it may be unset.
 
-    ``choices`` are those of a ``str`` whose values are listed elsewhere, so that no ``Literal`` can name them.
+    ``choices`` are those of a ``str`` whose values are listed elsewhere, so that no ``Literal`` can name them;
+    ``besides``: what else it takes, as a regular expression and in words.
     ``resource``: what it asks of the machines that run the step, too; only targets that give it take another value
     than the default. ``refused``: values that one might expect among the choices, and why they are not. ``json``: the
     text is JSON, in whose place a configuration may have a mapping or a list.
@@ -114,6 +118,7 @@ def param(
         "kind": "param",
         "help": help,
         "choices": tuple(choices),
+        "besides": besides or {},
         "bounds": bounds,
         "resource": resource,
         "refused": refused or {},
@@ -137,6 +142,7 @@ class Port:
     help: str
     default: t.Any = REQUIRED
     choices: tuple[t.Any, ...] = ()
+    besides: Mapping[str, str] = dc.field(default_factory=dict)  # what else it takes: a regular expression, in words
     bounds: Mapping[str, float] = dc.field(default_factory=dict)
     optional: bool = False
     group: str = ""
@@ -160,7 +166,8 @@ class Port:
         if self.is_artifact:
             return f"a path ({self.type.__name__})"
         if self.choices:
-            return "one of " + ", ".join(repr(c) if c == "" else str(c) for c in self.choices)
+            others = [f"or {words}" for words in self.besides.values()]
+            return "one of " + ", ".join([*(repr(c) if c == "" else str(c) for c in self.choices), *others])
         limits = " and ".join(f"{BOUNDS[k]} {v}" for k, v in self.bounds.items())
         return f"{WORDS[self.type]} {limits}".rstrip()
 
@@ -183,6 +190,8 @@ class Port:
             value = show(value)  # text that may also be something else
         if self.type is str and isinstance(value, (int, float)) and not isinstance(value, bool):
             value = str(value)
+        if isinstance(value, str) and any(re.fullmatch(pattern, value) for pattern in self.besides):
+            return value
         from pydantic import ValidationError
 
         try:
@@ -428,6 +437,7 @@ def _port(f: dc.Field[t.Any], hint: t.Any, owner: type[Params]) -> Port:
         help=f.metadata["help"],
         default=default,
         choices=choices,
+        besides=f.metadata.get("besides", {}),
         bounds=f.metadata.get("bounds", {}),
         optional=optional,
         group=group,

@@ -28,6 +28,8 @@ METRIC_NAMES = (  # of METRICS
     *("exact_match", "token_f1", "numeric_match", "json_valid", "json_schema", "tool_call", "refusal", "empty_answer"),
     *("answer_words", "rouge1", "rouge2", "rougeL", "rougeLsum", "chrf_rows", "bleu", "chrf", "length_difference"),
 )
+# metric_for_best_model: a function of the user's, and of a dict that it returns the value meant.
+OWN_CHOICE = {r"[^:]+:[A-Za-z_]\w*(\.[\w-]+)?": "file.py:function, of a dict file.py:function.name"}
 NUMBER = re.compile(r"(?:(?<![\w.)])[-−])?(?:\d+(?:,\d{3})*(?:\.\d+)?|(?<![\w.)])\.\d+)(?:[eE][-+]?\d+)?")
 REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")  # of JSON schemas
 FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL | re.IGNORECASE)
@@ -84,6 +86,11 @@ class AnswerRowsParams(Params):
 
 class ValidationAnswersParams(AnswerParams):
     """Scoring of written answers."""
+
+    validation_metric_file: File | None = consumes(
+        "Python file with the function that metric_for_best_model names: f(predictions, references, rows) gives a "
+        "number, one a row, or a dict of these."
+    )
 
     answered_validation_rows: int = param(
         "Validation rows whose answers are written at each evaluation of a training whose metric_for_best_model needs "

@@ -18,6 +18,7 @@ import traceback
 import typing as t
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tuneport.errors import UserError, did_you_mean, excerpt
@@ -51,6 +52,11 @@ class OwnMetric:
         except Exception as e:  # the user's code may raise anything
             raise UserError(self._failure(e, self._row_that_fails(given))) from e
         several = found if isinstance(found, Mapping) else {self.name: found}
+        if not several:
+            raise UserError(
+                f"metrics: '{self.name}' returned {{}} for {len(given[0]):,} rows; expected at least one "
+                "number, by name."
+            )
         return {str(name): self._numbers(str(name), value, len(given[0])) for name, value in several.items()}
 
     def _row_that_fails(self, given: tuple[list[str], list[str], list[dict[str, t.Any]]]) -> str:
@@ -119,7 +125,7 @@ def _own(name: str, declared: Mapping[str, Plugin], file: Path | None) -> OwnMet
     return OwnMetric(name=name, function=found, file="")
 
 
-def _in_file(place: str, function: str, file: Path | None) -> OwnMetric:
+def _in_file(place: str, function: str, file: Path | None, option: str = "metrics_file") -> OwnMetric:
     if file is None:
         raise UserError(
             f"metrics: '{place}:{function}' names a function of a file, and metrics_file is not set. Set metrics_file "
@@ -134,13 +140,13 @@ def _in_file(place: str, function: str, file: Path | None) -> OwnMetric:
         loader.exec_module(module)
     except Exception as e:  # the user's code may raise anything
         sys.modules.pop(loader.name, None)
-        raise UserError(f"metrics_file={file}: cannot be loaded ({type(e).__name__}: {e}). Mend the file.") from e
+        raise UserError(f"{option}={file}: cannot be loaded ({type(e).__name__}: {e}). Mend the file.") from e
     found = getattr(module, function, None)
     if not callable(found):
         there = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         listed = ", ".join(there) or "none"
         raise UserError(
-            f"metrics_file={file}: has no function '{function}'; it has: {listed}.{did_you_mean(function, there)}"
+            f"{option}={file}: has no function '{function}'; it has: {listed}.{did_you_mean(function, there)}"
         )
     return OwnMetric(name=function, function=found, file=str(file))
 
@@ -150,6 +156,87 @@ def scored(own: OwnMetric, rows: AnsweredRows) -> list[AnyMetric]:
     found: Mapping[str, float | np.ndarray] = own(rows) if rows.predicted else {own.name: math.nan}
     better = getattr(own.function, "greater_is_better", True)
     return [_record(name, value, better=better) for name, value in found.items()]
+
+
+def is_function(metric_for_best_model: str) -> bool:
+    """Whether it names a function of the user's."""
+    return ":" in metric_for_best_model
+
+
+def chosen_function(options: t.Any) -> tuple[str, bool]:
+    """Name and direction of the function that metric_for_best_model names.
+
+    Raises `UserError` where the function is not there or cannot be loaded.
+    """
+    found, value = _chosen(options)
+    return value or found.name, getattr(found.function, "greater_is_better", True)
+
+
+def training_score(options: t.Any, rows: AnsweredRows) -> dict[str, float]:
+    """What that function finds in answers to the validation rows, by its name; empty where it is undefined on them.
+
+    Raises `UserError` where it fails, and where it gives several values of which none is named.
+    """
+    if options is None or not is_function(getattr(options, "metric_for_best_model", "")):
+        return {}
+    function, value = _chosen(options)
+    records = {record.name: record for record in scored(function, rows)}
+    if value is None and len(records) > 1:
+        raise UserError(
+            f"metric_for_best_model={options.metric_for_best_model}: returned {', '.join(records)}; say which one, as "
+            f"in {options.metric_for_best_model}.{next(iter(records))}."
+        )
+    if value is not None and value not in records:
+        raise UserError(
+            f"metric_for_best_model={options.metric_for_best_model}: returned no {value}, but {', '.join(records)}."
+            f"{did_you_mean(value, records)}"
+        )
+    record = records[value] if value else next(iter(records.values()))
+    try:
+        return {value or function.name: float(record.compute(rows))}
+    except Undefined:
+        return {}
+
+
+def check_choice(options: t.Any, metrics: Collection[str], *, files: bool) -> None:
+    """Raise `UserError` for a function that cannot choose a checkpoint; it is looked for with ``files``.
+
+    ``metrics``: the names of the task's own.
+    """
+    name, file = getattr(options, "metric_for_best_model", ""), getattr(options, "validation_metric_file", None)
+    if not is_function(name):
+        if file is not None:
+            raise UserError(
+                f"validation_metric_file={file}: has no effect with metric_for_best_model={name}; set that to "
+                f"{file.path.name}:function, or leave the file out."
+            )
+        return
+    if file is None:
+        raise UserError(
+            f"metric_for_best_model={name}: names a function of a file, and validation_metric_file is not set. Set "
+            "it to the path of the file, so that the stage has it wherever it runs."
+        )
+    if not files:
+        return
+    found, _ = chosen_function(options)
+    if found in metrics:
+        raise UserError(
+            f"metric_for_best_model={name}: '{found}' is the name of another metric; give the function another one."
+        )
+
+
+def _chosen(options: t.Any) -> tuple[OwnMetric, str | None]:
+    """The function that metric_for_best_model names, and which value of a dict that it returns."""
+    name: str = options.metric_for_best_model
+    place, _, function = name.rpartition(":")
+    function, _, value = function.partition(".")
+    return _loaded(place, function, options.validation_metric_file.path), value or None
+
+
+@cache
+def _loaded(place: str, function: str, file: Path) -> OwnMetric:
+    """Loaded once a process, as it may hold a model that judges."""
+    return _in_file(place, function, file, "validation_metric_file")
 
 
 def _record(name: str, value: float | np.ndarray, *, better: bool) -> AnyMetric:

@@ -91,7 +91,17 @@ class GenerationTask(Task):
     likelihood = True
 
     def check_options(self, options: t.Any, *, files: bool = False) -> None:
+        from tuneport.metrics import own
+
         check_metrics(options, self.scored_by, files=files)
+        own.check_choice(options, self.metrics, files=files)
+
+    def judged_by(self, metric_for_best_model: str, options: t.Any) -> tuple[str, bool]:
+        from tuneport.metrics import own
+
+        if own.is_function(metric_for_best_model):
+            return own.chosen_function(options)
+        return super().judged_by(metric_for_best_model, options)
 
     def encoded_schema(self, meta: Meta, options: t.Any) -> pa.Schema:
         import pyarrow as pa

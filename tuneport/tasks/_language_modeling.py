@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.prompts import Specials, specials
 from tuneport.errors import UserError
-from tuneport.metrics import answers, perplexity
+from tuneport.metrics import answers, own, perplexity
 from tuneport.metrics.metric import choices, training_scores
 from tuneport.parameters import GenerationParams
 from tuneport.step import Params, param
@@ -27,6 +27,7 @@ class LanguageModelingMetric(answers.ValidationAnswersParams):
         "validation rows are generated at each evaluation.",
         default="loss",
         choices=choices(answers.beside(perplexity.METRICS)),
+        besides=answers.OWN_CHOICE,
     )
 
 
@@ -111,11 +112,12 @@ class LanguageModelingTask(GenerationTask):
         return found
 
     def needs_answers(self, metric_for_best_model: str) -> bool:
-        return answers.is_written(metric_for_best_model)
+        return answers.is_written(metric_for_best_model) or own.is_function(metric_for_best_model)
 
     def score(self, rows: Sequence[Row], given: Sequence[Row], meta: Meta, options: t.Any = None) -> dict[str, float]:
         written = self._answered(rows, given, range(len(rows)), options)
-        return training_scores([m for m in self.scored_by if answers.is_written(m.name)], written)
+        found = training_scores([m for m in self.scored_by if answers.is_written(m.name)], written)
+        return found | own.training_score(options, written)
 
     def _answered(
         self, rows: Sequence[Row], given: Sequence[Row], places: Sequence[int], options: t.Any

@@ -9,7 +9,7 @@ from tuneport.encoding.base_model import BaseModel
 from tuneport.encoding.languages import Languages, language_specials, languages
 from tuneport.encoding.prompts import PLACEHOLDER, check_end, specials
 from tuneport.errors import UserError, excerpt
-from tuneport.metrics import answers, perplexity
+from tuneport.metrics import answers, own, perplexity
 from tuneport.metrics.metric import LOSS, AnyMetric, training_scores
 from tuneport.tasks._generation import CompletionTask, evaluated_by
 from tuneport.tasks.task import Drop, Encoder, Meta, Row, ShownAnswer
@@ -93,7 +93,8 @@ class TextPairTask(CompletionTask):
 
     def score(self, rows: Sequence[Row], given: Sequence[Row], meta: Meta, options: t.Any = None) -> dict[str, float]:
         written = self._answered(rows, given, meta, options)
-        return training_scores([m for m in self.scored_by if m.name != LOSS], written)
+        found = training_scores([m for m in self.scored_by if m.name != LOSS], written)
+        return found | own.training_score(options, written)
 
     def evaluate_with(self, rows: Sequence[Row], given: Sequence[Row], meta: Meta, options: t.Any) -> Evaluation:
         if not options.metrics:

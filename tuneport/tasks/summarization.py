@@ -47,6 +47,7 @@ class SummarizationMetric(answers.ValidationAnswersParams):
         "validation rows are generated at each evaluation.",
         default="loss",
         choices=choices(answers.beside(texts.SUMMARY_METRICS)),
+        besides=answers.OWN_CHOICE,
     )
 
 

@@ -138,6 +138,10 @@ class Task(ABC):
         """Whether greater is better, by the name of each choice of metric_for_best_model."""
         return directions(self.scored_by)
 
+    def judged_by(self, metric_for_best_model: str, options: t.Any) -> tuple[str, bool]:
+        """What chooses the best checkpoint: its name among an evaluation's scores, and whether greater is better."""
+        return metric_for_best_model, self.metrics[metric_for_best_model]
+
     def check_options(self, options: t.Any, *, files: bool = False) -> None:  # noqa: B027 - most tasks have none
         """Raise `UserError` for values of the task's own parameters of finetune or model_evaluation that are not valid.
 

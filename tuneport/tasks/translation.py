@@ -53,6 +53,7 @@ class TranslationMetric(answers.ValidationAnswersParams):
         "validation rows are generated at each evaluation.",
         default="loss",
         choices=choices(answers.beside(texts.TRANSLATION_METRICS)),
+        besides=answers.OWN_CHOICE,
     )
 
 

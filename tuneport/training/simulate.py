@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tuneport.errors import UserError
+from tuneport.metrics.metric import LOSS
+from tuneport.metrics.own import is_function
 from tuneport.training import optimizers
 from tuneport.training.parameters import TrainingParams
 from tuneport.training.rank_memory import HALF, StepMemory, simulated_optimizer
@@ -52,7 +54,7 @@ def simulate(run: Run, batches: Sequence[Batch]) -> list[StepMemory]:
         "base": str(run.base),
         "prepared": str(run.prepared),
         "values": _values(in_one_process(run.options)),
-        "metric": run.metric_for_best_model,
+        "metric": LOSS if is_function(run.metric_for_best_model) else run.metric_for_best_model,
         "batches": [dc.asdict(batch) for batch in batches],
     }
     ours = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}

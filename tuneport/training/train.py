@@ -206,7 +206,7 @@ def assemble(
         sharding.join_tables(plain)
         arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] = ",".join(sharding.units(plain))
     tokenizer = TokenizerFiles(base, prepared.info.max_seq_length, task.chat_template(prepared.info.meta))
-    _judge_by(arguments, task, metric_for_best_model)
+    _judge_by(arguments, task, metric_for_best_model, options)
     checkpoints = CheckpointFolder(
         path=output / "checkpoints",
         parameters={n: getattr(options, n) for n, p in options.ports().items() if p.kind == "param"},
@@ -265,10 +265,9 @@ def _regularise(model: t.Any, options: TrainingParams) -> None:
         neftune.Noise(model, options.neftune_noise_alpha)
 
 
-def _judge_by(arguments: TrainingArguments, task: Task, metric: str) -> None:
+def _judge_by(arguments: TrainingArguments, task: Task, metric: str, options: TrainingParams) -> None:
     """Let the metric, in its own direction, decide which checkpoint is the best, and when a rate has to fall."""
-    arguments.metric_for_best_model = metric
-    arguments.greater_is_better = task.metrics[metric]
+    arguments.metric_for_best_model, arguments.greater_is_better = task.judged_by(metric, options)
     arguments.label_names = list(task.label_names)
     if arguments.lr_scheduler_type == "reduce_lr_on_plateau":
         arguments.lr_scheduler_kwargs = {"mode": "max" if arguments.greater_is_better else "min"}
@@ -387,7 +386,7 @@ def _scores_of_answers(
             torch.distributed.all_gather_object(parts, share)
             answers = [parts[i % len(parts)][i // len(parts)] for i in range(len(rows))]
         model.train(training)
-        return task.score(rows, answers, meta, options)
+        return _of_first(trainer.peers, lambda: task.score(rows, answers, meta, options))
 
     return scores
 
@@ -416,6 +415,22 @@ def _each_alone(model: t.Any, trainer: BestModelTrainer, options: TrainingParams
 
 def _free(options: TrainingParams) -> int:
     return available_memory(options.number_of_gpu_to_use_finetuning)
+
+
+def _of_first(peers: Peers, scores: t.Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The scores that the first process finds, in all of them: a function of the user's may give others each time, and
+    may take longer than a collective operation waits. Raises its `UserError` in all of them, too.
+    """
+    found: dict[str, t.Any] = {}
+    if peers.rank == 0:
+        try:
+            found["scores"] = {name: float(value) for name, value in scores().items()}
+        except UserError as e:
+            found["error"] = str(e)
+    found = peers.share("scores of the answers", found)
+    if "error" in found:
+        raise UserError(found["error"])
+    return t.cast(dict[str, float], found["scores"])
 
 
 def _in_16_bits(model: t.Any, arguments: TrainingArguments) -> t.ContextManager[t.Any]:

@@ -54,7 +54,7 @@ def entry(port: Port) -> dict[str, Any]:
         **optional,
         **limits,
     }
-    if any(port.choices):
+    if any(port.choices) and not port.besides:
         found["enum"] = [choice for choice in port.choices if choice != ""]
     if not port.required and port.default not in (None, ""):
         found["default"] = port.default

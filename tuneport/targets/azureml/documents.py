@@ -157,7 +157,7 @@ def _input(port: Port, value: t.Any = None) -> Spec:
     if port.is_artifact:
         return {"type": artifact_type(port), **optional, "description": port.help}
     spec: Spec = {"type": PARAMETERS[port.type], **optional, **_bounds(port)}
-    if choices := [c for c in port.choices if c != ""]:  # Azure ML has no empty value
+    if (choices := [c for c in port.choices if c != ""]) and not port.besides:  # Azure ML has no empty value
         spec["enum"] = choices
     if port.default not in (REQUIRED, None, ""):
         spec["default"] = port.default
