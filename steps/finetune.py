@@ -75,6 +75,10 @@ class Finetune(Step, TaskParams, TrainingParams):
         sharded = self.apply_deepspeed or self.fsdp not in ("", "none")
         return Least(memory=whole // (shares if sharded else 1), disk=checkpoint)
 
+    def needs_all_machines(self) -> str:
+        """Of a checkpoint that is in parts, each process reads its own."""
+        return "apply_deepspeed=true" if self.apply_deepspeed else f"fsdp={self.fsdp}" if self.fsdp else ""
+
     def needs_network(self) -> bool:
         return super().needs_network() or trackers.WANDB in trackers.chosen(self.report_to)
 

@@ -372,6 +372,10 @@ class Step(Params):
         """
         return self.cacheable
 
+    def needs_all_machines(self) -> str:
+        """Why it cannot go on with fewer machines than it began with, as `name=value`; empty where it can."""
+        return ""
+
     def needs_network(self) -> bool:
         """Whether it may need more of the network with these values than the tracking server."""
         return self.network or any(not artifact.is_local for artifact in self.inputs().values())

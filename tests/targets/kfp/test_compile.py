@@ -293,10 +293,11 @@ def test_what_becomes_of_a_job_whose_launcher_is_evicted_and_its_runtime_reach_t
     own = {"when_evicted": "suspend", "runtime": "tuneport", "runtime_kind": "TrainingRuntime"}
     pipeline = pipelines.load("text_classification")
 
-    def compiled(several: dict[str, object]) -> str:
+    def compiled(several: dict[str, object], **values: object) -> str:
         platform = {"kfp": {"images": IMAGES, **shared, "multi_node": several}}
         request = Request(output_dir=Path("/runs"), folder=Path("/home"), environment={}, platform=platform)
-        text: str = load("kfp").compile(pipeline, pipeline.resolve({**VALUES, "num_nodes_finetune": 2}), request).text
+        given = {**VALUES, "num_nodes_finetune": 2, **values}
+        text: str = load("kfp").compile(pipeline, pipeline.resolve(given), request).text
         return text
 
     spec = next(yaml.safe_load_all(compiled(own)))
@@ -305,6 +306,9 @@ def test_what_becomes_of_a_job_whose_launcher_is_evicted_and_its_runtime_reach_t
     assert known["when_evicted"] == "suspend" and known["job"]["runtime_kind"] == "TrainingRuntime"
     with pytest.raises(UserError, match="when_evicted=suspend: not with queue"):
         compiled({**own, "queue": "gpus"})
+    compiled({**own, "elastic_min_nodes": 1})
+    with pytest.raises(UserError, match="elastic_min_nodes: not with fsdp=full_shard, whose checkpoints are in parts"):
+        compiled({**own, "elastic_min_nodes": 1}, fsdp="full_shard")
 
 
 def test_the_document_is_a_component_of_ones_own_pipeline(tmp_path: Path) -> None:

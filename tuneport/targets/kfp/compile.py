@@ -359,6 +359,11 @@ def _job_problems(plan: Plan, node: Node) -> list[str]:
         )
     if (fewest := settings.multi_node.elastic_min_nodes) and fewest > nodes:
         problems.append(f"platform.kfp.multi_node.elastic_min_nodes={fewest}: expected up to {name} ({nodes}).")
+    if settings.multi_node.elastic_min_nodes and (why := plan.steps[node.name].needs_all_machines()):
+        problems.append(
+            f"platform.kfp.multi_node.elastic_min_nodes: not with {why}, whose checkpoints are in parts, one for each "
+            "process, so that fewer machines cannot go on. Leave out one of them."
+        )
     if settings.multi_node.when_evicted == "suspend" and settings.multi_node.queue:
         problems.append(
             "platform.kfp.multi_node.when_evicted=suspend: not with queue, as Kueue itself suspends and resumes its "
