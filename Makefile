@@ -102,7 +102,7 @@ dist: | $(BIN)/python
 LOCK = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
   --generate-hashes --no-annotate -c constraints.txt pyproject.toml
 STORES = --extra s3 --extra gcs --extra azure
-TRAINER = $(STORES) --extra train --extra benchmark --extra onnx --extra launch --extra mlflow-server images/compile.txt
+TRAINER = $(STORES) --extra train --extra benchmark --extra onnx --extra trackers --extra launch --extra mlflow-server images/compile.txt
 
 lock: $(VENV)/.dev
 	$(LOCK) $(STORES) -o images/requirements-base.txt
