@@ -6,8 +6,8 @@ image=$1
 shift
 case $image in
 base) extras="s3 gcs azure" ;;
-trainer) extras="s3 gcs azure train launch mlflow-server" ;;
-deepspeed) extras="s3 gcs azure train launch mlflow-server deepspeed" ;;
+trainer) extras="s3 gcs azure train benchmark onnx trackers launch mlflow-server" ;;
+deepspeed) extras="s3 gcs azure train benchmark onnx trackers launch mlflow-server deepspeed" ;;
 esac
 if [ "$HASHES" = no ]; then
     # shellcheck disable=SC2086 # one argument an extra
