@@ -1,6 +1,7 @@
 """Machines without a shared volume: what the document says of them, and what is refused before there is a job."""
 
 import copy
+import errno
 import json
 import os
 import subprocess
@@ -207,6 +208,20 @@ def test_a_machine_reads_once_before_its_ranks_start_and_sends_what_they_wrote_o
     found = digests.KnownDigests()
     found.read(Path(os.environ[digests.VARIABLE]))
     assert len(found.files) >= 1  # so that no rank reads the weights again for their digest
+
+
+def test_a_machine_without_room_for_what_it_reads_says_so(
+    machine: CountingProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(digests.HashedFile, "write", full)  # a disk that is full cannot be had here
+    given = {"model": "s3://runs/model", "doubled": "s3://runs/out"}
+    with pytest.raises(
+        UserError, match=r"tuneport-doubling: the disk is full .* platform\.kfp\.stages\.doubling\.tmp_size"
+    ):
+        by_address.run(Doubling, given, lambda values: 0)
 
 
 def test_a_machine_whose_values_are_all_paths_runs_its_stage_as_it_is(tmp_path: Path) -> None:

@@ -9,15 +9,17 @@ launches them are manifests, and the files that the UI shows.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import typing as t
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tuneport import digests, stored_artifacts
 from tuneport.address import Address
 from tuneport.artifacts import MANIFEST, Artifact
-from tuneport.errors import UserError
+from tuneport.errors import UserError, is_full_disk
 from tuneport.step import Step
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # by which libraries find a store that is not Amazon's
@@ -64,7 +66,7 @@ def run(step: type[Step], given: Mapping[str, t.Any], work: Callable[[Mapping[st
     inputs = {n: a for n, a in elsewhere.items() if step.ports()[n].kind == "input"}
     places = {name: root / ("in" if name in inputs else "out") / name for name in elsewhere}
     record = root / "digests"
-    with digests.recorded(record):
+    with digests.recorded(record), _room(root, step.name()):
         for name, artifact in inputs.items():
             if artifact.user_supplied:
                 places[name] = stored_artifacts.fetch_file(artifact.address, places[name])
@@ -79,6 +81,21 @@ def run(step: type[Step], given: Mapping[str, t.Any], work: Callable[[Mapping[st
         with digests.recorded(record):
             _send({n: (type(a)(places[n]), a.address) for n, a in elsewhere.items() if n not in inputs})
     return code
+
+
+@contextmanager
+def _room(folder: Path, stage: str) -> Iterator[None]:
+    """Say what to do where the disk has no room for what is fetched. Raises `UserError`."""
+    try:
+        yield
+    except OSError as e:
+        if not is_full_disk(e):
+            raise
+        free = shutil.disk_usage(folder).free / 1e6
+        raise UserError(
+            f"{folder}: the disk is full ({free:.0f} MB free), and what {stage} reads does not fit. Give its machines "
+            f"more: platform.kfp.stages.{stage}.tmp_size where it is set, or nodes with larger disks."
+        ) from None
 
 
 def _send(outputs: Mapping[str, tuple[Artifact, Address]]) -> None:
