@@ -8,6 +8,7 @@ as an argument makes those alone.
 import io
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -36,12 +37,12 @@ COLOURS = 96  # of a PNG's palette: flat pages need no more
 ERRORS_ALONE = "section:not(#errors), .verdict, header, footer { display: none; }"
 PREVIEWS = {  # how high the part of the page is that is shown, in pixels
     "text_classification": 340,
-    "token_classification": 340,
-    "question_answering": 460,
-    "summarization": 460,
+    "token_classification": 325,
+    "question_answering": 405,
+    "summarization": 432,
     "translation": 340,
-    "text_generation": 340,
-    "chat_completion": 340,
+    "text_generation": 360,
+    "chat_completion": 405,
 }
 RUN = ["run", "text_classification", "--config", "config.yaml", "num_train_epochs=2", "--name", "first"]
 
@@ -70,10 +71,9 @@ def steps(place: Path) -> None:
     shutil.copy(folder / "data" / "questions.jsonl", folder)
     shutil.copytree(folder / "data" / "model", folder / "models" / "minilm")
     init = ["init", "--data", "questions.jsonl", "--model", "models/minilm", "-o", "run.yaml"]
-    picture_of_terminal(init, folder, PICTURES / "init.svg")
-    for name, options in {"validate": [], "preview": ["--rows", "2"]}.items():
-        line = [name, "text_classification", "--config", "run.yaml", *options]
-        picture_of_terminal(line, folder, PICTURES / f"{name}.svg")
+    picture_of_terminal(init, folder, PICTURES / "init.svg", wrote="run.yaml")
+    validate = ["validate", "text_classification", "--config", "run.yaml"]
+    picture_of_terminal(validate, folder, PICTURES / "validate.svg")
 
 
 def run(place: Path) -> None:
@@ -96,7 +96,7 @@ def previews(place: Path) -> None:
         folder = example(place, task)
         command = [tuneport(), "preview", task, "--config", "config.yaml", "--rows", "2", "--html", "preview.html"]
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        photograph((folder / "preview.html").as_uri(), PICTURES / f"preview-{task}.png", 1000, height)
+        photograph((folder / "preview.html").as_uri(), PICTURES / f"preview-{task}.png", 1120, height)
 
 
 MAKERS = {"steps": steps, "run": run, "previews": previews}
@@ -107,15 +107,18 @@ def tuneport() -> str:
     return str(Path(sys.executable).with_name("tuneport"))
 
 
-def picture_of_terminal(arguments: list[str], folder: Path, picture: Path) -> None:
-    """Run a command on a terminal, and draw the last screen as SVG."""
-    code, chunks = written([tuneport(), *arguments], COLUMNS, folder, {**os.environ, "PATH": _path()})
+def picture_of_terminal(arguments: list[str], folder: Path, picture: Path, wrote: str | None = None) -> None:
+    """Run a command on a terminal, and draw the last screen as SVG; ``wrote``: a file that is shown below it."""
+    command = [tuneport(), *arguments]
+    if wrote is not None:
+        command = ["sh", "-c", f"{shlex.join(command)} && printf '\\n$ cat {wrote}\\n' && cat {wrote}"]
+    code, chunks = written(command, COLUMNS, folder, {**os.environ, "PATH": _path()})
     if code:
         raise SystemExit(b"".join(chunks).decode("utf-8", "replace"))
     screen = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.ByteStream(screen)
     for chunk in chunks:
-        stream.feed(chunk.replace(str(folder).encode() + b"/", b""))
+        stream.feed(chunk.replace(f"{folder}/".encode(), b"").replace(str(folder).encode(), b"~/questions"))
     console = Console(record=True, width=COLUMNS, file=io.StringIO())
     for line in _lines(screen):
         console.print(line, no_wrap=True, overflow="crop")
