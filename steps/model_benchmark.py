@@ -149,18 +149,16 @@ class ModelBenchmark(Step, TaskParams, SeedParams):
         from tuneport.evaluation.harness import Harness, check_installed
 
         check_installed("benchmark_tasks")
-        return Harness(self._names(), self.benchmark_folder and self.benchmark_folder.path)
+        return Harness(self._names(), self.benchmark_folder.path if self.benchmark_folder else None)
 
     def _models(self) -> dict[str, Path]:
         return {"tuned model": self.pytorch_model_folder.path, "base model": self.model_selector_output.path}
 
     def _asking(self) -> "tuple[Asking, Any]":
         """How both models are asked, and the tokenizer by which they are, the tuned model's."""
-        from transformers import AutoTokenizer
+        from tuneport.evaluation.harness import Asking, tokenizer_of
 
-        from tuneport.evaluation.harness import Asking
-
-        tokenizer = AutoTokenizer.from_pretrained(self.pytorch_model_folder.path)
+        tokenizer = tokenizer_of(self.pytorch_model_folder.path)
         by_task = tasks.load(self.task_name).benchmarked == "chat"
         chat = by_task if self.apply_chat_template == "auto" else self.apply_chat_template == "true"
         if chat and not tokenizer.chat_template:

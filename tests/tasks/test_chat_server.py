@@ -129,6 +129,13 @@ def test_a_request_that_cannot_be_answered_harms_no_other(server: SimpleNamespac
         ({"max_tokens": "many"}, 400, "max_tokens"),
         ({"max_tokens": 100_000}, 400, "leaves no room for a prompt"),
         ({"temperature": -1}, 400, "temperature"),
+        ({"logprobs": True}, 400, "logprobs=True is not supported"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format="),
+        ({"reasoning_effort": "low"}, 400, "reasoning_effort is not known here, and may change the answer"),
+        ({"top_k": 1.5}, 400, "top_k=1.5 is not valid; expected a whole number"),
+        ({"stream_options": {"include_usage": True}}, 400, "stream_options has no effect without stream=true"),
+        ({"stream": True, "stream_options": {"other": 1}}, 400, "there is include_usage"),
+        ({"stream": "yes"}, 400, "stream='yes' is not valid"),
         ({"model": "other"}, 404, "the model 'other' is not here; there is 'answers'"),
     ],
 )
@@ -138,6 +145,41 @@ def test_what_the_server_cannot_do_is_said(
     found, answer = ask(server, "what is red 7", **values)
     assert found == status
     assert message in answer["error"]["message"] or message == "max_tokens"
+    assert answer["error"].keys() == {"message", "type", "param", "code"}
+    if "is not supported" in message or "not known" in message:
+        assert answer["error"]["param"] in values
+
+
+def test_what_changes_no_answer_is_passed_over_and_what_the_model_samples_by_is_taken(server: SimpleNamespace) -> None:
+    passed_over = {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "n": 1, "seed": None}
+    status, found = ask(server, "what is red 7", **passed_over)
+    assert (status, [found["choices"][0]["message"]["content"]]) == (200, wanted(server, ["what is red 7"]))
+    for given, params in (
+        ({"repetition_penalty": 5.0}, {"repetition_penalty": 5.0}),
+        ({"temperature": 5.0, "top_k": 1}, {"temperature": 5.0, "top_k": 1}),
+        ({"temperature": 0, "top_k": -1}, {}),
+    ):
+        status, found = ask(server, "what is red 7", **given)
+        assert (status, [found["choices"][0]["message"]["content"]]) == (
+            200,
+            wanted(server, ["what is red 7"], **params),
+        )
+    assert wanted(server, ["what is red 7"], repetition_penalty=5.0) != wanted(server, ["what is red 7"])
+
+
+def test_a_stream_ends_with_its_usage_where_that_is_asked_for(server: SimpleNamespace) -> None:
+    asked = {"messages": [{"role": "user", "content": "what is red 7"}], "stream_options": {"include_usage": True}}
+    request = urllib.request.Request(
+        f"{server.url}/v1/chat/completions",
+        json.dumps({**asked, "stream": True}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        events = [line.removeprefix("data: ") for line in answer.read().decode().split("\n\n") if line]
+    *chunks, last = [json.loads(event) for event in events[:-1]]
+    assert events[-1] == "[DONE]" and last["choices"] == [] and {chunk["usage"] for chunk in chunks} == {None}
+    _, whole = ask(server, "what is red 7")
+    assert last["usage"] == whole["usage"]
 
 
 def test_a_stream_ends_with_the_whole_answer_and_done(server: SimpleNamespace) -> None:

@@ -28,7 +28,25 @@ REFUSED = {  # what is not done, with the value that asks for nothing
     "response_format": {"type": "text"},
     "tool_choice": "auto",
     "parallel_tool_calls": True,
+    "modalities": ["text"],
+    "functions": None,
+    "function_call": "none",
 }
+READ = {"model", "messages", "tools", "stream", "stream_options", "max_tokens", "max_completion_tokens"}
+SAMPLING = {  # of OpenAI's, and of those that others add, the ones that the model has under the same name
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "repetition_penalty": float,
+    "no_repeat_ngram_size": int,
+    "num_beams": int,
+    "length_penalty": float,
+}
+WITHOUT_EFFECT = {  # on an answer: whose request it is, and how it is kept, paid for or made faster
+    *("user", "metadata", "store", "service_tier", "safety_identifier", "prediction"),
+    *("prompt_cache_key", "prompt_cache_retention"),
+}
+STREAM_OPTIONS = {"include_usage", "include_obfuscation"}  # the second pads what is sent, and nothing is padded here
 Row = dict[str, t.Any]
 
 
@@ -38,6 +56,15 @@ class Waiting(t.NamedTuple):
     row: Row
     params: str  # as JSON: equal ones make a batch
     answer: asyncio.Future[t.Any]
+
+
+class Refused(ValueError):
+    """A request that is not answered, with the status that says why, and the field that is the reason."""
+
+    def __init__(self, message: str, status: int = 400, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
 
 
 class Batches:
@@ -90,21 +117,45 @@ class Batches:
 
 
 def parameters(body: Row, known: t.Collection[str]) -> Row:
-    """A request's sampling in the words of the model. Raises ValueError for what it cannot do."""
+    """A request's sampling in the words of the model. Raises `Refused` for what it cannot do."""
     if not body.get("tools") and body.get("tool_choice") == "none":  # OpenAI's default where there are no tools
         body = {**body, "tool_choice": None}
     for name, only in REFUSED.items():
         if body.get(name) not in (None, only, [], {}):
-            raise ValueError(f"{name}={body[name]!r} is not supported; leave it out")
-    found = {name: body[name] for name in ("temperature", "top_p") if body.get(name) is not None}
+            raise Refused(f"{name}={body[name]!r} is not supported; leave it out", param=name)
+    for name in sorted(body.keys() - REFUSED.keys() - READ - SAMPLING.keys() - WITHOUT_EFFECT):
+        if body[name] is not None:
+            raise Refused(f"{name} is not known here, and may change the answer; leave it out", param=name)
+    found = {name: body[name] for name in SAMPLING if body.get(name) is not None}
+    if found.get("top_k") == -1:  # as others say: from all
+        found["top_k"] = 0
     most = body.get("max_completion_tokens") or body.get("max_tokens")
     if most is not None:
         found["max_new_tokens"] = most
     for name, value in found.items():
-        whole = name == "max_new_tokens"
+        whole = SAMPLING.get(name, int) is int
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-            raise ValueError(f"{name}={value!r} is not valid; expected a {'whole ' * whole}number")
-    return {name: value for name, value in found.items() if name in known}
+            raise Refused(f"{name}={value!r} is not valid; expected a {'whole ' * whole}number", param=name)
+        if name not in known:
+            raise Refused(f"{name}={value!r} is not supported by this model; leave it out", param=name)
+    return found
+
+
+def with_usage(body: Row) -> bool:
+    """Whether a request wants a stream that ends with its usage. Raises `Refused` for what there is not."""
+    stream, options = body.get("stream"), body.get("stream_options")
+    if stream not in (None, True, False):
+        raise Refused(f"stream={stream!r} is not valid; expected true or false", param="stream")
+    if options is None:
+        return False
+    if not stream:
+        raise Refused("stream_options has no effect without stream=true; leave it out", param="stream_options")
+    if not isinstance(options, dict) or (options.keys() - STREAM_OPTIONS):
+        raise Refused(f"stream_options={options!r} is not supported; there is include_usage", param="stream_options")
+    wanted = options.get("include_usage")
+    if wanted not in (None, True, False):
+        raise Refused(f"include_usage={wanted!r} is not valid; expected true or false", param="stream_options")
+    return bool(wanted)
 
 
 def completion(name: str, answer: Row) -> Row:
@@ -127,25 +178,21 @@ def completion(name: str, answer: Row) -> Row:
     }
 
 
-def streamed(answer: Row) -> t.Iterator[str]:
-    """A whole answer as the events of a stream: one with the text, one with its end."""
+def streamed(answer: Row, usage: bool = False) -> t.Iterator[str]:
+    """A whole answer as the events of a stream: the text, its end, and its usage where that is asked for."""
     choice = answer["choices"][0]
-    for delta, reason in (
+    parts: list[tuple[Row, str | None]] = [
         ({"role": "assistant", "content": choice["message"]["content"]}, None),
         ({}, choice["finish_reason"]),
-    ):
-        chunk = {key: answer[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
-        chunk["choices"] = [{"index": 0, "delta": delta, "finish_reason": reason}]
+    ]
+    head = {key: answer[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+    none = {"usage": None} if usage else {}
+    for delta, reason in parts:
+        chunk = {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}], **none}
         yield f"data: {json.dumps(chunk)}\n\n"
+    if usage:
+        yield f"data: {json.dumps({**head, 'choices': [], 'usage': answer['usage']})}\n\n"
     yield "data: [DONE]\n\n"
-
-
-class Refused(ValueError):
-    """A request that is not answered, with the status that says why."""
-
-    def __init__(self, message: str, status: int = 400) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Server:
@@ -188,7 +235,8 @@ class Server:
         if not isinstance(body, dict) or "messages" not in body:
             raise Refused("expected a JSON object with messages")
         if body.get("model") not in (None, self.name):
-            raise Refused(f"the model {body['model']!r} is not here; there is {self.name!r}", 404)
+            raise Refused(f"the model {body['model']!r} is not here; there is {self.name!r}", 404, "model")
+        with_usage(body)
         params = {**self.served.settings["params"], **parameters(body, self.served.settings["params"])}
         row = {"messages": body["messages"], "tools": body.get("tools")}
         return completion(self.name, await self.batches(row, params))
@@ -203,7 +251,8 @@ def application(folder: str, name: str) -> t.Any:
 
     def refuse(_: Request, error: Exception) -> JSONResponse:
         status = error.status if isinstance(error, Refused) else 400
-        return JSONResponse({"error": {"message": str(error), "type": "invalid_request_error"}}, status)
+        said = {"message": str(error), "type": "invalid_request_error", "param": getattr(error, "param", None)}
+        return JSONResponse({"error": {**said, "code": None}}, status)
 
     async def invocations(request: Request) -> Response:
         kind = request.headers.get("content-type", "")
@@ -214,7 +263,7 @@ def application(folder: str, name: str) -> t.Any:
         body = json.loads(await request.body())
         answer = await server.chat(body)
         if body.get("stream"):
-            return StreamingResponse(streamed(answer), media_type="text/event-stream")
+            return StreamingResponse(streamed(answer, with_usage(body)), media_type="text/event-stream")
         return JSONResponse(answer)
 
     for function in (invocations, chat):  # FastAPI would look for what their annotations name in this module

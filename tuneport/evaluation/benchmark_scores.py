@@ -80,7 +80,8 @@ class BenchmarkScores:
         tuned, base = (_rows(measured, name, key) for measured in (self.tuned, self.base))
         if tuned is None or base is None or tuned.keys() != base.keys() or not metric.ranked:
             return None
-        found = bootstrap.difference(*([(side[row], 1.0) for row in tuned] for side in (base, tuned)), self.seed)
+        before, after = ([(side[row], 1.0) for row in tuned] for side in (base, tuned))
+        found = bootstrap.difference(before, after, self.seed)
         return None if found is None else Gain(metric=metric, value=found[0], interval=found[1])
 
     @property

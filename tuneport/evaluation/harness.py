@@ -75,6 +75,13 @@ def version() -> str:
     return ""
 
 
+def tokenizer_of(folder: Path) -> t.Any:
+    """The tokenizer of a model's folder, with its chat template."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
 class Harness:
     """The tasks of lm_eval, and those in a user's folder, from which the data of all of them is read then."""
 
@@ -269,7 +276,7 @@ def _prompts(sample: Sample) -> Iterator[tuple[str, int | None]]:
 
 
 def _is_cut(lm: t.Any, text: str, written: int | None) -> bool:
-    room = lm.max_length - (lm.max_gen_toks if written is None else int(written))
+    room = int(lm.max_length) - (int(lm.max_gen_toks) if written is None else int(written))
     return len(text.encode()) > room and len(lm.tok_encode(text)) > room  # a token is a byte or more
 
 

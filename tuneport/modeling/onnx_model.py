@@ -94,8 +94,8 @@ def check_installed() -> None:
 
 def write_onnx_model(
     model: t.Any,
-    predictor: Callable[[Sequence[Mapping[str, t.Any]]], t.Any],
-    rows: Sequence[Mapping[str, t.Any]],
+    predictor: Callable[[Sequence[dict[str, t.Any]]], t.Any],
+    rows: Sequence[dict[str, t.Any]],
     *,
     task: str,
     tokenizer: Path,

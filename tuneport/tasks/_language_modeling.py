@@ -56,7 +56,7 @@ class LanguageModelingTask(GenerationTask):
     default_metrics = "exact_match,token_f1,rougeL,empty_answer,length_difference"
     scored_by = answers.beside(perplexity.METRICS)
     architectures: t.ClassVar[tuple[str, ...]] = ("AutoModelForCausalLM",)
-    benchmarked = "text"
+    benchmarked: t.ClassVar[t.Literal["no", "text", "chat"]] = "text"
 
     def asked(self, row: Row) -> Row:
         """What the predictor reads of a test row."""
