@@ -15,7 +15,7 @@ from tuneport.artifacts import INCOMPLETE, Dataset, File, Model, read_manifest, 
 from tuneport.digests import sha256
 from tuneport.errors import UserError
 from tuneport.stage import execute
-from tuneport.step import Step, consumes, param, produces
+from tuneport.step import Context, Step, consumes, param, produces
 
 
 class Copy(Step):
@@ -301,3 +301,21 @@ def test_a_change_of_a_read_only_input_is_named_and_leaves_nothing(data: Path) -
     with pytest.raises(UserError, match=r"rows\.txt: cannot be changed, as data is a read-only input of copy"):
         execute(copy(data, then="read-only"))
     assert not (data.parent / "out").exists() or not any((data.parent / "out").iterdir())
+
+
+class Assist(Copy):
+    """What another process than rank 0 does: nothing that is written."""
+
+    def run(self) -> None: ...
+
+
+@pytest.mark.parametrize(("store", "left"), [(None, True), ("s3://runs/checkpoints", False)])
+def test_beside_rank_0_an_earlier_output_goes_only_from_a_disk_that_no_other_machine_writes_to(
+    store: str | None, left: bool, data: Path, tmp_path: Path
+) -> None:
+    outputs = {"model": Model(tmp_path / "model"), "second": Dataset(tmp_path / "second")}
+    execute(Copy(data=data, **outputs))
+    step = Assist(data=data, **outputs)
+    step.context = Context(rank=1, local_rank=0, world_size=2, checkpoint_store=store)
+    execute(step)
+    assert (tmp_path / "model" / "manifest.json").is_file() == left

@@ -113,6 +113,9 @@ def _artifacts(step: Step) -> tuple[dict[str, Artifact], dict[str, Artifact]]:
 def _assist(step: Step, outputs: dict[str, Artifact]) -> None:
     """Run a step beside the process of rank 0, which prepares, seals and clears away the outputs of all."""
     for name, artifact in outputs.items():
+        if step.context.checkpoint_store is not None and step.context.local_rank == 0:
+            # Of an earlier start, when rank 0 was on this machine, whose disk no other writes to: it is no result now.
+            shutil.rmtree(artifact.path, ignore_errors=True)
         setattr(step, name, type(artifact)(_staging(artifact.path)))
     with terminated_on_signal():
         step.run()

@@ -171,7 +171,7 @@ def _launch(
 
 
 def _digest(command: Sequence[str]) -> str:
-    """Tells apart what a retry of a pod and one of the run repeat: the latter has other addresses, and another job."""
+    """Tells jobs of one run apart that read or write at other addresses."""
     return hashlib.sha256("\0".join(command).encode()).hexdigest()[:8]
 
 
