@@ -131,6 +131,7 @@ class WandbRun(Run):
 def _wandb(folder: Path, name: str, parameters: Mapping[str, t.Any]) -> Iterator[Run]:
     """A run as the WANDB_ variables say, without what wandb notes of the machine, the command and the console."""
     os.environ.setdefault("WANDB_PROJECT", EXPERIMENT)
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # reports of its own errors to its makers
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)
