@@ -98,7 +98,7 @@ class TensorBoardRun(Run):
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(self.folder), purge_step=step)  # type: ignore[no-untyped-call]
+            self.writer = SummaryWriter(str(self.folder), purge_step=step)
             rows = "\n".join(f"| {key} | {value} |" for key, value in self.parameters.items())
             self.writer.add_text("parameters", f"| parameter | value |\n|---|---|\n{rows}", step)
         for key, value in metrics.items():
