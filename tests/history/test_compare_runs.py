@@ -78,7 +78,10 @@ def test_parameters_data_and_the_sentence_are_named(
     html_page.save_html(show_runs.comparison(found), "first and second", tmp_path / "two.html")
     page = (tmp_path / "two.html").read_text("utf-8")
     assert (
-        "learning_rate" in page and page.startswith("<!DOCTYPE html>") and "http" not in page.replace("http-equiv", "")
+        "<title>first and second</title>" in page
+        and "learning_rate" in page
+        and page.startswith("<!doctype html>")
+        and "http" not in page.replace("http-equiv", "")
     )
     assert json.loads(json.dumps(found.as_json()))["difference"]["metric"] == "accuracy"
 

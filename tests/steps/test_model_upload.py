@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
+import pipelines
 import steps
 from steps.model_upload import ModelUpload
 from tests.fake_hub import WritableHub
+from tuneport import targets
 from tuneport.artifacts import Dataset, Model, write_manifest
 from tuneport.errors import UserError
+from tuneport.runner.request import Request
 from tuneport.stage import execute
 
 TOKEN = "hf_aSecretOfTests"
@@ -228,3 +231,17 @@ def test_a_run_is_refused_at_once_where_it_would_fail_at_its_end(
     assert "there is no token to write to" in capsys.readouterr().err
     assert tuneport("validate", "text_classification", *values, "hub_private_repo=false") == 2
     assert "hub_model_id" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("repo_id", [None, "acme/questions"])
+def test_azure_ml_runs_the_stage_where_a_name_is_given_with_the_tuned_model(repo_id: str | None) -> None:
+    pipeline = pipelines.load("text_classification")
+    given = {"huggingface_id": "acme/base", "train_file_path": "azureml:rows:3", "sentence1_key": "text"}
+    values = pipeline.resolve({**given, "label_key": "label", "hub_model_id": repo_id})
+    request = Request(output_dir=Path("/nowhere"), folder=Path("/"), environment={}, platform={})
+    document = targets.load("azureml").compile(pipeline, values, request)
+    jobs = document.files["pipeline.yaml"]["jobs"]
+    assert ("model_upload" in jobs) == (repo_id is not None)
+    if repo_id is not None:
+        handed = jobs["model_upload"]["inputs"]["pytorch_model_folder"]
+        assert handed == "${{parent.jobs.finetune.outputs.tuned_model}}"

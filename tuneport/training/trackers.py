@@ -98,7 +98,7 @@ class TensorBoardRun(Run):
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(self.folder), purge_step=step)  # type: ignore[no-untyped-call]
+            self.writer = SummaryWriter(str(self.folder), purge_step=step)
             rows = "\n".join(f"| {key} | {value} |" for key, value in self.parameters.items())
             self.writer.add_text("parameters", f"| parameter | value |\n|---|---|\n{rows}", step)
         for key, value in metrics.items():
@@ -131,6 +131,7 @@ class WandbRun(Run):
 def _wandb(folder: Path, name: str, parameters: Mapping[str, t.Any]) -> Iterator[Run]:
     """A run as the WANDB_ variables say, without what wandb notes of the machine, the command and the console."""
     os.environ.setdefault("WANDB_PROJECT", EXPERIMENT)
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # reports of its own errors to its makers
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)
