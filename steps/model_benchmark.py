@@ -89,8 +89,10 @@ class ModelBenchmark(Step, TaskParams, SeedParams):
             raise UserError("benchmark_rows=0: asks nothing; expected at least 1, or -1 for all rows.")
 
     def check_files(self) -> None:
-        """Find benchmarks and their data. Where torch is not installed the stage runs on another machine, which then
-        does so."""
+        """Find benchmarks and their data; where torch is not installed, the machine that the stage runs on does so.
+
+        Raises `UserError` for a benchmark that there is not, or whose data is not there.
+        """
         folder = self.benchmark_folder
         if folder is not None and not folder.is_local:
             raise UserError(

@@ -39,7 +39,10 @@ class ModelExport(Step, TaskParams, OutputTypeParams):
         check_formats(self._formats())
 
     def check_files(self) -> None:
-        """Where torch is not installed the stage runs on another machine, which then looks for packages."""
+        """Look for packages; where torch is not installed, the machine that the stage runs on does so.
+
+        Raises `UserError` where one is missing.
+        """
         from tuneport.modeling.onnx_model import check_installed
 
         if self._formats() and importlib.util.find_spec("torch") is not None:

@@ -153,7 +153,8 @@ REGISTRATION = {"register_if", "move_champion", "hub_private_repo"}
 BENCHMARK = {name for name, port in steps.load("model_benchmark").ports().items() if port.kind == "param"}
 ELSEWHERE_GROUPS = (TRAINING, REGISTRATION, PLACES, ANSWERS, BENCHMARK, GenerationParams.ports())
 # What is written beside the MLflow model, in tests/tasks/test_onnx_export.py.
-SHARED_ELSEWHERE = {"trivial_baselines", "export_formats"}.union(*ELSEWHERE_GROUPS)
+FORMATS = {"export_formats"}
+SHARED_ELSEWHERE = {"trivial_baselines", *FORMATS}.union(*ELSEWHERE_GROUPS)
 
 
 def cases(stage: str) -> list[Any]:
@@ -191,7 +192,7 @@ def test_trivial_baselines_are_left_out_where_they_are_not_wanted(task: str) -> 
 @pytest.mark.parametrize("task", OWN)
 def test_the_tables_cover_every_parameter_of_the_pipeline(task: str) -> None:
     own = OWN[task].tables
-    tested = (TRAINING | PLACES | REGISTRATION) - {"task_name"} | {
+    tested = (TRAINING | PLACES | REGISTRATION | FORMATS) - {"task_name"} | {
         name for tables in (SHARED, own) for table in tables.values() for name in table
     }
     assert tested == {name for name, port in pipelines.load(task).params.items() if port.kind == "param"}

@@ -275,6 +275,10 @@ def faulty(benchmarks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "lacking.yaml").write_text(named.replace("{}", "lacking").replace("animals.jsonl", "absent.jsonl"))
     (folder / "unsafe.yaml").write_text(named.replace("{}", "unsafe") + "unsafe_code: true\n")
     (folder / "broken.yaml").write_text(named.replace("{}", "broken").replace("test_split: test", "test_split: other"))
+    (folder / "failing.py").write_text("def score(doc, results):\n    return {'acc': 1 / 0}\n")
+    failing = named.replace("{}", "failing") + "process_results: !function failing.score\n"
+    (folder / "failing.yaml").write_text(failing)
+    (folder / "misspelt.yaml").write_text(named.replace("{}", "misspelt").replace("{{question}}", "{{query}}"))
     (folder / "unfetched.yaml").write_text(WRITTEN.replace("copying", "unfetched").replace("acme/words", "acme/other"))
     return folder
 
@@ -297,6 +301,11 @@ def faulty(benchmarks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         ({"benchmark_tasks": "unsafe"}, "'unsafe' runs code that the model writes"),
         ({"benchmark_tasks": "broken"}, "'broken' cannot be read: .* put what is lacking there"),
+        (
+            {"benchmark_tasks": "misspelt"},
+            "'misspelt' cannot be read: .*'query' is undefined.* or mend the task's file",
+        ),
+        ({"benchmark_tasks": "failing"}, "'failing' failed: .*ZeroDivisionError.* Mend its file in benchmark_folder="),
         ({"benchmark_tasks": "animals", "benchmark_folder": "s3://bucket/x"}, "is no path of this machine"),
         ({"benchmark_tasks": "animals", "benchmark_folder": "/absent"}, "/absent: is not a folder"),
     ],

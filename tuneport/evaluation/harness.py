@@ -109,7 +109,10 @@ class Harness:
     def _is_own(self, name: str) -> bool:
         """Whether the folder defines a task, or a group and all that is in it."""
         entry = self.manager.task_index.get(name)
-        return entry is not None and all(map(self._is_own, _members(entry)))
+        if entry is None or self.folder is None:
+            return False
+        is_here = entry.yaml_path is None or entry.yaml_path.resolve().is_relative_to(self.folder)
+        return is_here and all(map(self._is_own, _members(entry)))
 
     def _check_data(self, name: str) -> None:
         """Raise `UserError` where the data of a task is known not to be in the folder."""
@@ -184,13 +187,16 @@ class Harness:
         if self.folder is None:
             what = "Is the hub reached from here? Else put the data into a folder, and name it as benchmark_folder."
         else:
-            what = f"Data sets are read from benchmark_folder={self.folder} alone: put what is lacking there."
+            what = (
+                f"Data sets are read from benchmark_folder={self.folder} alone: put what is lacking there, or mend the "
+                "task's file."
+            )
         return f"benchmark_tasks: '{name}' cannot be read: {reason}. {what}"
 
     def measure(self, said: str, model: t.Any, tokenizer: t.Any, how: Asking) -> dict[str, Measured]:
         """A model's scores on every task and group, by its name; ``said`` is what the model is called.
 
-        Raises `UserError` where the memory does not suffice.
+        Raises `UserError` where the memory does not suffice, and where a task of the folder fails.
         """
         lm = _asked_by_lm_eval(model, tokenizer, how)
         found: dict[str, Measured] = {}
@@ -198,17 +204,27 @@ class Harness:
             started = time.monotonic()
             try:
                 measured = _measured(lm, tasks, how)
-            except (RuntimeError, MemoryError) as e:
-                if not TokenBatches.is_out_of_memory(e):
-                    raise
-                raise UserError(
-                    f"{said}, '{name}': the memory does not suffice ({(str(e).splitlines() or ['out of memory'])[0]}). "
-                    "Lower benchmark_batch_size, or run the stage where there is more memory."
-                ) from None
+            except Exception as e:
+                raise self._failure(said, name, e) from e
             found |= measured
             rows = sum(one.rows or 0 for one in measured.values() if not one.children)
             log.info("%s: %s, %d rows in %.1f s", said, name, rows, time.monotonic() - started)
         return found
+
+    def _failure(self, said: str, name: str, error: Exception) -> Exception:
+        """What to raise where a task failed: of the user's mistakes a `UserError`, else the error itself."""
+        if TokenBatches.is_out_of_memory(error):
+            reason = (str(error).splitlines() or ["out of memory"])[0]
+            return UserError(
+                f"{said}, '{name}': the memory does not suffice ({reason}). Lower benchmark_batch_size, or run the "
+                "stage where there is more memory."
+            )
+        if self.folder is not None and self._is_own(name):
+            reason = excerpt(" ".join(f"{type(error).__name__}: {error}".split()), 400)
+            return UserError(
+                f"benchmark_tasks: '{name}' failed: {reason}. Mend its file in benchmark_folder={self.folder}."
+            )
+        return error
 
 
 def _members(entry: t.Any) -> list[str]:
