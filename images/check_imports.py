@@ -8,9 +8,9 @@ import steps
 
 LIBRARIES = {
     "base": "fastokens huggingface_hub ijson jinja2 mlflow pyarrow.parquet rensa sqlalchemy tokenizers",
-    "trainer": "accelerate boto3 datasets deepspeed gguf kubernetes lm_eval matplotlib mlflow.pyfunc onnxruntime onnxscript "
-    "pandas peft psycopg pyarrow.parquet rouge_score sacrebleu seqeval.metrics sklearn.metrics sqlalchemy tensorboard "
-    "torchmetrics transformers wandb",
+    "trainer": "accelerate boto3 datasets deepspeed gguf kubernetes lm_eval matplotlib mlflow.pyfunc onnxruntime "
+    "onnxscript pandas peft psycopg pyarrow.parquet rouge_score sacrebleu seqeval.metrics sklearn.metrics sqlalchemy "
+    "tensorboard torchmetrics transformers wandb",
 }
 
 image = sys.argv[1]

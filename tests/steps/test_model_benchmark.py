@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lm_eval
 import pytest
 
 import pipelines
@@ -16,8 +17,6 @@ from tuneport.artifacts import Folder, Model, write_manifest
 from tuneport.errors import UserError
 from tuneport.stage import execute
 from tuneport.step import Context
-
-lm_eval = pytest.importorskip("lm_eval")
 
 CHOICE = """\
 task: animals

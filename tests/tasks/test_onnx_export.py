@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnxruntime
 import pytest
 
 import pipelines
@@ -19,8 +20,6 @@ from tuneport.errors import UserError
 from tuneport.modeling.onnx_model import write_onnx_model
 from tuneport.stage import execute
 
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
 TASKS = ("text_classification", "token_classification", "question_answering")
 
 

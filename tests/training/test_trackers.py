@@ -44,13 +44,6 @@ def scalars(output: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: [(e.step, e.value) for e in read.Scalars(name)] for name in read.Tags()["scalars"]}
 
 
-def needs(package: str) -> Any:
-    return pytest.mark.skipif(
-        importlib.util.find_spec(package) is None, reason=f"{package} is not installed: pip install {package}"
-    )
-
-
-@needs("tensorboard")
 def test_tensorboard_reads_the_figures_that_mlflow_has(still: SimpleNamespace, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -74,7 +67,6 @@ def test_tensorboard_reads_the_figures_that_mlflow_has(still: SimpleNamespace, t
     }
 
 
-@needs("tensorboard")
 def test_what_a_failed_training_logged_stays_and_a_resume_hides_what_it_repeats(
     still: SimpleNamespace, tmp_path: Path
 ) -> None:
@@ -105,7 +97,6 @@ def records(file: Path) -> Iterator[Any]:
             message = b""
 
 
-@needs("wandb")
 @pytest.mark.slow
 def test_weights_and_biases_gets_the_figures_of_rank_0_alone(still: SimpleNamespace, tmp_path: Path) -> None:
     """Offline: read back from the run's file, which `wandb sync` would send."""
@@ -129,7 +120,6 @@ def test_weights_and_biases_gets_the_figures_of_rank_0_alone(still: SimpleNamesp
     assert not [text for text in texts if "--model_selector_output" in text]  # nothing of the command line
 
 
-@needs("wandb")
 @pytest.mark.slow
 def test_weights_and_biases_without_a_key_is_refused_before_the_first_step(
     still: SimpleNamespace, tmp_path: Path
