@@ -15,7 +15,7 @@ import time
 import typing as t
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -309,6 +309,11 @@ def send(
 
 
 def _each(work: Callable[[str], object], names: t.Iterable[str]) -> None:
+    """Several at once. After an error no other is begun: each would wait as long for a store that stays away."""
     with ThreadPoolExecutor(FILES, thread_name_prefix="store") as threads:
-        for done in [threads.submit(work, name) for name in names]:
-            done.result()
+        try:
+            for done in as_completed([threads.submit(work, name) for name in names]):
+                done.result()
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
