@@ -210,6 +210,25 @@ def test_a_machine_reads_once_before_its_ranks_start_and_sends_what_they_wrote_o
     assert len(found.files) >= 1  # so that no rank reads the weights again for their digest
 
 
+def test_where_a_volume_is_the_scratch_folder_another_run_reads_its_own_inputs(
+    machine: CountingProxy, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(b"of another run")
+    write_manifest(Model(other), "model_import", "1", {}, {})
+    stored_artifacts.send(Model(other), Address("s3://runs/2/model"))
+    seen: list[bytes] = []
+
+    def ranks(values: Mapping[str, Any]) -> int:
+        seen.append((values["model"] / "model.safetensors").read_bytes()[:14])
+        return 0
+
+    for run_of in ("s3://runs", "s3://runs/2"):
+        by_address.run(Doubling, {"model": f"{run_of}/model", "doubled": f"{run_of}/out"}, ranks)
+    assert seen == [bytes(range(14)), b"of another run"]
+
+
 def test_a_machine_without_room_for_what_it_reads_says_so(
     machine: CountingProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +238,7 @@ def test_a_machine_without_room_for_what_it_reads_says_so(
     monkeypatch.setattr(digests.HashedFile, "write", full)  # a disk that is full cannot be had here
     given = {"model": "s3://runs/model", "doubled": "s3://runs/out"}
     with pytest.raises(
-        UserError, match=r"tuneport-doubling: the disk is full .* platform\.kfp\.stages\.doubling\.tmp_size"
+        UserError, match=r"tuneport-doubling-\w+: the disk is full .* platform\.kfp\.stages\.doubling\.tmp_size"
     ):
         by_address.run(Doubling, given, lambda values: 0)
 

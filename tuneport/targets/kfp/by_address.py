@@ -8,6 +8,7 @@ launches them are manifests, and the files that the UI shows.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -61,7 +62,9 @@ def run(step: type[Step], given: Mapping[str, t.Any], work: Callable[[Mapping[st
     }
     if not elsewhere:
         return work(given)
-    root = Path(tempfile.gettempdir()) / f"tuneport-{step.name()}"  # the same where the container is started again
+    # The same where the container is started again, and another one for another run: a volume may be mounted there.
+    known = hashlib.sha256("\0".join(artifact.location for artifact in elsewhere.values()).encode()).hexdigest()[:8]
+    root = Path(tempfile.gettempdir()) / f"tuneport-{step.name()}-{known}"
     root.mkdir(parents=True, exist_ok=True)
     inputs = {n: a for n, a in elsewhere.items() if step.ports()[n].kind == "input"}
     places = {name: root / ("in" if name in inputs else "out") / name for name in elsewhere}
