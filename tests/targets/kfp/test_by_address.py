@@ -2,11 +2,13 @@
 
 import copy
 import errno
+import http.server
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -227,6 +229,24 @@ def test_where_a_volume_is_the_scratch_folder_another_run_reads_its_own_inputs(
     for run_of in ("s3://runs", "s3://runs/2"):
         by_address.run(Doubling, {"model": f"{run_of}/model", "doubled": f"{run_of}/out"}, ranks)
     assert seen == [bytes(range(14)), b"of another run"]
+
+
+def test_a_file_of_a_web_server_that_says_no_size_is_fetched_and_its_query_is_in_no_path(tmp_path: Path) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            """Nothing is said."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = Address(f"http://127.0.0.1:{server.server_port}/zero.json?sig=a/secret")
+        found = stored_artifacts.fetch_file(address, tmp_path, patience=1)
+        server.shutdown()
+    assert found == tmp_path / "zero.json" and found.read_text() == "{}"
 
 
 def test_a_machine_without_room_for_what_it_reads_says_so(
