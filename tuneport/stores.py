@@ -69,7 +69,11 @@ def said(address: Address, doing: str = "read") -> Iterator[None]:
     except FileNotFoundError as e:
         raise UserError(f"{address}: not found ({words(e)}). Check the address.") from None
     except Exception as e:  # each store's library has errors of its own
-        if isinstance(e, PermissionError) or {401, 403} & set(map(_status, causes(e))) or "credentials" in str(e).lower():
+        if (
+            isinstance(e, PermissionError)
+            or {401, 403} & set(map(_status, causes(e)))
+            or "credentials" in str(e).lower()
+        ):
             raise UserError(
                 f"{address}: access was refused ({words(e)}). Tried: {_tried(extra)}. Credentials are taken from "
                 f"{PLACES[extra]}."
