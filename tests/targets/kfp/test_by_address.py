@@ -212,6 +212,19 @@ def test_a_machine_reads_once_before_its_ranks_start_and_sends_what_they_wrote_o
     assert len(found.files) >= 1  # so that no rank reads the weights again for their digest
 
 
+def test_a_machine_of_an_elastic_job_stays_until_the_result_of_another_one_is_sent(
+    machine: CountingProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PET_NNODES", "1:2")  # as the operator sets it
+    monkeypatch.setattr(by_address, "LOOK_SECONDS", 0.1)
+    place = Address("s3://runs/out")
+    others = threading.Timer(1.0, stored_artifacts.send, (Model(tmp_path / "model"), place))
+    others.start()
+    assert by_address.run(Doubling, {"model": "s3://runs/model", "doubled": place.text}, lambda values: 0) == 0
+    by_address.check({"doubled": (Model, place)})
+    others.join()
+
+
 def test_where_a_volume_is_the_scratch_folder_another_run_reads_its_own_inputs(
     machine: CountingProxy, tmp_path: Path
 ) -> None:
