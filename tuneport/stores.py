@@ -52,7 +52,7 @@ def _status(error: BaseException) -> int | None:
     if str(error).startswith("Forbidden: "):  # gcsfs, which leaves none
         return 403
     found = (getattr(error, name, None) for name in ("status", "code", "status_code"))
-    return next((int(status) for status in found if str(status).isdecimal()), None)
+    return next((int(status) for status in map(str, found) if status.isdecimal()), None)
 
 
 @contextmanager
