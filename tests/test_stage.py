@@ -319,3 +319,16 @@ def test_beside_rank_0_an_earlier_output_goes_only_from_a_disk_that_no_other_mac
     step.context = Context(rank=1, local_rank=0, world_size=2, checkpoint_store=store)
     execute(step)
     assert (tmp_path / "model" / "manifest.json").is_file() == left
+
+
+def test_a_full_disk_of_another_machine_than_rank_0_s_is_named_there(data: Path, tmp_path: Path) -> None:
+    class Full(Assist):
+        """What reads a checkpoint there, whose disk is full: such a one cannot be had here."""
+
+        def run(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    step = Full(data=data, model=Model(tmp_path / "model"), second=Dataset(tmp_path / "second"))
+    step.context = Context(rank=1, local_rank=0, world_size=2)
+    with pytest.raises(UserError, match=r"model: the disk is full \(\d+ MB free\) and full could not go on"):
+        execute(step)

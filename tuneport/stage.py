@@ -117,8 +117,13 @@ def _assist(step: Step, outputs: dict[str, Artifact]) -> None:
             # Of an earlier start, when rank 0 was on this machine, whose disk no other writes to: it is no result now.
             shutil.rmtree(artifact.path, ignore_errors=True)
         setattr(step, name, type(artifact)(_staging(artifact.path)))
-    with terminated_on_signal():
-        step.run()
+    try:
+        with terminated_on_signal():
+            step.run()
+    except Exception as e:
+        if is_full_disk(e):  # of this machine
+            raise UserError(_full_disk_message(step, outputs.values())) from e
+        raise
 
 
 def parameters(step: Step) -> dict[str, Any]:

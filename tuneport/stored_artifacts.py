@@ -15,7 +15,7 @@ import time
 import typing as t
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -117,10 +117,6 @@ class StoredFolder:
             }
 
         return self._asked("", "read", ask)
-
-    def size(self, name: str) -> int:
-        """Bytes of one file."""
-        return self._asked(name, "read", lambda fs, path: int(fs.info(path)["size"]))
 
     def read(self, name: str) -> bytes:
         """A small file."""
@@ -260,11 +256,15 @@ def fetch(artifact: Artifact, address: Address, patience: float = PATIENCE_SECON
 
 
 def fetch_file(address: Address, folder: Path, patience: float = PATIENCE_SECONDS) -> Path:
-    """Bring a file without a manifest to a folder, and return its path there. Raises `UserError` as the store does."""
+    """Bring a small file without a manifest to a folder, and return its path there, which has no query of an address.
+
+    Raises `UserError` as the store does.
+    """
     parent, _, name = address.text.rstrip("/").rpartition("/")
-    stored = StoredFolder(Address(parent), patience)
-    stored.fetch(name, stored.size(name), folder / name)
-    return folder / name
+    content = StoredFolder(Address(parent), patience).read(name)  # of a web server that may not say its size
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / address.name).write_bytes(content)
+    return folder / address.name
 
 
 def send(
@@ -309,6 +309,11 @@ def send(
 
 
 def _each(work: Callable[[str], object], names: t.Iterable[str]) -> None:
+    """Several at once. After an error no other is begun: each would wait as long for a store that stays away."""
     with ThreadPoolExecutor(FILES, thread_name_prefix="store") as threads:
-        for done in [threads.submit(work, name) for name in names]:
-            done.result()
+        try:
+            for done in as_completed([threads.submit(work, name) for name in names]):
+                done.result()
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -43,8 +43,16 @@ def is_passing(error: BaseException) -> bool:
         return False
     if "credentials" in str(error).lower():  # botocore's, where it found none
         return False
-    status = getattr(error, "status", None)
-    return not isinstance(status, int) or status >= 500 or status in (408, 425, 429)
+    status = _status(error)
+    return status is None or status >= 500 or status in (408, 425, 429)
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status of an error, where its library left it: aiohttp, gcsfs and Azure's each do so elsewhere."""
+    if str(error).startswith("Forbidden: "):  # gcsfs, which leaves none
+        return 403
+    found = (getattr(error, name, None) for name in ("status", "code", "status_code"))
+    return next((int(status) for status in map(str, found) if status.isdecimal()), None)
 
 
 @contextmanager
@@ -61,8 +69,11 @@ def said(address: Address, doing: str = "read") -> Iterator[None]:
     except FileNotFoundError as e:
         raise UserError(f"{address}: not found ({words(e)}). Check the address.") from None
     except Exception as e:  # each store's library has errors of its own
-        statuses = [getattr(cause, "status", None) for cause in causes(e)]
-        if isinstance(e, PermissionError) or {401, 403} & set(statuses) or "credentials" in str(e).lower():
+        if (
+            isinstance(e, PermissionError)
+            or {401, 403} & set(map(_status, causes(e)))
+            or "credentials" in str(e).lower()
+        ):
             raise UserError(
                 f"{address}: access was refused ({words(e)}). Tried: {_tried(extra)}. Credentials are taken from "
                 f"{PLACES[extra]}."

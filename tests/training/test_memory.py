@@ -12,8 +12,10 @@ import transformers
 
 import steps
 from tuneport.data.prepared import Prepared
+from tuneport.serving.placement import Machine as HostMemory
 from tuneport.stage import execute
-from tuneport.training import auto_batch_size, forecast, rank_memory, recompute
+from tuneport.training import auto_batch_size, forecast, rank_memory, recompute, train
+from tuneport.training.distributed.waiting import Peers
 from tuneport.training.memory import LiveStorages
 from tuneport.training.parameters import TrainingParams
 from tuneport.training.rank_memory import StepMemory, per_rank
@@ -49,6 +51,18 @@ def test_storages_are_counted_while_something_holds_them() -> None:
     assert counter.total == 4_000
     del view
     assert counter.total == 0
+
+
+def test_room_for_all_weights_is_what_a_process_can_have_beside_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(HostMemory, "host", lambda self: 400)  # stands for a machine with so few free bytes
+    args = SimpleNamespace(world_size=2, metric_for_best_model="rougeL")
+    trainer: Any = SimpleNamespace(args=args, peers=Peers())
+    layer = torch.nn.Linear(10, 10, bias=False)  # of 400 bytes
+    with train._each_alone(layer, trainer, options(fsdp="full_shard")) as alone:
+        assert not alone
+    assert "not every process has room for all weights" in caplog.text
 
 
 @pytest.fixture

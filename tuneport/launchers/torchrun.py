@@ -58,6 +58,11 @@ def is_rank(environment: Mapping[str, str]) -> bool:
     return all(environment.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
 
 
+def is_elastic(environment: Mapping[str, str]) -> bool:
+    """Whether the operator has named a fewest and a most number of machines, as in 1:4."""
+    return ":" in environment.get("PET_NNODES", "")
+
+
 def die_with_launcher(environment: Mapping[str, str]) -> None:
     """Let the kernel kill this rank when its launcher is killed: left alone, it would go on writing."""
     if LAUNCHED in environment:

@@ -52,3 +52,10 @@ def available_memory(processes: int = 1) -> int:
         free, _ = torch.cuda.mem_get_info()
         return int(free) + torch.cuda.memory_reserved()
     return HostMemory().host() // processes + psutil.Process().memory_info().rss
+
+
+def free_memory(processes: int = 1) -> int:
+    """Bytes that one of so many processes of this machine can have beside what it has."""
+    if torch.cuda.is_available():
+        return available_memory() - torch.cuda.memory_allocated()
+    return HostMemory().host() // processes

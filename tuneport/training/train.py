@@ -34,7 +34,7 @@ from tuneport.training.checkpoint.checkpoint_folder import Checkpoint, Checkpoin
 from tuneport.training.checkpoint.checkpoint_store import CheckpointStore
 from tuneport.training.distributed import deepspeed, sharding, waiting, whole
 from tuneport.training.distributed.waiting import Peers
-from tuneport.training.machine import available_memory, here
+from tuneport.training.machine import free_memory, here
 from tuneport.training.model import label_smoothing, neftune, quantization
 from tuneport.training.model.tokenizer_files import TokenizerFiles
 from tuneport.training.packing import Packs
@@ -402,8 +402,8 @@ def _each_alone(model: t.Any, trainer: BestModelTrainer, options: TrainingParams
         yield True
     elif not all(trainer.peers.gather("room for all weights", whole.fits(model, _free(options)))):
         log.warning(
-            "%s: no process has room for all weights, so each evaluation gathers them for each token of all validation "
-            "rows; fewer validation rows or metric_for_best_model=loss make it shorter",
+            "%s: not every process has room for all weights, so each evaluation gathers them for each token of all "
+            "validation rows; fewer validation rows or metric_for_best_model=loss make it shorter",
             trainer.args.metric_for_best_model,
         )
         yield False
@@ -414,7 +414,7 @@ def _each_alone(model: t.Any, trainer: BestModelTrainer, options: TrainingParams
 
 
 def _free(options: TrainingParams) -> int:
-    return available_memory(options.number_of_gpu_to_use_finetuning)
+    return free_memory(options.number_of_gpu_to_use_finetuning)
 
 
 def _of_first(peers: Peers, scores: t.Callable[[], dict[str, float]]) -> dict[str, float]:

@@ -2,11 +2,13 @@
 
 import copy
 import errno
+import http.server
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -210,6 +212,56 @@ def test_a_machine_reads_once_before_its_ranks_start_and_sends_what_they_wrote_o
     assert len(found.files) >= 1  # so that no rank reads the weights again for their digest
 
 
+def test_a_machine_of_an_elastic_job_stays_until_the_result_of_another_one_is_sent(
+    machine: CountingProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PET_NNODES", "1:2")  # as the operator sets it
+    monkeypatch.setattr(by_address, "LOOK_SECONDS", 0.1)
+    place = Address("s3://runs/out")
+    others = threading.Timer(1.0, stored_artifacts.send, (Model(tmp_path / "model"), place))
+    others.start()
+    assert by_address.run(Doubling, {"model": "s3://runs/model", "doubled": place.text}, lambda values: 0) == 0
+    by_address.check({"doubled": (Model, place)})
+    others.join()
+
+
+def test_where_a_volume_is_the_scratch_folder_another_run_reads_its_own_inputs(
+    machine: CountingProxy, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(b"of another run")
+    write_manifest(Model(other), "model_import", "1", {}, {})
+    stored_artifacts.send(Model(other), Address("s3://runs/2/model"))
+    seen: list[bytes] = []
+
+    def ranks(values: Mapping[str, Any]) -> int:
+        seen.append((values["model"] / "model.safetensors").read_bytes()[:14])
+        return 0
+
+    for run_of in ("s3://runs", "s3://runs/2"):
+        by_address.run(Doubling, {"model": f"{run_of}/model", "doubled": f"{run_of}/out"}, ranks)
+    assert seen == [bytes(range(14)), b"of another run"]
+
+
+def test_a_file_of_a_web_server_that_says_no_size_is_fetched_and_its_query_is_in_no_path(tmp_path: Path) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            """Nothing is said."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = Address(f"http://127.0.0.1:{server.server_port}/zero.json?sig=a/secret")
+        found = stored_artifacts.fetch_file(address, tmp_path, patience=1)
+        server.shutdown()
+    assert found == tmp_path / "zero.json" and found.read_text() == "{}"
+
+
 def test_a_machine_without_room_for_what_it_reads_says_so(
     machine: CountingProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +271,7 @@ def test_a_machine_without_room_for_what_it_reads_says_so(
     monkeypatch.setattr(digests.HashedFile, "write", full)  # a disk that is full cannot be had here
     given = {"model": "s3://runs/model", "doubled": "s3://runs/out"}
     with pytest.raises(
-        UserError, match=r"tuneport-doubling: the disk is full .* platform\.kfp\.stages\.doubling\.tmp_size"
+        UserError, match=r"tuneport-doubling-\w+: the disk is full .* platform\.kfp\.stages\.doubling\.tmp_size"
     ):
         by_address.run(Doubling, given, lambda values: 0)
 

@@ -141,6 +141,17 @@ def test_a_machine_that_has_the_newest_one_fetches_nothing_and_a_damaged_one_aga
     assert (machines.first.checkpoint(4).path / "optimizer.pt").stat().st_ino == inode
 
 
+def test_a_machine_that_has_another_checkpoint_of_the_same_step_takes_the_one_that_counts(
+    machines: Machines, tmp_path: Path, store: CheckpointStore
+) -> None:
+    machines.write(4, best=4)
+    other = CheckpointFolder(path=tmp_path / "other", store=store)
+    other.fetch(4)
+    machines.write(4, best=2)  # again, after an evaluation that it owed
+    other.fetch(4)
+    assert other.checkpoint(4).best_step() == 2
+
+
 def test_the_store_holds_as_many_checkpoints_as_the_folder_and_states_in_the_newest_alone_where_that_is_asked_for(
     tmp_path: Path, store: CheckpointStore, server: str
 ) -> None:

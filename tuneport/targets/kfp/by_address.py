@@ -8,9 +8,12 @@ launches them are manifests, and the files that the UI shows.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import shutil
 import tempfile
+import time
 import typing as t
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,10 +23,15 @@ from tuneport import digests, stored_artifacts
 from tuneport.address import Address
 from tuneport.artifacts import MANIFEST, Artifact
 from tuneport.errors import UserError, is_full_disk
+from tuneport.launchers import torchrun
 from tuneport.step import Step
+
+log = logging.getLogger("tuneport.launch")
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # by which libraries find a store that is not Amazon's
 SETTING = "multi_node.artifacts=store"
+LOOK_SECONDS = 5.0  # between two looks for the result that another machine sends
+LONGEST_WAIT = 3600.0  # seconds for it
 
 
 def address(name: str, uri: str, environment: Mapping[str, str]) -> Address:
@@ -61,7 +69,9 @@ def run(step: type[Step], given: Mapping[str, t.Any], work: Callable[[Mapping[st
     }
     if not elsewhere:
         return work(given)
-    root = Path(tempfile.gettempdir()) / f"tuneport-{step.name()}"  # the same where the container is started again
+    # The same where the container is started again, and another one for another run: a volume may be mounted there.
+    known = hashlib.sha256("\0".join(artifact.location for artifact in elsewhere.values()).encode()).hexdigest()[:8]
+    root = Path(tempfile.gettempdir()) / f"tuneport-{step.name()}-{known}"
     root.mkdir(parents=True, exist_ok=True)
     inputs = {n: a for n, a in elsewhere.items() if step.ports()[n].kind == "input"}
     places = {name: root / ("in" if name in inputs else "out") / name for name in elsewhere}
@@ -73,13 +83,15 @@ def run(step: type[Step], given: Mapping[str, t.Any], work: Callable[[Mapping[st
             else:
                 stored_artifacts.fetch(type(artifact)(places[name]), artifact.address)
     os.environ[digests.VARIABLE] = str(record)  # so that no rank reads for its digest what was read as it came
-    outputs = [artifact.address for name, artifact in elsewhere.items() if name not in inputs]
+    outputs = {n: (type(a)(places[n]), a.address) for n, a in elsewhere.items() if n not in inputs}
     for kept in step.keeps_on_failure[:1]:
-        os.environ[stored_artifacts.CHECKPOINTS] = outputs[0].child(kept).text
+        os.environ[stored_artifacts.CHECKPOINTS] = next(iter(outputs.values()))[1].child(kept).text
     code = work({**given, **places})
     if code == 0:
         with digests.recorded(record):
-            _send({n: (type(a)(places[n]), a.address) for n, a in elsewhere.items() if n not in inputs})
+            _send(outputs)
+        if torchrun.is_elastic(os.environ):
+            _await(outputs)
     return code
 
 
@@ -105,6 +117,19 @@ def _send(outputs: Mapping[str, tuple[Artifact, Address]]) -> None:
         if (artifact.path / MANIFEST).is_file():
             stored_artifacts.send(artifact, place, beside=tuple(sent))
             sent.append(place)
+
+
+def _await(outputs: Mapping[str, tuple[Artifact, Address]]) -> None:
+    """Wait until rank 0's machine has sent the last output: an elastic PyTorchJob ends, with all pods that still run,
+    once one of them is done.
+    """
+    artifact, place = list(outputs.values())[-1]
+    until = time.monotonic() + LONGEST_WAIT
+    while not (artifact.path / MANIFEST).is_file() and MANIFEST not in stored_artifacts.StoredFolder(place).sizes():
+        if time.monotonic() > until:
+            log.warning("%s: is not there yet, after %.0f seconds", place, LONGEST_WAIT)
+            return
+        time.sleep(LOOK_SECONDS)
 
 
 def check(outputs: Mapping[str, tuple[type[Artifact], Address]]) -> None:

@@ -164,7 +164,8 @@ class Resources(Strict):
     )
     tmp_size: Memory | None = Field(
         default=None,
-        description=f"Most that it may keep in /tmp; unset: {TMP_SIZE}, and no limit for a stage that fetches a model.",
+        description=f"Most that it may keep in /tmp; unset: {TMP_SIZE}, and no limit for a stage that fetches a model "
+        "or machines that train without a shared volume.",
     )
     node_selector: dict[LabelKey, LabelValue] | None = Field(
         default=None, description="Labels that its node must have."

@@ -228,10 +228,13 @@ class CheckpointFolder:
             return
 
     def fetch(self, step: int) -> None:
-        """Bring a checkpoint of the store to this disk, unless it is here and whole."""
+        """Bring a checkpoint of the store to this disk, unless just that one is here and whole.
+
+        Another one of the same step may be: of before an evaluation, or of when rank 0 was here.
+        """
         checkpoint = self.checkpoint(step)
         if checkpoint.path.is_dir():
-            if not checkpoint.damage():
+            if not checkpoint.damage() and (self.store is None or self.store.holds(checkpoint)):
                 return
             shutil.rmtree(checkpoint.path)
         if self.store is not None:

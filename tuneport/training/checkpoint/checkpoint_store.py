@@ -37,6 +37,11 @@ class CheckpointStore:
         found = StoredFolder(self.address, self.patience).sizes()
         return [folder for name in found for folder, slash, file in [name.partition("/")] if slash and file == MANIFEST]
 
+    def holds(self, checkpoint: Artifact) -> bool:
+        """Whether it is this very checkpoint that stands there, by its manifest."""
+        folder = StoredFolder(self.of(checkpoint.path.name), self.patience)
+        return MANIFEST in folder.sizes() and folder.read(MANIFEST) == (checkpoint.path / MANIFEST).read_bytes()
+
     def put(self, name: str, files: Mapping[str, Path]) -> None:
         """Put files of this process there, for a checkpoint that is not sealed yet."""
         self.sent.pop(name, None)
