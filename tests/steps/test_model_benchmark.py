@@ -245,6 +245,25 @@ def test_prompts_that_are_cut_are_counted(models: tuple[Path, Path], tmp_path: P
     ]
 
 
+def test_a_metric_whose_parts_are_not_numbers_is_kept_in_every_row_and_not_compared(
+    models: tuple[Path, Path], benchmarks: Path, tmp_path: Path
+) -> None:
+    """Of the MCC a row has the label and the answer, NumPy's numbers; of the Brier score an array."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("animals.jsonl", "solved.jsonl"):
+        (folder / name).write_bytes((benchmarks / name).read_bytes())
+    both = "[{metric: mcc, aggregation: matthews_corrcoef, higher_is_better: true}, "
+    both += "{metric: brier_score, aggregation: brier_score, higher_is_better: false}]"
+    (folder / "animals.yaml").write_text(f"{CHOICE.rpartition('metric_list')[0]}metric_list: {both}\n")
+    found = run(models, tmp_path / "result", benchmark_tasks="animals", benchmark_folder=folder, benchmark_rows=6)
+    assert found.metrics["tuned"]["metrics"].keys() == {"animals/mcc", "animals/brier_score"}
+    assert found.metrics["gains"] == {}
+    row = found.samples[2]["tuned"]
+    assert row["mcc"][0] == row["brier_score"][0] == 2
+    assert len(row["brier_score"][1]) == 3 and sum(row["brier_score"][1]) == pytest.approx(1)
+
+
 def test_the_scores_stand_in_the_run_that_trained_the_model(
     models: tuple[Path, Path], benchmarks: Path, tmp_path: Path
 ) -> None:

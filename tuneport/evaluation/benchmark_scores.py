@@ -172,8 +172,8 @@ class BenchmarkScores:
                     "benchmark": name,
                     "doc_id": row["doc_id"],
                     "filter": row["filter"],
-                    "target": row["target"],
-                    "asked": row["arguments"],
+                    "target": _plain(row["target"]),
+                    "asked": _plain(row["arguments"]),
                     "tuned": _said(row),
                     "base": _said(other),
                 }
@@ -240,7 +240,18 @@ def _tasks(measured: Mapping[str, Measured], name: str) -> Iterator[str]:
 
 
 def _said(row: Sample) -> dict[str, t.Any]:
-    return {"answers": row["filtered_resps"], **{metric: row[metric] for metric in row["metrics"]}}
+    return {"answers": _plain(row["filtered_resps"]), **{metric: _plain(row[metric]) for metric in row["metrics"]}}
+
+
+def _plain(value: t.Any) -> t.Any:
+    """A value in types that JSON has: NumPy's, of which some metrics make a row's part, as lists and numbers."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(part) for part in value]
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
 def _listed(scores: Sequence[Score]) -> str:
