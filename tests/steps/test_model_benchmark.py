@@ -296,6 +296,8 @@ def faulty(benchmarks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "failing.py").write_text("def score(doc, results):\n    return {'acc': 1 / 0}\n")
     failing = named.replace("{}", "failing") + "process_results: !function failing.score\n"
     (folder / "failing.yaml").write_text(failing)
+    (folder / "circle.yaml").write_text("group: circle\ntask: [animals, ring]\n")
+    (folder / "ring.yaml").write_text("group: ring\ntask: [circle]\n")
     (folder / "misspelt.yaml").write_text(named.replace("{}", "misspelt").replace("{{question}}", "{{query}}"))
     (folder / "unfetched.yaml").write_text(WRITTEN.replace("copying", "unfetched").replace("acme/words", "acme/other"))
     return folder
@@ -317,6 +319,7 @@ def faulty(benchmarks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"benchmark_tasks": "unfetched"},
             "has no folder acme/other, the data set that .* reads. Put it there: hf download acme/other --repo-type",
         ),
+        ({"benchmark_tasks": "circle"}, r"the group 'circle' is in itself \(circle > ring > circle\). Mend its file"),
         ({"benchmark_tasks": "unsafe"}, "'unsafe' runs code that the model writes"),
         ({"benchmark_tasks": "broken"}, "'broken' cannot be read: .* put what is lacking there"),
         (
@@ -391,5 +394,6 @@ def test_without_lm_eval_the_install_line_is_said_before_anything_runs(
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "lm_eval" else find_spec(name))
     with pytest.raises(UserError, match=r"lm_eval, .* is not installed. Run: pip install 'tuneport\[benchmark\]'"):
-        stage(models, benchmark_tasks="hellaswag").check_files()
+        stage(models, benchmark_tasks="hellaswag").check_here()
+    stage(models, benchmark_tasks="hellaswag").check_files()  # for a container, whose image has the package
     assert "lm_eval" in sys.modules

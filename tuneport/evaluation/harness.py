@@ -86,8 +86,8 @@ class Harness:
     """The tasks of lm_eval, and those in a user's folder, from which the data of all of them is read then."""
 
     def __init__(self, names: Sequence[str], folder: Path | None) -> None:
-        """Find tasks and groups of these names. Raises `UserError` for one that there is not, or whose data is not in
-        the folder."""
+        """Find tasks and groups of these names. Raises `UserError` for one that there is not, that is in itself, or
+        whose data is not in the folder."""
         from lm_eval.tasks import TaskManager
 
         self.names, self.folder = list(names), folder and folder.resolve()
@@ -106,13 +106,21 @@ class Harness:
                 )
             self._check_data(name)
 
-    def _is_own(self, name: str) -> bool:
-        """Whether the folder defines a task, or a group and all that is in it."""
+    def _is_own(self, name: str, groups: tuple[str, ...] = ()) -> bool:
+        """Whether the folder defines a task, or a group and all that is in it; ``groups``: those around it.
+
+        Raises `UserError` for a group that is in itself.
+        """
         entry = self.manager.task_index.get(name)
         if entry is None or self.folder is None:
             return False
+        if name in groups:
+            raise UserError(
+                f"benchmark_folder={self.folder}: the group '{name}' is in itself ({' > '.join((*groups, name))}). "
+                "Mend its file."
+            )
         is_here = entry.yaml_path is None or entry.yaml_path.resolve().is_relative_to(self.folder)
-        return is_here and all(map(self._is_own, _members(entry)))
+        return is_here and all(self._is_own(member, (*groups, name)) for member in _members(entry))
 
     def _check_data(self, name: str) -> None:
         """Raise `UserError` where the data of a task is known not to be in the folder."""
