@@ -95,8 +95,8 @@ def test_of_a_dict_one_value_is_named_and_lower_may_be_better(
     [
         ("mine.py:better_each_time", r"returned words, wrong; say which one, as in mine.py:better_each_time.words"),
         ("mine.py:better_each_time.word", r"returned no word, but words, wrong. Did you mean 'words'"),
-        ("mine.py:fails", "'fails' failed at .*: ZeroDivisionError"),
-        ("mine.py:nothing", r"'nothing' returned \{\} for 6 rows; expected at least one number, by name"),
+        ("mine.py:fails", "^metric_for_best_model: 'fails' failed at .*: ZeroDivisionError"),
+        ("mine.py:nothing", r"^metric_for_best_model: 'nothing' returned \{\} for 6 rows; expected at least one"),
         ("mine.py:absent", "validation_metric_file=.*: has no function 'absent'"),
         ("mine.py:rouge1", "'rouge1' is the name of another metric; give the function another one"),
     ],
@@ -132,7 +132,7 @@ def test_tasks_that_write_text_take_a_function_and_others_refuse_it(task: str) -
 
 def test_a_function_that_returns_an_empty_dict_is_refused_in_the_evaluation_too() -> None:
     rows = AnsweredRows(truth=["a", "b"], predicted=["a", "c"], raw=[{}, {}], total=2)
-    with pytest.raises(UserError, match=r"'f' returned \{\} for 2 rows"):
+    with pytest.raises(UserError, match=r"^metrics: 'f' returned \{\} for 2 rows"):
         OwnMetric(name="f", function=lambda predictions, references, rows: {}, file="")(rows)
 
 
