@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tuneport.errors import UserError, did_you_mean, excerpt
 from tuneport.modeling.merged_adapters import LOGS
+from tuneport.secrets import masked_values
 from tuneport.tracking import EXPERIMENT, Run, reason
 
 log = logging.getLogger("tuneport.finetune")
@@ -61,7 +62,7 @@ def opened(
     ``run``: the one on the MLflow server; ``folder``: where files are written, in `LOGS`; ``name``: what a run is
     called elsewhere. Raises `UserError` where Weights & Biases cannot be used.
     """
-    names = chosen(report_to) if rank == 0 else ()
+    names, parameters = chosen(report_to) if rank == 0 else (), masked_values(parameters)
     with ExitStack() as stack:
         runs: list[Run] = [run] if MLFLOW in names else []
         if TENSORBOARD in names:
