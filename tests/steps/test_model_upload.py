@@ -129,6 +129,15 @@ def test_weights_of_an_earlier_model_do_not_stay_beside_those_of_a_later_one(
     ]
 
 
+def test_a_model_in_a_folder_of_the_repository_stays(upload: Upload, hub: WritableHub) -> None:
+    upload()
+    commits = hub.repositories["acme/questions"]["commits"]
+    commits.append(("a" * 40, {**commits[-1][1], "earlier/model.safetensors": b"of another"}))
+    code, said, wrote = upload()
+    assert code == 0 and wrote["deleted"] == [], said
+    assert hub.content("acme/questions")["earlier/model.safetensors"] == b"of another"
+
+
 def test_adapters_are_uploaded_as_adapters_without_their_checkpoints(
     upload: Upload, hub: WritableHub, tuned: SimpleNamespace
 ) -> None:
