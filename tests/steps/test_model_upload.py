@@ -192,6 +192,15 @@ def test_what_the_hub_refuses_in_the_end_is_explained(
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_that_the_hub_s_store_does_not_take_are_explained(
+    upload: Upload, hub: WritableHub, tmp_path: Path
+) -> None:
+    hub.stores = False
+    code, said, _ = upload()
+    assert code == 2 and "hub_model_id=acme/questions: the files could not be sent (" in said, said
+    assert "403" in said and "Run this stage again later" in said and not hub.log and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("environment", "says"),
     [({"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be reached"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set")],

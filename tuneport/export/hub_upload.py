@@ -143,6 +143,9 @@ def _explained(repo_id: str) -> Iterator[None]:
         raise UserError(
             f"{named} {constants.ENDPOINT} cannot be reached ({reason(e)}). Set HF_ENDPOINT to a hub within reach."
         ) from None
+    except (RuntimeError, ValueError) as e:  # of the store of large files, which is not the hub itself
+        said = reason(e.__cause__ if isinstance(e.__cause__, Exception) else e)
+        raise UserError(f"{named} the files could not be sent ({said}). Run this stage again later.") from None
 
 
 def _answer(error: t.Any) -> str:
