@@ -143,6 +143,33 @@ def test_weights_and_biases_gets_the_figures_of_rank_0_alone(still: SimpleNamesp
     assert not [text for text in texts if "--model_selector_output" in text]  # nothing of the command line
 
 
+DYING = """
+import logging, pathlib, sys, psutil
+from tuneport.tracking import Run
+from tuneport.training import trackers
+
+logging.basicConfig(level=logging.INFO)
+with trackers.opened("wandb", Run(), pathlib.Path(sys.argv[1]), name="x", parameters={}) as run:
+    run.log_metrics({"train/loss": 1.0}, 1)
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
+        process.wait()
+    for step in range(2, 6):
+        run.log_metrics({"train/loss": 1.0}, step)
+print("trained to the end")
+"""
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_where_the_process_of_weights_and_biases_dies(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DYING, str(tmp_path)],
+        env=os.environ | {"WANDB_MODE": "offline"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "trained to the end" in done.stdout, done.stderr
+    assert done.stderr.count("figures from here on are missing there") == 1, done.stderr
+
+
 @pytest.mark.slow
 def test_weights_and_biases_without_a_key_is_refused_before_the_first_step(
     still: SimpleNamespace, tmp_path: Path
