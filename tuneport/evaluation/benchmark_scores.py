@@ -220,8 +220,8 @@ def _rows(measured: Mapping[str, Measured], name: str, key: str) -> dict[tuple[s
     for task in _tasks(measured, name):
         for sample in measured[task].samples:
             if sample["filter"] == answers:
-                value = sample.get(metric)
-                if not isinstance(value, (int, float)):  # what NumPy has of them are floats, too
+                value = _plain(sample.get(metric))
+                if not isinstance(value, (int, float)):
                     return None
                 found[task, sample["doc_id"]] = float(value)
     score = measured[name].scores.get(key)
