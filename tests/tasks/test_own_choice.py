@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 import pipelines
 import steps
 from tuneport import tasks
+from tuneport.cli.stage_command import stage_command
+from tuneport.config import json_schema
 from tuneport.errors import UserError
 from tuneport.metrics.answers import AnsweredRows
 from tuneport.metrics.own import OwnMetric
@@ -123,11 +126,22 @@ def test_tasks_that_write_text_take_a_function_and_others_refuse_it(task: str) -
     port = pipelines.load(task).params["metric_for_best_model"]
     if "validation_metric_file" in pipelines.load(task).params:
         assert port.parse("mine.py:f") == "mine.py:f" and "or file.py:function" in port.wanted
+        schema = json_schema(pipelines.load(task), {})["properties"]["metric_for_best_model"]
+        assert jsonschema.Draft202012Validator(schema).is_valid("mine.py:f")
+        assert not jsonschema.Draft202012Validator(schema).is_valid("los")
     else:
         with pytest.raises(UserError, match=r"metric_for_best_model='mine.py:f': not valid; expected one of"):
             port.parse("mine.py:f")
     with pytest.raises(UserError, match="metric_for_best_model='los': not valid"):
         port.parse("los")
+
+
+def test_the_help_of_the_stage_says_how_a_function_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        stage_command(steps.load("finetune", "text_generation"), lambda given: 0).main(["--help"])
+    assert "[or file.py:function, of a dict file.py:function.name; default: 'loss']" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_a_function_that_returns_an_empty_dict_is_refused_in_the_evaluation_too() -> None:
