@@ -231,6 +231,16 @@ def test_a_model_without_a_template_is_not_asked_by_turns(
     assert not (tmp_path / "result").exists()
 
 
+def test_a_template_that_refuses_the_turns_is_named(
+    models: tuple[Path, Path], benchmarks: Path, tmp_path: Path
+) -> None:
+    picky = model(tmp_path / "picky", 1, template="{{ raise_exception('a system turn is expected') }}")
+    given = {"benchmark_tasks": "animals", "benchmark_folder": benchmarks, "apply_chat_template": "true"}
+    with pytest.raises(UserError, match=r"refuses the turns of 'animals' .*a system turn is expected.*template=false"):
+        run((models[0], picky), tmp_path / "result", **given)
+    assert not (tmp_path / "result").exists()
+
+
 def test_prompts_that_are_cut_are_counted(models: tuple[Path, Path], tmp_path: Path, write_jsonl: Any) -> None:
     folder = tmp_path / "long"
     folder.mkdir()

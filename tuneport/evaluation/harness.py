@@ -204,7 +204,8 @@ class Harness:
     def measure(self, said: str, model: t.Any, tokenizer: t.Any, how: Asking) -> dict[str, Measured]:
         """A model's scores on every task and group, by its name; ``said`` is what the model is called.
 
-        Raises `UserError` where the memory does not suffice, and where a task of the folder fails.
+        Raises `UserError` where the memory does not suffice, the chat template refuses the turns, and where a task of
+        the folder fails.
         """
         lm = _asked_by_lm_eval(model, tokenizer, how)
         found: dict[str, Measured] = {}
@@ -213,14 +214,21 @@ class Harness:
             try:
                 measured = _measured(lm, tasks, how)
             except Exception as e:
-                raise self._failure(said, name, e) from e
+                raise self._failure(said, name, e, how) from e
             found |= measured
             rows = sum(one.rows or 0 for one in measured.values() if not one.children)
             log.info("%s: %s, %d rows in %.1f s", said, name, rows, time.monotonic() - started)
         return found
 
-    def _failure(self, said: str, name: str, error: Exception) -> Exception:
+    def _failure(self, said: str, name: str, error: Exception, how: Asking) -> Exception:
         """What to raise where a task failed: of the user's mistakes a `UserError`, else the error itself."""
+        from jinja2 import TemplateError
+
+        if how.chat and isinstance(error, TemplateError):
+            return UserError(
+                f"apply_chat_template: the tuned model's chat template refuses the turns of '{name}' "
+                f"({excerpt(str(error))}). Take apply_chat_template=false."
+            )
         if TokenBatches.is_out_of_memory(error):
             reason = (str(error).splitlines() or ["out of memory"])[0]
             return UserError(
