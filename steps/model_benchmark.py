@@ -88,8 +88,13 @@ class ModelBenchmark(Step, TaskParams, SeedParams):
         if self.benchmark_rows == 0:
             raise UserError("benchmark_rows=0: asks nothing; expected at least 1, or -1 for all rows.")
 
+    def check_here(self) -> None:
+        from tuneport.evaluation.harness import check_installed
+
+        check_installed("benchmark_tasks")
+
     def check_files(self) -> None:
-        """Find benchmarks and their data; where torch is not installed, the machine that the stage runs on does so.
+        """Find benchmarks and their data; where lm_eval is not installed, the machine that the stage runs on does so.
 
         Raises `UserError` for a benchmark that there is not, or whose data is not there.
         """
@@ -101,7 +106,7 @@ class ModelBenchmark(Step, TaskParams, SeedParams):
             )
         if folder is not None and not folder.path.is_dir():
             raise UserError(f"benchmark_folder={folder.path}: is not a folder; expected one with data of benchmarks.")
-        if importlib.util.find_spec("torch") is not None:
+        if importlib.util.find_spec("torch") is not None and importlib.util.find_spec("lm_eval") is not None:
             _ = self._harness
 
     def repeatable(self) -> bool:
@@ -148,9 +153,8 @@ class ModelBenchmark(Step, TaskParams, SeedParams):
 
     @cached_property
     def _harness(self) -> "Harness":
-        from tuneport.evaluation.harness import Harness, check_installed
+        from tuneport.evaluation.harness import Harness
 
-        check_installed("benchmark_tasks")
         return Harness(self._names(), self.benchmark_folder.path if self.benchmark_folder else None)
 
     def _models(self) -> dict[str, Path]:

@@ -1,6 +1,5 @@
 """Stage `model_export`: write the best model as an MLflow model that serves without tuneport."""
 
-import importlib.util
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,14 +37,10 @@ class ModelExport(Step, TaskParams, OutputTypeParams):
 
         check_formats(self._formats())
 
-    def check_files(self) -> None:
-        """Look for packages; where torch is not installed, the machine that the stage runs on does so.
-
-        Raises `UserError` where one is missing.
-        """
+    def check_here(self) -> None:
         from tuneport.modeling.onnx_model import check_installed
 
-        if self._formats() and importlib.util.find_spec("torch") is not None:
+        if self._formats():
             check_installed()
 
     def lost_effect(self) -> str:
@@ -94,9 +89,8 @@ class ModelExport(Step, TaskParams, OutputTypeParams):
 
     def _write_onnx(self, model: Path, prepared: "Prepared") -> None:
         from tuneport.licences import carry_notices
-        from tuneport.modeling.onnx_model import FOLDER, check_installed, write_onnx_model
+        from tuneport.modeling.onnx_model import FOLDER, write_onnx_model
 
-        check_installed()
         task, meta = tasks.load(self.task_name), prepared.info.meta
         rows = next(rows for split in ("test", "validation", "train") if (rows := prepared.rows(split)))
         loaded = task.load_model(model, meta, new_head=False, dtype="float32").eval()

@@ -114,6 +114,7 @@ class WritableHub(Hub):
         self.large: dict[str, bytes] = {}  # by SHA-256
         self.log: list[tuple[str, list[str]]] = []
         self.refuses = 0  # the status that any write is answered with
+        self.stores = True  # whether large files are taken
         super().__init__({})
 
     def account(self, token: str, name: str, role: str = "write", organisations: tuple[str, ...] = ()) -> None:
@@ -149,6 +150,8 @@ class WritableHub(Hub):
         if path == "/api/validate-yaml":
             return self.json({"warnings": [], "errors": []})
         if method == "PUT":  # what a signed address of the store takes, without a token
+            if not self.stores:
+                return 403, {}, b"<Error><Code>AccessDenied</Code></Error>"
             self.large[hashlib.sha256(body).hexdigest()] = body
             return 200, {}, b""
         account = self.accounts.get(headers.get("Authorization") or "")

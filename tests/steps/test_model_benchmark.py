@@ -231,6 +231,16 @@ def test_a_model_without_a_template_is_not_asked_by_turns(
     assert not (tmp_path / "result").exists()
 
 
+def test_a_template_that_refuses_the_turns_is_named(
+    models: tuple[Path, Path], benchmarks: Path, tmp_path: Path
+) -> None:
+    picky = model(tmp_path / "picky", 1, template="{{ raise_exception('a system turn is expected') }}")
+    given = {"benchmark_tasks": "animals", "benchmark_folder": benchmarks, "apply_chat_template": "true"}
+    with pytest.raises(UserError, match=r"refuses the turns of 'animals' .*a system turn is expected.*template=false"):
+        run((models[0], picky), tmp_path / "result", **given)
+    assert not (tmp_path / "result").exists()
+
+
 def test_prompts_that_are_cut_are_counted(models: tuple[Path, Path], tmp_path: Path, write_jsonl: Any) -> None:
     folder = tmp_path / "long"
     folder.mkdir()
@@ -243,6 +253,25 @@ def test_prompts_that_are_cut_are_counted(models: tuple[Path, Path], tmp_path: P
     assert found.metrics["notes"] == [
         "copying: 2 of 3 rows have a prompt that is longer than the model takes; it read their ends."
     ]
+
+
+def test_a_metric_whose_parts_are_not_numbers_is_kept_in_every_row_and_not_compared(
+    models: tuple[Path, Path], benchmarks: Path, tmp_path: Path
+) -> None:
+    """Of the MCC a row has the label and the answer, NumPy's numbers; of the Brier score an array."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("animals.jsonl", "solved.jsonl"):
+        (folder / name).write_bytes((benchmarks / name).read_bytes())
+    both = "[{metric: mcc, aggregation: matthews_corrcoef, higher_is_better: true}, "
+    both += "{metric: brier_score, aggregation: brier_score, higher_is_better: false}]"
+    (folder / "animals.yaml").write_text(f"{CHOICE.rpartition('metric_list')[0]}metric_list: {both}\n")
+    found = run(models, tmp_path / "result", benchmark_tasks="animals", benchmark_folder=folder, benchmark_rows=6)
+    assert found.metrics["tuned"]["metrics"].keys() == {"animals/mcc", "animals/brier_score"}
+    assert found.metrics["gains"] == {}
+    row = found.samples[2]["tuned"]
+    assert row["mcc"][0] == row["brier_score"][0] == 2
+    assert len(row["brier_score"][1]) == 3 and sum(row["brier_score"][1]) == pytest.approx(1)
 
 
 def test_the_scores_stand_in_the_run_that_trained_the_model(
@@ -277,6 +306,8 @@ def faulty(benchmarks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "failing.py").write_text("def score(doc, results):\n    return {'acc': 1 / 0}\n")
     failing = named.replace("{}", "failing") + "process_results: !function failing.score\n"
     (folder / "failing.yaml").write_text(failing)
+    (folder / "circle.yaml").write_text("group: circle\ntask: [animals, ring]\n")
+    (folder / "ring.yaml").write_text("group: ring\ntask: [circle]\n")
     (folder / "misspelt.yaml").write_text(named.replace("{}", "misspelt").replace("{{question}}", "{{query}}"))
     (folder / "unfetched.yaml").write_text(WRITTEN.replace("copying", "unfetched").replace("acme/words", "acme/other"))
     return folder
@@ -298,6 +329,7 @@ def faulty(benchmarks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"benchmark_tasks": "unfetched"},
             "has no folder acme/other, the data set that .* reads. Put it there: hf download acme/other --repo-type",
         ),
+        ({"benchmark_tasks": "circle"}, r"the group 'circle' is in itself \(circle > ring > circle\). Mend its file"),
         ({"benchmark_tasks": "unsafe"}, "'unsafe' runs code that the model writes"),
         ({"benchmark_tasks": "broken"}, "'broken' cannot be read: .* put what is lacking there"),
         (
@@ -372,5 +404,6 @@ def test_without_lm_eval_the_install_line_is_said_before_anything_runs(
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "lm_eval" else find_spec(name))
     with pytest.raises(UserError, match=r"lm_eval, .* is not installed. Run: pip install 'tuneport\[benchmark\]'"):
-        stage(models, benchmark_tasks="hellaswag").check_files()
+        stage(models, benchmark_tasks="hellaswag").check_here()
+    stage(models, benchmark_tasks="hellaswag").check_files()  # for a container, whose image has the package
     assert "lm_eval" in sys.modules

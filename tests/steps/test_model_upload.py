@@ -129,6 +129,15 @@ def test_weights_of_an_earlier_model_do_not_stay_beside_those_of_a_later_one(
     ]
 
 
+def test_a_model_in_a_folder_of_the_repository_stays(upload: Upload, hub: WritableHub) -> None:
+    upload()
+    commits = hub.repositories["acme/questions"]["commits"]
+    commits.append(("a" * 40, {**commits[-1][1], "earlier/model.safetensors": b"of another"}))
+    code, said, wrote = upload()
+    assert code == 0 and wrote["deleted"] == [], said
+    assert hub.content("acme/questions")["earlier/model.safetensors"] == b"of another"
+
+
 def test_adapters_are_uploaded_as_adapters_without_their_checkpoints(
     upload: Upload, hub: WritableHub, tuned: SimpleNamespace
 ) -> None:
@@ -181,6 +190,15 @@ def test_what_the_hub_refuses_in_the_end_is_explained(
     code, said, _ = upload()
     assert code == 2 and says in said, said
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_the_hub_s_store_does_not_take_are_explained(
+    upload: Upload, hub: WritableHub, tmp_path: Path
+) -> None:
+    hub.stores = False
+    code, said, _ = upload()
+    assert code == 2 and "hub_model_id=acme/questions: the files could not be sent (" in said, said
+    assert "403" in said and "Run this stage again later" in said and not hub.log and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 import pipelines
 import steps
 from tuneport import tasks
+from tuneport.cli.stage_command import stage_command
+from tuneport.config import json_schema
 from tuneport.errors import UserError
 from tuneport.metrics.answers import AnsweredRows
 from tuneport.metrics.own import OwnMetric
@@ -95,8 +98,8 @@ def test_of_a_dict_one_value_is_named_and_lower_may_be_better(
     [
         ("mine.py:better_each_time", r"returned words, wrong; say which one, as in mine.py:better_each_time.words"),
         ("mine.py:better_each_time.word", r"returned no word, but words, wrong. Did you mean 'words'"),
-        ("mine.py:fails", "'fails' failed at .*: ZeroDivisionError"),
-        ("mine.py:nothing", r"'nothing' returned \{\} for 6 rows; expected at least one number, by name"),
+        ("mine.py:fails", "^metric_for_best_model: 'fails' failed at .*: ZeroDivisionError"),
+        ("mine.py:nothing", r"^metric_for_best_model: 'nothing' returned \{\} for 6 rows; expected at least one"),
         ("mine.py:absent", "validation_metric_file=.*: has no function 'absent'"),
         ("mine.py:rouge1", "'rouge1' is the name of another metric; give the function another one"),
     ],
@@ -123,6 +126,9 @@ def test_tasks_that_write_text_take_a_function_and_others_refuse_it(task: str) -
     port = pipelines.load(task).params["metric_for_best_model"]
     if "validation_metric_file" in pipelines.load(task).params:
         assert port.parse("mine.py:f") == "mine.py:f" and "or file.py:function" in port.wanted
+        schema = json_schema(pipelines.load(task), {})["properties"]["metric_for_best_model"]
+        assert jsonschema.Draft202012Validator(schema).is_valid("mine.py:f")
+        assert not jsonschema.Draft202012Validator(schema).is_valid("los")
     else:
         with pytest.raises(UserError, match=r"metric_for_best_model='mine.py:f': not valid; expected one of"):
             port.parse("mine.py:f")
@@ -130,9 +136,17 @@ def test_tasks_that_write_text_take_a_function_and_others_refuse_it(task: str) -
         port.parse("los")
 
 
+def test_the_help_of_the_stage_says_how_a_function_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        stage_command(steps.load("finetune", "text_generation"), lambda given: 0).main(["--help"])
+    assert "[or file.py:function, of a dict file.py:function.name; default: 'loss']" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_a_function_that_returns_an_empty_dict_is_refused_in_the_evaluation_too() -> None:
     rows = AnsweredRows(truth=["a", "b"], predicted=["a", "c"], raw=[{}, {}], total=2)
-    with pytest.raises(UserError, match=r"'f' returned \{\} for 2 rows"):
+    with pytest.raises(UserError, match=r"^metrics: 'f' returned \{\} for 2 rows"):
         OwnMetric(name="f", function=lambda predictions, references, rows: {}, file="")(rows)
 
 

@@ -18,6 +18,7 @@ from tuneport.errors import UserError
 from tuneport.runner.ending import next_commands
 from tuneport.stage import execute
 from tuneport.step import Context
+from tuneport.tracking import Run
 from tuneport.training import trackers
 
 VALUES = {"learning_rate": 1e-3, "max_steps": 4, "logging_steps": 2, "per_device_train_batch_size": 8}
@@ -81,6 +82,28 @@ def test_what_a_failed_training_logged_stays_and_a_resume_hides_what_it_repeats(
     assert [step for step, _ in losses] == [1, 2, 3, 4] and max(loss for _, loss in losses) < 100
 
 
+def test_all_runs_that_a_resumed_training_wrote_offline_are_named_to_be_sent(tmp_path: Path) -> None:
+    for name in ("offline-run-20261101_100000-a", "offline-run-20261102_100000-b"):
+        (tmp_path / "logs" / "wandb" / name).mkdir(parents=True)
+    commands = next_commands({"pytorch_model_folder": Model(tmp_path)}, "sqlite:///x.db", None)
+    there = f"{tmp_path}/logs/wandb/offline-run"
+    sent = commands["Send the training to Weights & Biases"]
+    assert sent == f"wandb sync {there}-20261101_100000-a {there}-20261102_100000-b"
+
+
+def test_no_tracker_gets_the_secrets_of_an_address(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    given = {"resume_from_checkpoint": "s3://user:aSecretOfTests@bucket/run"}
+    with trackers.opened("tensorboard", Run(), tmp_path, name="x", parameters=given) as run:
+        run.log_metrics({"train/loss": 1.0}, 1)
+    read = EventAccumulator(str(tmp_path / "logs" / "tensorboard"))
+    read.Reload()
+    (text,) = read.Tensors("parameters/text_summary")
+    said = text.tensor_proto.string_val[0].decode()
+    assert "resume_from_checkpoint" in said and "aSecretOfTests" not in said
+
+
 def records(file: Path) -> Iterator[Any]:
     """The messages in a run's file: a log of LevelDB's, in blocks of 32 KiB, behind a header of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
@@ -118,6 +141,33 @@ def test_weights_and_biases_gets_the_figures_of_rank_0_alone(still: SimpleNamesp
     assert {step: value for (step, name), value in figures.items() if name == "train/loss"} == pytest.approx(losses)
     texts = [path.read_text("utf-8", "replace") for path in folder.rglob("*") if path.is_file()]
     assert not [text for text in texts if "--model_selector_output" in text]  # nothing of the command line
+
+
+DYING = """
+import logging, pathlib, sys, psutil
+from tuneport.tracking import Run
+from tuneport.training import trackers
+
+logging.basicConfig(level=logging.INFO)
+with trackers.opened("wandb", Run(), pathlib.Path(sys.argv[1]), name="x", parameters={}) as run:
+    run.log_metrics({"train/loss": 1.0}, 1)
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
+        process.wait()
+    for step in range(2, 6):
+        run.log_metrics({"train/loss": 1.0}, step)
+print("trained to the end")
+"""
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_where_the_process_of_weights_and_biases_dies(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DYING, str(tmp_path)],
+        env=os.environ | {"WANDB_MODE": "offline"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "trained to the end" in done.stdout, done.stderr
+    assert done.stderr.count("figures from here on are missing there") == 1, done.stderr
 
 
 @pytest.mark.slow

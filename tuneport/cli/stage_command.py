@@ -47,7 +47,7 @@ class PortOption(click.Option):
 
 
 def _note(port: Port) -> str:
-    notes = [port.wanted] if port.bounds else []
+    notes = [port.wanted] if port.bounds else [f"or {words}" for words in port.besides.values()]
     if port.required:
         notes.append("required")
     elif port.default not in (None, REQUIRED):

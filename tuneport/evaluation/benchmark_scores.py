@@ -172,8 +172,8 @@ class BenchmarkScores:
                     "benchmark": name,
                     "doc_id": row["doc_id"],
                     "filter": row["filter"],
-                    "target": row["target"],
-                    "asked": row["arguments"],
+                    "target": _plain(row["target"]),
+                    "asked": _plain(row["arguments"]),
                     "tuned": _said(row),
                     "base": _said(other),
                 }
@@ -220,8 +220,8 @@ def _rows(measured: Mapping[str, Measured], name: str, key: str) -> dict[tuple[s
     for task in _tasks(measured, name):
         for sample in measured[task].samples:
             if sample["filter"] == answers:
-                value = sample.get(metric)
-                if not isinstance(value, (int, float)):  # what NumPy has of them are floats, too
+                value = _plain(sample.get(metric))
+                if not isinstance(value, (int, float)):
                     return None
                 found[task, sample["doc_id"]] = float(value)
     score = measured[name].scores.get(key)
@@ -240,7 +240,18 @@ def _tasks(measured: Mapping[str, Measured], name: str) -> Iterator[str]:
 
 
 def _said(row: Sample) -> dict[str, t.Any]:
-    return {"answers": row["filtered_resps"], **{metric: row[metric] for metric in row["metrics"]}}
+    return {"answers": _plain(row["filtered_resps"]), **{metric: _plain(row[metric]) for metric in row["metrics"]}}
+
+
+def _plain(value: t.Any) -> t.Any:
+    """A value in types that JSON has: NumPy's, of which some metrics make a row's part, as lists and numbers."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(part) for part in value]
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
 def _listed(scores: Sequence[Score]) -> str:

@@ -86,8 +86,8 @@ class Harness:
     """The tasks of lm_eval, and those in a user's folder, from which the data of all of them is read then."""
 
     def __init__(self, names: Sequence[str], folder: Path | None) -> None:
-        """Find tasks and groups of these names. Raises `UserError` for one that there is not, or whose data is not in
-        the folder."""
+        """Find tasks and groups of these names. Raises `UserError` for one that there is not, that is in itself, or
+        whose data is not in the folder."""
         from lm_eval.tasks import TaskManager
 
         self.names, self.folder = list(names), folder and folder.resolve()
@@ -106,13 +106,21 @@ class Harness:
                 )
             self._check_data(name)
 
-    def _is_own(self, name: str) -> bool:
-        """Whether the folder defines a task, or a group and all that is in it."""
+    def _is_own(self, name: str, groups: tuple[str, ...] = ()) -> bool:
+        """Whether the folder defines a task, or a group and all that is in it; ``groups``: those around it.
+
+        Raises `UserError` for a group that is in itself.
+        """
         entry = self.manager.task_index.get(name)
         if entry is None or self.folder is None:
             return False
+        if name in groups:
+            raise UserError(
+                f"benchmark_folder={self.folder}: the group '{name}' is in itself ({' > '.join((*groups, name))}). "
+                "Mend its file."
+            )
         is_here = entry.yaml_path is None or entry.yaml_path.resolve().is_relative_to(self.folder)
-        return is_here and all(map(self._is_own, _members(entry)))
+        return is_here and all(self._is_own(member, (*groups, name)) for member in _members(entry))
 
     def _check_data(self, name: str) -> None:
         """Raise `UserError` where the data of a task is known not to be in the folder."""
@@ -196,7 +204,8 @@ class Harness:
     def measure(self, said: str, model: t.Any, tokenizer: t.Any, how: Asking) -> dict[str, Measured]:
         """A model's scores on every task and group, by its name; ``said`` is what the model is called.
 
-        Raises `UserError` where the memory does not suffice, and where a task of the folder fails.
+        Raises `UserError` where the memory does not suffice, the chat template refuses the turns, and where a task of
+        the folder fails.
         """
         lm = _asked_by_lm_eval(model, tokenizer, how)
         found: dict[str, Measured] = {}
@@ -205,14 +214,21 @@ class Harness:
             try:
                 measured = _measured(lm, tasks, how)
             except Exception as e:
-                raise self._failure(said, name, e) from e
+                raise self._failure(said, name, e, how) from e
             found |= measured
             rows = sum(one.rows or 0 for one in measured.values() if not one.children)
             log.info("%s: %s, %d rows in %.1f s", said, name, rows, time.monotonic() - started)
         return found
 
-    def _failure(self, said: str, name: str, error: Exception) -> Exception:
+    def _failure(self, said: str, name: str, error: Exception, how: Asking) -> Exception:
         """What to raise where a task failed: of the user's mistakes a `UserError`, else the error itself."""
+        from jinja2 import TemplateError
+
+        if how.chat and isinstance(error, TemplateError):
+            return UserError(
+                f"apply_chat_template: the tuned model's chat template refuses the turns of '{name}' "
+                f"({excerpt(str(error))}). Take apply_chat_template=false."
+            )
         if TokenBatches.is_out_of_memory(error):
             reason = (str(error).splitlines() or ["out of memory"])[0]
             return UserError(

@@ -102,7 +102,8 @@ def upload(folder: Path, repo_id: str, *, private: bool, message: str) -> Upload
         added = {path.relative_to(folder).as_posix(): path for path in files(folder)}
         added = {name: path for name, path in added.items() if name.partition("/")[0] not in NOT_SERVED}
         there = api.list_repo_files(repo_id, revision=info.sha)
-        deleted = [name for name in there if name not in added and any(fnmatch.fnmatch(name, w) for w in WEIGHTS)]
+        loaded = [name for name in there if "/" not in name and any(fnmatch.fnmatch(name, w) for w in WEIGHTS)]
+        deleted = [name for name in loaded if name not in added]
         done = api.create_commit(
             repo_id,
             [
@@ -142,6 +143,9 @@ def _explained(repo_id: str) -> Iterator[None]:
         raise UserError(
             f"{named} {constants.ENDPOINT} cannot be reached ({reason(e)}). Set HF_ENDPOINT to a hub within reach."
         ) from None
+    except (RuntimeError, ValueError) as e:  # of the store of large files, which is not the hub itself
+        said = reason(e.__cause__ if isinstance(e.__cause__, Exception) else e)
+        raise UserError(f"{named} the files could not be sent ({said}). Run this stage again later.") from None
 
 
 def _answer(error: t.Any) -> str:

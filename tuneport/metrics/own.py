@@ -17,7 +17,7 @@ import sys
 import traceback
 import typing as t
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -35,11 +35,12 @@ GROUP = "tuneport.metrics"
 
 @dataclass(frozen=True, kw_only=True)
 class OwnMetric:
-    """A function, by the name that ``metrics`` gives it."""
+    """A function, by the name that a parameter, ``metrics`` or another ``option``, gives it."""
 
     name: str
     function: Function
     file: str
+    option: str = "metrics"
 
     def __call__(self, rows: AnsweredRows) -> dict[str, float | np.ndarray]:
         """What it finds, by name: a number, or one of each row.
@@ -54,7 +55,7 @@ class OwnMetric:
         several = found if isinstance(found, Mapping) else {self.name: found}
         if not several:
             raise UserError(
-                f"metrics: '{self.name}' returned {{}} for {len(given[0]):,} rows; expected at least one "
+                f"{self.option}: '{self.name}' returned {{}} for {len(given[0]):,} rows; expected at least one "
                 "number, by name."
             )
         return {str(name): self._numbers(str(name), value, len(given[0])) for name, value in several.items()}
@@ -70,7 +71,7 @@ class OwnMetric:
     def _failure(self, error: Exception, where: str) -> str:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self.file]
         line = f" (line {frames[-1].lineno} of {self.file})" if frames else ""
-        return f"metrics: '{self.name}' failed{where}: {type(error).__name__}: {error}{line}. Mend the function."
+        return f"{self.option}: '{self.name}' failed{where}: {type(error).__name__}: {error}{line}. Mend the function."
 
     def _numbers(self, name: str, value: t.Any, rows: int) -> float | np.ndarray:
         import numpy as np
@@ -83,8 +84,8 @@ class OwnMetric:
             return float(found)
         if found.shape != (rows,):
             raise UserError(
-                f"metrics: '{self.name}' returned {excerpt(value)} for {name}; expected a number, or {rows:,} of them, "
-                "one a row, or a dict of these."
+                f"{self.option}: '{self.name}' returned {excerpt(value)} for {name}; expected a number, or {rows:,} of "
+                "them, one a row, or a dict of these."
             )
         return found
 
@@ -236,7 +237,7 @@ def _chosen(options: t.Any) -> tuple[OwnMetric, str | None]:
 @cache
 def _loaded(place: str, function: str, file: Path) -> OwnMetric:
     """Loaded once a process, as it may hold a model that judges."""
-    return _in_file(place, function, file, "validation_metric_file")
+    return replace(_in_file(place, function, file, "validation_metric_file"), option="metric_for_best_model")
 
 
 def _record(name: str, value: float | np.ndarray, *, better: bool) -> AnyMetric:

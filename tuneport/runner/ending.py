@@ -114,8 +114,8 @@ def _logs(folder: Path) -> dict[str, str]:
     found = {}
     if (folder / "tensorboard").is_dir():
         found["See the training in TensorBoard"] = shlex.join(("tensorboard", "--logdir", str(folder / "tensorboard")))
-    for run in sorted((folder / "wandb").glob("offline-run-*")):
-        found["Send the training to Weights & Biases"] = shlex.join(("wandb", "sync", str(run)))
+    if runs := sorted(map(str, (folder / "wandb").glob("offline-run-*"))):  # one of each time that it went on
+        found["Send the training to Weights & Biases"] = shlex.join(("wandb", "sync", *runs))
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tuneport.errors import UserError, did_you_mean, excerpt
 from tuneport.modeling.merged_adapters import LOGS
+from tuneport.secrets import masked_values
 from tuneport.tracking import EXPERIMENT, Run, reason
 
 log = logging.getLogger("tuneport.finetune")
@@ -61,7 +62,7 @@ def opened(
     ``run``: the one on the MLflow server; ``folder``: where files are written, in `LOGS`; ``name``: what a run is
     called elsewhere. Raises `UserError` where Weights & Biases cannot be used.
     """
-    names = chosen(report_to) if rank == 0 else ()
+    names, parameters = chosen(report_to) if rank == 0 else (), masked_values(parameters)
     with ExitStack() as stack:
         runs: list[Run] = [run] if MLFLOW in names else []
         if TENSORBOARD in names:
@@ -118,13 +119,35 @@ def _tensorboard(folder: Path, parameters: Mapping[str, t.Any]) -> Iterator[Run]
 
 
 class WandbRun(Run):
-    """A run of Weights & Biases; of a step that has been logged the figures are in one row."""
+    """A run of Weights & Biases; of a step that has been logged the figures are in one row.
+
+    Where it fails, as its own process does without memory, the training goes on without it.
+    """
 
     def __init__(self, run: t.Any) -> None:
         self.run = run
+        self.place = run.url or Path(run.dir).parent
+        self._failed = False
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.run.log(dict(metrics), step=step)
+        if not self._failed:
+            with self._spared():
+                self.run.log(dict(metrics), step=step)
+
+    def close(self, exit_code: int) -> None:
+        with self._spared():
+            self.run.finish(exit_code=exit_code)
+        log.info("Weights & Biases: %s", self.place)
+
+    @contextmanager
+    def _spared(self) -> Iterator[None]:
+        """While entered, an error is a warning, which is said once."""
+        try:
+            yield
+        except Exception as e:  # whatever its process and the network do
+            if not self._failed:
+                log.warning("Weights & Biases: %s; figures from here on are missing there", reason(e))
+            self._failed = True
 
 
 @contextmanager
@@ -143,13 +166,12 @@ def _wandb(folder: Path, name: str, parameters: Mapping[str, t.Any]) -> Iterator
             f"report_to: Weights & Biases cannot be used ({reason(e)}). Set WANDB_API_KEY, or WANDB_MODE=offline to "
             "write files alone, or leave wandb out of report_to."
         ) from None
-    code = 1
+    figures, code = WandbRun(run), 1
     try:
-        yield WandbRun(run)
+        yield figures
         code = 0
     finally:
-        run.finish(exit_code=code)
+        figures.close(code)
         for link in list((folder / WANDB).rglob("*")):  # to files in the folder where this one was built
             if link.is_symlink():
                 link.unlink()
-        log.info("Weights & Biases: %s", run.url or Path(run.dir).parent)
