@@ -268,7 +268,7 @@ def lines(found: Estimate) -> Iterator[str]:
             f"  largest batch about {found.largest_rows} rows of {found.tokens} tokens; longest rows about "
             f"{found.largest_tokens} tokens, {found.rows} at once"
         )
-    yield f"  CPU memory of each process, beside its libraries: {_size(memory.host)}"
+    yield f"  CPU memory of the first process, beside its libraries: {_size(memory.host)}"
     kept = "each evaluation" if found.checkpoints is None else f"{found.checkpoints} kept"
     all_of_them = "" if found.checkpoints is None else f", {_size(found.disk)} with the model"
     yield (

@@ -59,7 +59,7 @@ class RankMemory:
     gathered: int  # weights of other processes, and copies of gradients on their way
     activations: int
     logits: int  # of the activations
-    host: int  # in CPU memory: what is offloaded or loaded, and the copy from which a checkpoint is written
+    host: int  # in CPU memory, of the first one: what is offloaded or loaded, and what checkpoints are written from
 
     @property
     def total(self) -> int:
