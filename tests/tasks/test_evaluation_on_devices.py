@@ -98,7 +98,7 @@ def test_a_model_split_over_two_devices_has_the_metrics_of_one_that_is_whole(
     whole, on_one = answers(run, place([run.model]))
     split, on_two = answers(run, Halves(run.model, tmp_path, 0.8 if name == "summarization" else 0.95))
     assert not on_one and on_two == {"cpu", "disk"}
-    assert split == pytest.approx(whole, abs=1e-5, nan_ok=True)
+    assert split == pytest.approx(whole, rel=1e-6, abs=1e-5, nan_ok=True)
 
 
 @every_task
@@ -108,7 +108,7 @@ def test_metrics_do_not_depend_on_how_many_rows_are_in_a_batch(
     run = tuned(name)
     placement = place([run.model])
     one, many = (answers(run, placement, batch_size)[0] for batch_size in (1, None))
-    assert many == pytest.approx(one, abs=1e-5, nan_ok=True)
+    assert many == pytest.approx(one, rel=1e-6, abs=1e-5, nan_ok=True)
 
 
 def short_of_memory(rows: int) -> Callable[..., Any]:
@@ -136,7 +136,7 @@ def test_where_memory_suffices_for_fewer_rows_the_answers_are_the_same(
     wanted, _ = answers(run, place([run.model]))
     monkeypatch.setattr(Subject, "load", short_of_memory(2))
     found, _ = answers(run, place([run.model]))
-    assert found == pytest.approx(wanted, abs=1e-5, nan_ok=True)
+    assert found == pytest.approx(wanted, rel=1e-6, abs=1e-5, nan_ok=True)
     assert "the memory does not suffice for 6 rows at once" in caplog.text
 
 
@@ -181,6 +181,6 @@ def test_two_processes_give_the_metrics_of_one(
     assert "2 processes on this machine" in log and "one of 2 processes" in log
     assert [line["row_id"] for line in lines_of_two] == [line["row_id"] for line in lines]
     for who in ("tuned", "base"):
-        assert two[who]["metrics"] == pytest.approx(one[who]["metrics"], abs=1e-5)
+        assert two[who]["metrics"] == pytest.approx(one[who]["metrics"], rel=1e-6, abs=1e-5)
         assert two[who]["intervals"].keys() == one[who]["intervals"].keys()
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}

@@ -429,7 +429,6 @@ def test_two_processes_train_with_deepspeed(task: str, stage: str, ready: Callab
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     outcome = Outcome(output=tmp_path / "output")
-    spread = stage == "3" and tasks.load(task).needs_answers("loss")
-    assert ("answers all" in done.stdout + done.stderr) == spread
+    assert "gathers them for each token" not in done.stdout + done.stderr  # there is room for all weights
     assert log_lines(outcome) == [1, 2] and weights(outcome)
     assert len(outcome.digests("checkpoints/checkpoint-2/global_step2/*optim_states.pt")) == 2
