@@ -588,11 +588,12 @@ PREPROCESS: dict[str, tuple[Any, Any]] = {
 ANSWERING: dict[str, tuple[Any, Any]] = {"n_best_size": (20, 2), "max_answer_length_in_tokens": (30, 1)}
 EVALUATION = {**ANSWERING, "trivial_baselines": (True, False)}
 FINETUNE = {"metric_for_best_model": ("loss", "exact")}
+EXPORT = {"export_formats"}  # in test_onnx_export.py
 
 
 def test_the_tables_cover_every_parameter_of_the_task() -> None:
     own = {name for group in tasks.load(TASK).params.values() for name in group.ports()}
-    assert own == {*PREPROCESS, *EVALUATION, *FINETUNE} <= pipelines.load(TASK).params.keys()
+    assert own == {*PREPROCESS, *EVALUATION, *FINETUNE, *EXPORT} <= pipelines.load(TASK).params.keys()
 
 
 @pytest.mark.parametrize("name", PREPROCESS)
