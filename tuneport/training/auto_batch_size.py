@@ -55,10 +55,9 @@ def fit_batch_size(trainer: BestModelTrainer, run: Run) -> None:
     """Lower the trainer's batch size until the longest training rows fit, and accumulate more batches in turn.
 
     The product of the two, so the effective batch, stays what it was. What cannot fit, by a simulated step, is not
-    tried. A batch size is tried by a forward and a
-    backward pass over the longest rows, beside as much memory as the optimizer takes for its state; random numbers are
-    drawn as if nothing had been tried. All ranks take the smallest size that one of them can. Raises `UserError` where
-    not even single rows fit.
+    tried. A batch size is tried by a forward and a backward pass over the longest rows, beside as much memory as the
+    optimizer takes for its state; random numbers are drawn as if nothing had been tried. All ranks take the smallest
+    size that one of them can. Raises `UserError` where not even single rows fit.
     """
     arguments = trainer.args
     wanted, accumulated = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps

@@ -377,13 +377,10 @@ def _scores_of_answers(
     def scores(model: t.Any) -> dict[str, float]:
         training = model.training
         with _each_alone(model, trainer, options) as alone:
-            if alone:
-                share = answers_of(model, asked[arguments.process_index :: arguments.world_size])
-            else:
-                answers = answers_of(model, asked)
+            answers = answers_of(model, asked[arguments.process_index :: arguments.world_size] if alone else asked)
         if alone:
             parts: list[t.Any] = [None] * arguments.world_size
-            torch.distributed.all_gather_object(parts, share)
+            torch.distributed.all_gather_object(parts, answers)
             answers = [parts[i % len(parts)][i // len(parts)] for i in range(len(rows))]
         model.train(training)
         return _of_first(trainer.peers, lambda: task.score(rows, answers, meta, options))
@@ -396,11 +393,11 @@ def _each_alone(model: t.Any, trainer: BestModelTrainer, options: TrainingParams
     """While entered, whether each of several processes can answer rows by itself, for which a sharded model's weights
     are gathered once; else each row takes all processes.
     """
-    if trainer.args.world_size == 1:
-        yield False
-    elif not _is_spread(options):
-        yield True
-    elif not all(trainer.peers.gather("room for all weights", whole.fits(model, _free(options)))):
+    if trainer.args.world_size == 1 or not _is_spread(options):
+        yield trainer.args.world_size > 1
+        return
+    free = free_memory(options.number_of_gpu_to_use_finetuning)
+    if not all(trainer.peers.gather("room for all weights", whole.fits(model, free))):
         log.warning(
             "%s: not every process has room for all weights, so each evaluation gathers them for each token of all "
             "validation rows; fewer validation rows or metric_for_best_model=loss make it shorter",
@@ -411,10 +408,6 @@ def _each_alone(model: t.Any, trainer: BestModelTrainer, options: TrainingParams
         engine = None if options.fsdp else trainer.deepspeed
         with whole.whole(model, engine, resharded=options.fsdp == "full_shard"):
             yield True
-
-
-def _free(options: TrainingParams) -> int:
-    return free_memory(options.number_of_gpu_to_use_finetuning)
 
 
 def _of_first(peers: Peers, scores: t.Callable[[], dict[str, float]]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing as t
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -19,16 +19,13 @@ def fits(model: torch.nn.Module, free: int) -> bool:
     return bool(size <= ROOM * free)
 
 
-@contextmanager
-def whole(model: torch.nn.Module, engine: t.Any, *, resharded: bool) -> Iterator[None]:
+def whole(model: torch.nn.Module, engine: t.Any, *, resharded: bool) -> AbstractContextManager[None]:
     """While entered, each process holds all weights, and calls of the model are no collective operations.
 
     ``engine`` is DeepSpeed's with ZeRO-3, or None with FSDP; ``resharded``: whether FSDP frees weights after each
     forward pass. All processes enter and leave it together. The weights may not be changed within.
     """
-    around = _of_zero(engine) if engine is not None else _of_fsdp(model, resharded)
-    with around:
-        yield
+    return _of_zero(engine) if engine is not None else _of_fsdp(model, resharded)
 
 
 @contextmanager
