@@ -14,6 +14,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from tuneport.training.batch_counts import Counts
+from tuneport.training.padding_free import choose
 
 TERA = 1e12
 # Dense TFLOP/s by precision, from NVIDIA's data sheets of these products; where a sheet says "with sparsity", half of
@@ -64,7 +65,7 @@ def cost(model: t.Any) -> Cost | None:
     Each weight of a matrix takes two operations a token in the forward pass and two for the gradient of what goes in;
     a trained one two more for its own gradient. Heads that read one token a row are left out.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = choose.plain(model)
     config, trunk = inner.config, inner.base_model
     layers, width, heads = (
         getattr(config, n, None) for n in ("num_hidden_layers", "hidden_size", "num_attention_heads")

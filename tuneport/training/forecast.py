@@ -10,6 +10,7 @@ import typing as t
 from collections.abc import Sequence
 
 from tuneport.training.machine import available_memory
+from tuneport.training.padding_free import choose
 from tuneport.training.rank_memory import per_rank
 from tuneport.training.simulate import Batch, Run, simulate
 
@@ -29,7 +30,7 @@ def available(run: Run) -> int:
 def is_ample(trainer: BestModelTrainer, run: Run, batch: Batch) -> bool:
     """Whether a batch surely fits, which costs nothing to say."""
     model: t.Any = trainer.model
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = choose.plain(model)
     return at_most(inner, batch.rows * batch.tokens) < AMPLE * available(run)
 
 

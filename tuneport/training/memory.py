@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tuneport.training.batch_counts import with_contents
+from tuneport.training.padding_free import choose
 from tuneport.training.rank_memory import StepMemory
 
 if t.TYPE_CHECKING:
@@ -143,7 +144,7 @@ def _quantizable(model: t.Any) -> int:
 
 def _largest_layer(model: t.Any) -> int:
     """Bytes of the largest of a model's layers and embeddings."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = choose.plain(model)
     stacks = [module for module in inner.modules() if isinstance(module, torch.nn.ModuleList)]
     units = [layer for stack in stacks for layer in stack]
     units += [module for module in inner.modules() if isinstance(module, torch.nn.Embedding)]

@@ -8,6 +8,7 @@ import typing as t
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.training import forecast
+from tuneport.training.padding_free import choose
 from tuneport.training.parameters import TrainingParams
 from tuneport.training.simulate import Batch, Run
 
@@ -31,7 +32,7 @@ def where_needed(trainer: BestModelTrainer, run: Run) -> None:
 def _needed(trainer: BestModelTrainer, run: Run) -> bool:
     options, prepared = run.options, Prepared(run.prepared)
     model: t.Any = trainer.model
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = choose.plain(model)
     rows = min(options.per_device_train_batch_size, prepared.info.splits["train"])
     tokens = _longest(prepared, options)
     batch = Batch(rows=rows, tokens=tokens)

@@ -369,7 +369,7 @@ def _scores_of_answers(
     settings = task.validation_settings(meta, options)
 
     def answers_of(model: t.Any, questions: t.Any) -> t.Any:
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # with its adapters
+        inner = choose.plain(model)  # with its adapters
         predictor = task.predictor(str(base), settings, model=inner, batch_size=arguments.per_device_eval_batch_size)
         with _in_16_bits(inner, arguments):
             return predictor(questions)
