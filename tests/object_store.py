@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import pytest
+
 from tests.launchers.proxy import Proxy
 
 VARIABLES = {
@@ -51,6 +53,26 @@ def client(url: str) -> Any:
     return boto3.client(
         "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key="secret"
     )
+
+
+@contextmanager
+def bucket(name: str) -> Iterator[str]:
+    """The URL of a server that has a bucket of this name."""
+    with moto_server() as url:
+        client(url).create_bucket(Bucket=name)
+        yield url
+
+
+@contextmanager
+def reached(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """While entered, addresses with s3:// lead to a server."""
+    import s3fs
+
+    for name, value in {**VARIABLES, "AWS_ENDPOINT_URL": url}.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 class CuttingProxy:

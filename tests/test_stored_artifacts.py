@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.object_store import VARIABLES, CountingProxy, client, moto_server
+from tests.object_store import VARIABLES, CountingProxy, bucket, client, moto_server, reached
 from tuneport.address import Address
 from tuneport.artifacts import Model, digest, verify, write_manifest
 from tuneport.errors import UserError
@@ -22,20 +22,14 @@ WEIGHTS = bytes(range(256)) * (3 * MIB // 256)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with moto_server() as url:
-        client(url).create_bucket(Bucket="runs")
+    with bucket("runs") as url:
         yield url
 
 
 @pytest.fixture
 def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    import s3fs
-
-    for name, value in {**VARIABLES, "AWS_ENDPOINT_URL": server}.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield client(server)
-    s3fs.S3FileSystem.clear_instance_cache()
+    with reached(server, monkeypatch):
+        yield client(server)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.object_store import VARIABLES, CuttingProxy, client, moto_server
+from tests.object_store import VARIABLES, CuttingProxy, client, moto_server, reached
 from tuneport.address import Address
 from tuneport.data import remote
 from tuneport.data.mltable import find_mltable
@@ -66,14 +66,9 @@ def server() -> Iterator[str]:
 def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     from fsspec.spec import AbstractFileSystem
 
-    for name, value in {**VARIABLES, "AWS_ENDPOINT_URL": server}.items():
-        monkeypatch.setenv(name, value)
     AbstractFileSystem.clear_instance_cache()
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield monkeypatch
-    s3fs.S3FileSystem.clear_instance_cache()
+    with reached(server, monkeypatch):
+        yield monkeypatch
 
 
 def source(address: str, limits: DataLimits | None = None) -> Source:

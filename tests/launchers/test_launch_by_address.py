@@ -19,7 +19,7 @@ import transformers
 
 from tests.launchers.fake_kubernetes import run_pods, start_process
 from tests.launchers.test_launch import JOB, ROOT
-from tests.object_store import VARIABLES, CountingProxy, client, moto_server
+from tests.object_store import CountingProxy, bucket, client, reached
 from tuneport.address import Address
 from tuneport.artifacts import CustomModel, Dataset, Model, verify
 from tuneport.stored_artifacts import fetch, send
@@ -107,7 +107,6 @@ def ground(
     tmp_path: Path, tiny_model: Path, questions: list[dict[str, str]], write_jsonl: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Ground]:
     """A store with what finetune reads; the base model has weights of a few MiB."""
-    import s3fs
 
     import steps
     from tuneport.stage import execute
@@ -126,18 +125,13 @@ def ground(
     }
     preprocess = steps.load("preprocess", "text_classification")
     execute(preprocess(model_selector_output=model, preprocess_output=prepared, **rows))
-    with moto_server() as url:
-        for name, value in {**VARIABLES, "AWS_ENDPOINT_URL": url}.items():
-            monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
+    with bucket(BUCKET) as url, reached(url, monkeypatch):
         found = Ground(url, tmp_path)
-        found.s3.create_bucket(Bucket=BUCKET)
         for artifact in (Model(model), Dataset(prepared)):
             send(artifact, Address(f"s3://{BUCKET}/v2/artifacts/run/{artifact.path.name}"))
         yield found
         for way in found.ways.values():
             way.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import yaml
 
 import pipelines
 import steps
-from tests.object_store import VARIABLES, client, moto_server
+from tests.object_store import VARIABLES, bucket, client, reached
 from tuneport.artifacts import Dataset
 from tuneport.errors import UserError
 from tuneport.graph import Node, Pipeline, Ref
@@ -24,20 +24,14 @@ COLUMNS = {"sentence1_key": "text", "label_key": "label"}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with moto_server() as url:
-        client(url).create_bucket(Bucket="rows")
+    with bucket("rows") as url:
         yield url
 
 
 @pytest.fixture
 def environment(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    import s3fs
-
-    for name, value in {**VARIABLES, "AWS_ENDPOINT_URL": server}.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield dict(os.environ)
-    s3fs.S3FileSystem.clear_instance_cache()
+    with reached(server, monkeypatch):
+        yield dict(os.environ)
 
 
 def body(rows: list[dict[str, str]]) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.object_store import VARIABLES, CountingProxy, client, moto_server
+from tests.object_store import CountingProxy, bucket, client, reached
 from tests.targets.kfp.test_compile import compiled
 from tests.targets.kfp.test_executor import ROOT, artifacts, executor_input, run
 from tuneport import digests, stored_artifacts
@@ -160,7 +160,6 @@ class Doubling(Step):
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CountingProxy]:
     """A machine with a scratch folder of its own, and its way to a store with a model and a file."""
-    import s3fs
 
     model = tmp_path / "model"
     model.mkdir()
@@ -170,18 +169,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Countin
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     for variable in (digests.VARIABLE, stored_artifacts.CHECKPOINTS):
         monkeypatch.setenv(variable, "")
-    with moto_server() as url:
+    with bucket("runs") as url:
         way = CountingProxy(url)
-        for name, value in {**VARIABLES, "AWS_ENDPOINT_URL": way.url}.items():
-            monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        client(url).create_bucket(Bucket="runs")
-        client(url).put_object(Bucket="runs", Key="zero.json", Body=b"{}")
-        stored_artifacts.send(Model(model), Address("s3://runs/model"))
-        way.up = way.down = 0
-        yield way
-        way.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
+        with reached(way.url, monkeypatch):
+            client(url).put_object(Bucket="runs", Key="zero.json", Body=b"{}")
+            stored_artifacts.send(Model(model), Address("s3://runs/model"))
+            way.up = way.down = 0
+            yield way
+            way.stop()
 
 
 def test_a_machine_reads_once_before_its_ranks_start_and_sends_what_they_wrote_once(machine: CountingProxy) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.object_store import VARIABLES, client, moto_server
+from tests.object_store import bucket, client, reached
 from tuneport.address import Address
 from tuneport.training.checkpoint.checkpoint_folder import CheckpointFolder
 from tuneport.training.checkpoint.checkpoint_store import CheckpointStore
@@ -18,20 +18,14 @@ from tuneport.training.checkpoint.checkpoint_store import CheckpointStore
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with moto_server() as url:
-        client(url).create_bucket(Bucket="runs")
+    with bucket("runs") as url:
         yield url
 
 
 @pytest.fixture
 def store(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[CheckpointStore]:
-    import s3fs
-
-    for name, value in {**VARIABLES, "AWS_ENDPOINT_URL": server}.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield CheckpointStore(Address(f"s3://runs/{tmp_path.name}/checkpoints"))
-    s3fs.S3FileSystem.clear_instance_cache()
+    with reached(server, monkeypatch):
+        yield CheckpointStore(Address(f"s3://runs/{tmp_path.name}/checkpoints"))
 
 
 class Machines:
