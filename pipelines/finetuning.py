@@ -35,7 +35,7 @@ def finetuning(task_name: str) -> Mapping[str, Artifact]:
         with_task(ModelBenchmark, task_name)(
             model_selector_output=base.model_selector_output, pytorch_model_folder=tuned.tuned_model
         )
-    ModelRegistration(mlflow_model_folder=exported.mlflow_model_folder, evaluation_result=evaluated.evaluation_result)
+    ModelRegistration(mlflow_model_folder=exported.logged_model_folder, evaluation_result=evaluated.evaluation_result)
     ModelUpload(pytorch_model_folder=tuned.tuned_model)
     return {
         "pytorch_model_folder": tuned.pytorch_model_folder,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneport import tasks
-from tuneport.artifacts import Dataset, MLflowModel, Model, read_manifest
+from tuneport.artifacts import Dataset, LoggedModel, MLflowModel, Model, read_manifest
 from tuneport.metrics.answers import named
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE, OutputTypeParams
 from tuneport.stage import parameters
@@ -27,6 +27,11 @@ class ModelExport(Step, TaskParams, OutputTypeParams):
     preprocess_output: Dataset = consumes("Prepared splits: column names and the rows of the input example.")
     model_selector_output: Model | None = consumes("Imported base model; needed where the tuned one is a LoRA adapter.")
     mlflow_model_folder: MLflowModel = produces("MLflow model that needs no tuneport to be served.")
+    logged_model_folder: LoggedModel = produces(
+        "Where it was logged in MLflow, all that model_registration reads; the model itself where it did not reach the "
+        "server.",
+        optional=True,
+    )
     compute_model_export: str = resource("compute", COMPUTE.format("model_export"), default="serverless")
     instance_type_model_export: str = resource(
         "instance_type", INSTANCE_TYPE.format("model_export"), default="Standard_d12_v2"
@@ -51,6 +56,7 @@ class ModelExport(Step, TaskParams, OutputTypeParams):
     def run(self) -> None:
         from tuneport.data.prepared import Prepared
         from tuneport.export import write_mlflow_model
+        from tuneport.export.logged_model import write_logged_model
         from tuneport.licences import carry_notices
         from tuneport.modeling.merged_adapters import merged
         from tuneport.tracking import run_id_of, save_run, tracked
@@ -81,6 +87,9 @@ class ModelExport(Step, TaskParams, OutputTypeParams):
                 run.log_params(parameters(self))
                 model_uri = run.log_model(output)
         save_run(output, run_id, self.context, model_uri)
+        if self.logged_model_folder is not None:
+            missed = run_id is not None and model_uri is None
+            write_logged_model(output, self.logged_model_folder.path, whole=missed)
         self.log.info("MLflow model written in %.1f s", time.monotonic() - started)
 
     def _formats(self) -> list[str]:

@@ -4,7 +4,7 @@ import dataclasses as dc
 from collections.abc import Mapping
 from typing import Any
 
-from tuneport.artifacts import MLflowModel, Registration, Report
+from tuneport.artifacts import LoggedModel, Registration, Report
 from tuneport.errors import UserError, excerpt
 from tuneport.export.gate import EXAMPLE, Gate
 from tuneport.json_yaml import read_json
@@ -20,7 +20,9 @@ class ModelRegistration(Step):
     only_if = "registered_model_name"
     registers = ("mlflow_model_folder", "registered_model_name")
 
-    mlflow_model_folder: MLflowModel = consumes("Exported MLflow model.")
+    mlflow_model_folder: LoggedModel = consumes(
+        "Exported MLflow model, or its logged_model_folder, which says where it was logged."
+    )
     evaluation_result: Report = consumes("Test scores, which become tags of the version.")
     registered_model_name: str | None = param("Name to register the model under; empty: no registration.", default=None)
     register_if: str | None = param(

@@ -1,6 +1,7 @@
 """Every kind of file that a run writes and reads again, harmed in every way: its next reader refuses it by name, or the
 stage whose record it is runs again."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,7 @@ import pytest
 
 import steps
 from tests.whole_run import plan
-from tuneport.artifacts import CustomModel, Model
+from tuneport.artifacts import CustomModel, LoggedModel, Model
 from tuneport.errors import UserError
 from tuneport.replay import read
 from tuneport.runner import cache
@@ -27,6 +28,7 @@ TUNED = "finetune/pytorch_model_folder"
 BEST = "finetune/tuned_model"
 CHECKPOINT = f"{TUNED}/checkpoints/checkpoint-8"
 EXPORTED = "model_export/mlflow_model_folder"
+LOGGED = "model_export/logged_model_folder"
 REPORT = "model_evaluation/evaluation_result"
 
 # By the stage that reads it next: every kind of file.
@@ -53,6 +55,7 @@ READ = {
         ),
     },
     "model_registration": {
+        LOGGED: ("tracking.json", "model_digest.json", "manifest.json"),
         EXPORTED: (
             "MLmodel", "served_model.py", "artifacts/model/model.safetensors", "artifacts/model/config.json",
             "artifacts/model/tokenizer.json", "conda.yaml", "python_env.yaml", "requirements.txt",
@@ -162,7 +165,10 @@ def test_the_next_stage_refuses_an_artifact_by_the_harmed_file_and_its_own_stage
     assert cache.stale(writer.folder, record(writer), writer.outputs) == ""
     wanted = names(path, harm)
     harm(path)
-    message = refusal(lambda: execute(stages[reader].step))
+    step = copy.copy(stages[reader].step)
+    if artifact == EXPORTED:  # which this stage reads where it runs alone
+        step.mlflow_model_folder = LoggedModel(run / EXPORTED)
+    message = refusal(lambda: execute(step))
     assert any(n in message for n in wanted), message
     assert cache.stale(writer.folder, record(writer), writer.outputs)
 

@@ -17,6 +17,7 @@ ARTIFACTS = {
     "finetune/pytorch_model_folder": "Model of finetune",
     "finetune/tuned_model": "Model of finetune",
     "model_evaluation/evaluation_result": "Report of model_evaluation",
+    "model_export/logged_model_folder": "LoggedModel of model_export",
     "model_export/mlflow_model_folder": "MLflowModel of model_export",
     "model_import/model_selector_output": "Model of model_import",
     "model_import/tokenizer_folder": "Tokenizer of model_import",

@@ -108,6 +108,12 @@ class MLflowModel(Artifact):
     """A folder that `mlflow.pyfunc.load_model` loads."""
 
 
+class LoggedModel(Artifact):
+    """Where an exported MLflow model was logged, and its digest. A whole MLflow model does as well."""
+
+    also = ("MLflowModel",)
+
+
 class Report(Artifact):
     """Metrics, predictions and one self-contained HTML report."""
 

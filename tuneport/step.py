@@ -286,7 +286,8 @@ class Step(Params):
     cacheable: t.ClassVar[bool] = True  # False: it has an effect beyond its outputs, so no target may skip it
     network: t.ClassVar[bool] = False  # may need more of the network than the tracking server, e.g. a model hub
     only_if: t.ClassVar[str | None] = None  # skipped in a pipeline unless this parameter has a value
-    registers: t.ClassVar[tuple[str, str] | None] = None  # its input that it registers, and the parameter of the name
+    # What it registers, the output of this name of the stage behind its input of this name; the parameter of the name.
+    registers: t.ClassVar[tuple[str, str] | None] = None
     keeps_on_failure: t.ClassVar[tuple[str, ...]] = ()  # what a failed run leaves in its output folders
     useful_to_others: t.ClassVar[tuple[str, ...]] = ()  # of those, what a run with other values may go on from, too
     resume_with: t.ClassVar[Mapping[str, t.Any]] = {}  # the values by which it goes on from that, where there is any

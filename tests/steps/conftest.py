@@ -20,7 +20,7 @@ def tracked_run(
     mlflow_store: Callable[[Path], str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> SimpleNamespace:
-    """`uri` of the tracking server, its `context`, and the folders `prepared`, `model` and `exported`."""
+    """`uri` of the tracking server, its `context`, and the folders `prepared`, `model`, `exported` and `logged`."""
     folder = tmp_path_factory.mktemp("tracked")
     uri = mlflow_store(folder)
     run = SimpleNamespace(
@@ -29,6 +29,7 @@ def tracked_run(
         prepared=prepared_questions,
         model=folder / "pytorch_model_folder",
         exported=folder / "mlflow_model_folder",
+        logged=folder / "logged_model_folder",
     )
     finetune = steps.load("finetune", TASK)(
         model_selector_output=imported_model,
@@ -39,7 +40,10 @@ def tracked_run(
         per_device_train_batch_size=8,
     )
     export = steps.load("model_export", TASK)(
-        pytorch_model_folder=run.model, preprocess_output=prepared_questions, mlflow_model_folder=run.exported
+        pytorch_model_folder=run.model,
+        preprocess_output=prepared_questions,
+        mlflow_model_folder=run.exported,
+        logged_model_folder=run.logged,
     )
     for stage in (finetune, export):
         stage.context = run.context

@@ -280,6 +280,61 @@ def test_a_model_that_missed_its_upload_is_uploaded_now(
     assert (Path(logged.artifact_location.removeprefix("file://")) / "MLmodel").is_file()
 
 
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*"))
+
+
+def test_a_logged_model_is_registered_from_where_it_was_logged_without_its_files(
+    tracked_run: SimpleNamespace, report: Path, tmp_path: Path
+) -> None:
+    assert not list(tracked_run.logged.rglob("*.safetensors")) and size(tracked_run.logged) < 5000
+    light = register(tracked_run, report, tmp_path / "out", "light", tracked_run.logged)
+    mlflow.set_tracking_uri(tracked_run.uri)
+    try:
+        mlflow.pyfunc.load_model("models:/light/1")
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert register(tracked_run, report, tmp_path / "out", "light", tracked_run.exported) == light, "the same version"
+
+
+def test_a_logged_model_that_is_gone_from_the_server_is_named_and_the_whole_one_uploaded(
+    moved: SimpleNamespace, tracked_run: SimpleNamespace, report: Path, tmp_path: Path
+) -> None:
+    uri = json.loads((tracked_run.exported / "tracking.json").read_text())["model_uri"]
+    with pytest.raises(UserError, match=rf"names the model {uri}, which is gone .* or pass its mlflow_model_folder"):
+        register(moved, report, tmp_path / "out", "gone", tracked_run.logged)
+    assert register(moved, report, tmp_path / "out", "gone", tracked_run.exported)["version"] == 1
+
+
+def test_an_export_that_did_not_reach_the_server_hands_the_model_on_to_be_uploaded_later(
+    tracked_run: SimpleNamespace, report: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{s.getsockname()[1]}"
+    trained = tmp_path / "trained"
+    shutil.copytree(tracked_run.model, trained)
+    run_id = run_id_of(trained, tracked_run.context)
+    save_run(trained, run_id, Context(tracking_uri=dead))
+    write_manifest(Model(trained), "finetune", "0", {}, {})
+    export = steps.load("model_export", "text_classification")(
+        pytorch_model_folder=trained,
+        preprocess_output=tracked_run.prepared,
+        mlflow_model_folder=tmp_path / "exported",
+        logged_model_folder=tmp_path / "logged",
+    )
+    export.context = Context(tracking_uri=dead)  # type: ignore[misc]
+    execute(export)
+    assert sorted(p.name for p in (tmp_path / "logged").iterdir()) == sorted(
+        p.name for p in (tmp_path / "exported").iterdir()
+    )
+    details = register(tracked_run, report, tmp_path / "out", "later", tmp_path / "logged")
+    logged = MlflowClient(tracked_run.uri).get_logged_model(details["source"].removeprefix("models:/"))
+    there = Path(logged.artifact_location.removeprefix("file://"))
+    (weights,) = (p.relative_to(there) for p in there.rglob("*.safetensors"))
+    assert (there / weights).read_bytes() == (tmp_path / "exported" / weights).read_bytes()
+
+
 def test_without_a_server_or_a_run_the_user_is_told_what_to_set(
     tracked_run: SimpleNamespace, report: Path, mlflow_store: Callable[[Path], str], tmp_path: Path
 ) -> None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import typing as t
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneport.artifacts import MLflowModel, read_manifest
 from tuneport.errors import UserError, excerpt
 from tuneport.export import champion
+from tuneport.export.logged_model import holds_model, model_digest
 from tuneport.secrets import masked
 from tuneport.step import Context
-from tuneport.tracking import TRACKING_FILE, connect, has_files, model_uri_of, reason, run_id_of, tracked
+from tuneport.tracking import connect, has_files, model_uri_of, reason, run_id_of, tracked
 
 if t.TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,9 +46,11 @@ def register(
     row_scores: Mapping[str, t.Any] | None = None,
     move_champion: bool = False,
 ) -> Registered:
-    """Register the model of an exported folder, from the run that it was logged to.
+    """Register the model of an exported folder, or of what `write_logged_model` says of one, from the run that it was
+    logged to.
 
-    A model that did not reach the server when it was exported, or is gone from there, is uploaded now. One that is
+    A model that did not reach the server when it was exported, or is gone from there, is uploaded now; of the second
+    kind of folder only where it holds the files, as it does where they did not reach the server. A model that is
     registered already, which its digest tells, stays the version that it is. ``row_scores`` are kept with its run, for
     later models to be compared with; ``move_champion``: see `tuneport.export.champion`. Raises `UserError` where there
     is no server or no run, and where the server refuses.
@@ -73,7 +74,8 @@ def register(
             version = int(found.version)
             source = f"models:/{found.model_id}" if found.model_id else uploaded or str(found.source)
         else:
-            source = uploaded if uploaded and has_files(uri, uploaded) else _upload(context, model, run_id)
+            there = uploaded is not None and has_files(uri, uploaded)
+            source = uploaded if uploaded and there else _upload(context, model, run_id, uploaded)
             version = _create_version(client, name, source, run_id, tags)
         if row_scores is not None:
             client.log_text(run_id, json.dumps(row_scores), champion.place_of(tags[DIGEST_TAG]))
@@ -97,7 +99,12 @@ def register(
     )
 
 
-def _upload(context: Context, model: Path, run_id: str) -> str:
+def _upload(context: Context, model: Path, run_id: str, gone: str | None) -> str:
+    if not holds_model(model):
+        raise UserError(
+            f"{model}: names the model {gone}, which is gone from '{context.tracking_uri}', and holds no files of it. "
+            "Run model_export again, or pass its mlflow_model_folder, which is uploaded again."
+        )
     with tracked(context, "model_registration", run_id) as run:
         source = run.log_model(model)
     if source is None:
@@ -106,13 +113,6 @@ def _upload(context: Context, model: Path, run_id: str) -> str:
             "Start the server, or set MLFLOW_TRACKING_URI to the one that finetune ran with, and run this stage again."
         )
     return source
-
-
-def model_digest(model: Path) -> str:
-    """One SHA-256 of an exported model's files, but for the one that says where it was uploaded."""
-    listed = read_manifest(MLflowModel(model))["files"]
-    lines = (f"{name}\0{entry['sha256']}\n" for name, entry in sorted(listed.items()) if name != TRACKING_FILE)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _found(client: MlflowClient, uri: str, name: str, tags: Mapping[str, str]) -> ModelVersion | None:

@@ -332,7 +332,8 @@ def registered(pipeline: Pipeline, values: Mapping[str, t.Any]) -> dict[str, Spe
     for node in pipeline.active(values):
         if node.step.registers is None:
             continue
-        artifact, name = (node.values[port] for port in node.step.registers)
-        (output,) = (output for output, ref in pipeline.outputs.items() if ref == artifact)
-        found[output] = {"name": values[name.port]}
+        artifact, name = node.step.registers
+        model = Ref(node.values[artifact].node, artifact)
+        (output,) = (output for output, ref in pipeline.outputs.items() if ref == model)
+        found[output] = {"name": values[node.values[name].port]}
     return found

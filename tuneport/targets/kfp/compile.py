@@ -26,6 +26,7 @@ if t.TYPE_CHECKING:
 CLASSES = {  # kfp's class for an artifact of ours
     "Model": "Model",
     "MLflowModel": "Model",
+    "LoggedModel": "Artifact",
     "CustomModel": "Model",
     "CustomMLflowModel": "Model",
     "Tokenizer": "Artifact",
