@@ -21,6 +21,7 @@ class Finetune(Step, TaskParams, TrainingParams):
     """Fine-tune a pretrained model on a prepared dataset."""
 
     image = "trainer"
+    addressable = True
     keeps_on_failure = ("checkpoints", "logs")
     resume_with: ClassVar = {"resume_from_checkpoint": "true"}
 

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tuneport import tasks
 from tuneport.artifacts import Dataset, LoggedModel, MLflowModel, Model, read_manifest
@@ -22,6 +22,8 @@ class ModelExport(Step, TaskParams, OutputTypeParams):
     """Write the fine-tuned model as an MLflow model that loads and serves without tuneport."""
 
     image = "trainer"
+    addressable = True
+    may_leave: ClassVar = {"pytorch_model_folder": ("*.safetensors",)}
 
     pytorch_model_folder: Model = consumes("Fine-tuned model, with its checkpoints or without.")
     preprocess_output: Dataset = consumes("Prepared splits: column names and the rows of the input example.")
@@ -47,6 +49,14 @@ class ModelExport(Step, TaskParams, OutputTypeParams):
 
         if self._formats():
             check_installed()
+
+    def needs(self, name: str) -> bool:
+        """Weights that are exported as they are, to no MLflow server, are copied where they stand."""
+        from tuneport.modeling.merged_adapters import is_adapter
+        from tuneport.modeling.weight_types import AUTO
+
+        as_they_are = self.output_dtype == AUTO and not is_adapter(self.pytorch_model_folder.path)
+        return self.context.tracking_uri is not None or bool(self._formats()) or not as_they_are
 
     def lost_effect(self) -> str:
         from tuneport.tracking import lost_model

@@ -20,6 +20,7 @@ from tuneport.secrets import masked_values
 
 MANIFEST = "manifest.json"
 INCOMPLETE = ".incomplete"  # present while a step writes; a folder that holds it is no artifact
+ABSENT = ".absent.json"  # what a folder's manifest says of files that were left in the store that the folder is of
 SEAL = "manifest.sha256"  # in a checkpoint: digest of its manifest
 SELF = "sha256"  # in a record: digest of all else that it says
 # What a sealed folder may hold beside the files that its manifest lists, as no step reads it: what desktops, Python and
@@ -169,10 +170,20 @@ class CustomMLflowModel(Artifact):
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """Every file under a folder, sorted, without the manifest and the incomplete marker."""
+    """Every file under a folder, sorted, without the manifest, the incomplete marker and the list of absent files."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path not in (folder / MANIFEST, folder / INCOMPLETE):
+        if path.is_file() and path not in (folder / MANIFEST, folder / INCOMPLETE, folder / ABSENT):
             yield path
+
+
+def absent(folder: Path) -> dict[str, dict[str, Any]]:
+    """By name, what a manifest says of the files that belong to a folder and were left in a store, unread."""
+    return dict(read_json(folder / ABSENT)) if (folder / ABSENT).is_file() else {}
+
+
+def leave_absent(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Note the files that belong to a folder and stay in a store: its manifest lists them, no reader finds them."""
+    write_atomically(folder / ABSENT, to_json({name: dict(entry) for name, entry in entries.items()}))
 
 
 def entries(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
@@ -195,7 +206,8 @@ def write_manifest(
     ``inputs`` maps the name of each input to the digest of its manifest (or of the user's bytes), and that of a hub
     model to its commit: the lineage. Addresses among the values stand there without their secrets.
     ``known`` holds the entries of files that other processes wrote and read, by name; those are not read here again,
-    nor those of checkpoints in the folder, which are sealed already.
+    nor those of checkpoints in the folder, which are sealed already. Files that were left in a store (`leave_absent`)
+    stand there as they do in the manifest that they come from.
     Holds no time stamp, so that equal work gives an equal manifest.
     """
     names = {p.relative_to(artifact.path).as_posix(): p for p in files(artifact.path)}
@@ -206,6 +218,8 @@ def write_manifest(
     settled = {**_sealed_within(artifact.path, names), **elsewhere}
     read = entries({name: path for name, path in names.items() if name not in settled})
     listed = {name: dict(settled[name]) if name in settled else read[name] for name in names}
+    if left := absent(artifact.path):
+        listed = dict(sorted((listed | left).items(), key=lambda item: PurePath(item[0])))
     manifest = {
         "type": artifact.type_name(),
         "schema_version": SCHEMA_VERSION,
@@ -328,11 +342,13 @@ def faults(artifact: Artifact, *, digests: bool = True, unread: bool = False) ->
     Raises `UserError` where the manifest itself cannot be read.
     """
     again = "Run the step that wrote it again."
-    listed = read_manifest(artifact)["files"]
+    listed, left = read_manifest(artifact)["files"], absent(artifact.path)
     whole: dict[Path, str] = {}
     for name, want in listed.items():
         path, skipped = artifact.path / name, not unread and name.startswith(artifact.unread)
         if not path.is_file():
+            if left.get(name) == want:
+                continue
             if not (artifact.user_supplied and skipped):  # checkpoints are often deleted to free the disk
                 yield f"{path}: is missing, but {MANIFEST} lists it. {again}"
         elif (size := path.stat().st_size) != want["size"]:

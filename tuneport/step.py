@@ -291,6 +291,10 @@ class Step(Params):
     keeps_on_failure: t.ClassVar[tuple[str, ...]] = ()  # what a failed run leaves in its output folders
     useful_to_others: t.ClassVar[tuple[str, ...]] = ()  # of those, what a run with other values may go on from, too
     resume_with: t.ClassVar[Mapping[str, t.Any]] = {}  # the values by which it goes on from that, where there is any
+    # Where a platform lets stages read and write a store by themselves: whether this one gains by that, and by input
+    # the patterns of the files that it may leave there (see `needs`).
+    addressable: t.ClassVar[bool] = False
+    may_leave: t.ClassVar[Mapping[str, tuple[str, ...]]] = {}
     fixed: t.ClassVar[Mapping[str, t.Any]] = {}  # parameters that a specialised step class has settled
 
     given: frozenset[str] = dc.field(init=False)  # the ports that the caller set
@@ -327,6 +331,10 @@ class Step(Params):
     @classmethod
     def description(cls) -> str:
         return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+    def needs(self, name: str) -> bool:
+        """Whether it reads the files of an input that it may leave in a store; asked when all others are here."""
+        return True
 
     def check(self) -> None:
         """Find, without running, what is wrong with the values together.

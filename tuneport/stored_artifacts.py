@@ -7,6 +7,7 @@ away first where files change, and what lacks one, or has a file of another size
 from __future__ import annotations
 
 import dataclasses as dc
+import fnmatch
 import hashlib
 import logging
 import shutil
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from tuneport.address import Address
-from tuneport.artifacts import MANIFEST, Artifact, is_harmless, read_manifest, verify
+from tuneport.artifacts import ABSENT, MANIFEST, Artifact, absent, is_harmless, leave_absent, read_manifest, verify
 from tuneport.digests import HashedFile
 from tuneport.errors import UserError
 from tuneport.json_yaml import parse_json
@@ -233,10 +234,13 @@ def _named(folder: Path, address: Address) -> Iterator[None]:
         raise NotWhole(str(e).replace(str(folder), str(address))) from None
 
 
-def fetch(artifact: Artifact, address: Address, patience: float = PATIENCE_SECONDS) -> None:
+def fetch(
+    artifact: Artifact, address: Address, patience: float = PATIENCE_SECONDS, *, leave: Sequence[str] = ()
+) -> None:
     """Bring an artifact to this disk, whole or not at all: what its manifest lists, each file verified.
 
-    What was fetched before is verified, and stays. Raises as `listed` does, and `NotWhole` for an altered file.
+    Files whose names match ``leave`` stay where they are, noted as absent (`fetch_left` brings them). What was fetched
+    before is verified, and stays. Raises as `listed` does, and `NotWhole` for an altered file.
     """
     if artifact.path.is_dir():
         verify(artifact)
@@ -246,13 +250,29 @@ def fetch(artifact: Artifact, address: Address, patience: float = PATIENCE_SECON
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     folder = StoredFolder(address, patience)
-    _each(lambda name: folder.fetch(name, files[name]["size"], partial / name), files)
+    left = {name: entry for name, entry in files.items() if any(fnmatch.fnmatch(name, one) for one in leave)}
+    here = [name for name in files if name not in left]
+    _each(lambda name: folder.fetch(name, files[name]["size"], partial / name), here)
+    if left:
+        leave_absent(partial, left)
     (partial / MANIFEST).write_bytes(content)
     with _named(partial, address):
         verify(type(artifact)(partial))
     partial.replace(artifact.path)
-    size = sum(entry["size"] for entry in files.values())
-    log.info("%s: fetched %d files, %s bytes, from %s", artifact.path.name, len(files), f"{size:,}", address)
+    size = sum(files[name]["size"] for name in here)
+    stay = f", {len(left)} stay there" if left else ""
+    log.info("%s: fetched %d files, %s bytes, from %s%s", artifact.path.name, len(here), f"{size:,}", address, stay)
+
+
+def fetch_left(artifact: Artifact, address: Address, patience: float = PATIENCE_SECONDS) -> None:
+    """Bring what `fetch` left in the store, each file verified. Raises as it does."""
+    left, folder = absent(artifact.path), StoredFolder(address, patience)
+    _each(lambda name: folder.fetch(name, left[name]["size"], artifact.path / name), left)
+    (artifact.path / ABSENT).unlink(missing_ok=True)
+    with _named(artifact.path, address):
+        verify(artifact)
+    size = sum(entry["size"] for entry in left.values())
+    log.info("%s: fetched %d more files, %s bytes, from %s", artifact.path.name, len(left), f"{size:,}", address)
 
 
 def fetch_file(address: Address, folder: Path, patience: float = PATIENCE_SECONDS) -> Path:
@@ -290,6 +310,8 @@ def send(
     for other in (StoredFolder(one, patience) for one in beside):
         paths |= {digest: other.path(name) for name, digest in other.known(other.sizes()).items()}
     todo = sending(files, there, digests, paths)
+    if lost := [name for name in todo.send if name in absent(artifact.path)]:
+        raise NotWhole(f"{address}/{lost[0]}: was left in the store that it came from, and is gone from there. {AGAIN}")
     own = (artifact.path / MANIFEST).read_bytes()
     if MANIFEST in there:
         if not (todo.send or todo.copy or todo.delete) and folder.read(MANIFEST) == own:

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from tuneport.artifacts import INCOMPLETE, LoggedModel, entries, files, read_manifest
+from tuneport.artifacts import INCOMPLETE, LoggedModel, absent, entries, files, read_manifest
 from tuneport.json_yaml import read_json, to_json
 from tuneport.links import link_tree
 from tuneport.tracking import TRACKING_FILE
@@ -22,7 +22,7 @@ def write_logged_model(model: Path, destination: Path, *, whole: bool) -> None:
     if whole:
         link_tree(model, destination, leave_out=[INCOMPLETE])
         return
-    listed = entries({path.relative_to(model).as_posix(): path for path in files(model)})
+    listed = entries({path.relative_to(model).as_posix(): path for path in files(model)}) | absent(model)
     digest = _digest({name: entry["sha256"] for name, entry in listed.items()})
     shutil.copyfile(model / TRACKING_FILE, destination / TRACKING_FILE)
     (destination / DIGEST_FILE).write_text(to_json({DIGEST: digest}) + "\n", "utf-8")

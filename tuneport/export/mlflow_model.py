@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tuneport import serving
-from tuneport.artifacts import INCOMPLETE, MANIFEST
+from tuneport.artifacts import ABSENT, INCOMPLETE, MANIFEST, absent, leave_absent
 from tuneport.links import link_or_copy
 from tuneport.serving.served import Served
 from tuneport.tasks.task import SCORING, Meta, Row, Task
@@ -40,6 +40,7 @@ NOT_SERVED = {
     TRACKING_FILE,
     MANIFEST,
     INCOMPLETE,
+    ABSENT,
 }
 
 CODE = '''\
@@ -108,7 +109,8 @@ def write_mlflow_model(
             pip_requirements=requirements(),
             metadata={"task": task.name, SCORING: scoring(meta, reading or {})},
         )
-        _complete(saved, sorted(model_folder.glob(WEIGHTS)))
+        left = {n: e for n, e in absent(model_folder).items() if fnmatch.fnmatch(n, WEIGHTS) and "/" not in n}
+        _complete(saved, sorted(model_folder.glob(WEIGHTS)), left)
         for path in saved.iterdir():
             path.replace(destination / path.name)
 
@@ -164,8 +166,8 @@ def _beside_weights(model_folder: Path, destination: Path) -> Path:
     return destination
 
 
-def _complete(saved: Path, weights: Sequence[Path]) -> None:
-    """Put the weights into a saved model, and let its MLmodel file say so.
+def _complete(saved: Path, weights: Sequence[Path], left: Mapping[str, Mapping[str, t.Any]]) -> None:
+    """Put the weights into a saved model, and let its MLmodel file say so; ``left``: those that stay in a store.
 
     It also names where code and files came from, a folder about to vanish; now it names their places in the model.
     """
@@ -179,8 +181,10 @@ def _complete(saved: Path, weights: Sequence[Path]) -> None:
     place = saved / flavor["artifacts"]["model"]["path"]
     for file in weights:
         link_or_copy(str(file), str(place / file.name))
+    if left:
+        leave_absent(saved, {(place / name).relative_to(saved).as_posix(): entry for name, entry in left.items()})
     if model.model_size_bytes:
-        model.model_size_bytes += sum(file.stat().st_size for file in weights)
+        model.model_size_bytes += sum(file.stat().st_size for file in weights) + sum(e["size"] for e in left.values())
     model.save(saved / "MLmodel")
 
 

@@ -88,7 +88,9 @@ class Kfp(Target):
     ) -> int:
         from tuneport.targets.kfp import by_address, executor
 
-        flags_of_ours = (executor.FLAG, executor.JOB_FLAG, executor.RUN_FLAG, executor.VALUES_FLAG)
+        flags_of_ours = (
+            executor.FLAG, executor.JOB_FLAG, executor.RUN_FLAG, executor.VALUES_FLAG, executor.ARTIFACTS_FLAG
+        )  # fmt: skip
         known = {flag.removeprefix("--"): flag for flag in flags_of_ours}
         if unknown := {name: value for name, value in flags.items() if name not in known}:
             return super().run_stage(step, unknown, given, work)
@@ -102,6 +104,12 @@ class Kfp(Target):
             described = multi_node.described(job)
             environment = os.environ if multi_node.uses_store(described) else None
             work = partial(multi_node.run, step, described, values.get(executor.RUN_FLAG, ""))
+        elif values.get(executor.ARTIFACTS_FLAG) == executor.BY_STORE:
+            environment, stage_work = os.environ, work
+
+            def work(values: Mapping[str, t.Any]) -> int:
+                return by_address.run(step, values, stage_work)
+
         return executor.run(step, values.get(executor.FLAG, ""), given, work, environment)
 
 

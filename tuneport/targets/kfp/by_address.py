@@ -1,9 +1,10 @@
-"""Machines that train together without a shared volume: each fetches its inputs by their address, and the result is
-sent to where Kubeflow wants it.
+"""Stages that read and write a store by themselves: what they read is fetched by its address, and the result is sent to
+where Kubeflow wants it.
 
 The process that a pod starts fetches what its stage reads, before it starts the ranks, so that each machine has one
-reader and no rank waits for it. The first machine sends what the stage wrote. What passes through the pod that
-launches them are manifests, and the files that the UI shows.
+reader and no rank waits for it. The first machine sends what the stage wrote; what stands in the store already, as in a
+checkpoint or in an input, is copied there. Of several machines, what passes through the pod that launches them are
+manifests, and the files that the UI shows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import shutil
 import tempfile
 import time
 import typing as t
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,12 +25,12 @@ from tuneport.address import Address
 from tuneport.artifacts import MANIFEST, Artifact
 from tuneport.errors import UserError, is_full_disk
 from tuneport.launchers import torchrun
-from tuneport.step import Step
+from tuneport.step import Context, Step, parse_values
 
 log = logging.getLogger("tuneport.launch")
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # by which libraries find a store that is not Amazon's
-SETTING = "multi_node.artifacts=store"
+SETTING = "platform.kfp.artifacts=store or multi_node.artifacts=store"
 LOOK_SECONDS = 5.0  # between two looks for the result that another machine sends
 LONGEST_WAIT = 3600.0  # seconds for it
 
@@ -51,14 +52,15 @@ def address(name: str, uri: str, environment: Mapping[str, str]) -> Address:
     if scheme not in stored_artifacts.SCHEMES:
         raise UserError(
             f"{name}={uri}: is in no object store that machines read by themselves; with {SETTING}, expected a "
-            f"pipeline root with {', '.join(stored_artifacts.SCHEMES)} or minio. Use multi_node.artifacts=volume and a "
-            "shared_volume, or another pipeline root."
+            f"pipeline root with {', '.join(stored_artifacts.SCHEMES)} or minio. Use artifacts=kubeflow, for several "
+            "machines multi_node.artifacts=volume and a shared_volume, or another pipeline root."
         )
     return Address(uri)
 
 
 def run(step: type[Step], given: Mapping[str, t.Any], work: Callable[[Mapping[str, t.Any]], int]) -> int:
-    """Run a stage on one of several machines; those of its values that are addresses, by way of this machine's disk.
+    """Run a stage, on its one machine or on one of several; those of its values that are addresses, by way of this
+    machine's disk. One that goes on from what a failed run left does so.
 
     Raises `UserError` for what cannot be fetched or sent.
     """
@@ -81,18 +83,38 @@ def run(step: type[Step], given: Mapping[str, t.Any], work: Callable[[Mapping[st
             if artifact.user_supplied:
                 places[name] = stored_artifacts.fetch_file(artifact.address, places[name])
             else:
-                stored_artifacts.fetch(type(artifact)(places[name]), artifact.address)
+                leave = step.may_leave.get(name, ())
+                stored_artifacts.fetch(type(artifact)(places[name]), artifact.address, leave=leave)
+        for name in _needed(step, {**given, **places}, inputs):
+            stored_artifacts.fetch_left(type(inputs[name])(places[name]), inputs[name].address)
     os.environ[digests.VARIABLE] = str(record)  # so that no rank reads for its digest what was read as it came
     outputs = {n: (type(a)(places[n]), a.address) for n, a in elsewhere.items() if n not in inputs}
-    for kept in step.keeps_on_failure[:1]:
+    for kept in step.keeps_on_failure[:1] if step.resume_with else ():
         os.environ[stored_artifacts.CHECKPOINTS] = next(iter(outputs.values()))[1].child(kept).text
-    code = work({**given, **places})
+    code = work({**given, **places, **_resumed(step, {**given, **places})})
     if code == 0:
         with digests.recorded(record):
-            _send(outputs)
+            _send(outputs, [artifact.address for name, artifact in inputs.items() if name in step.may_leave])
         if torchrun.is_elastic(os.environ):
             _await(outputs)
     return code
+
+
+def _needed(step: type[Step], values: Mapping[str, t.Any], inputs: t.Iterable[str]) -> list[str]:
+    """The inputs of which the stage reads the files that it may leave in the store, too."""
+    left = [name for name in inputs if name in step.may_leave]
+    if not left:
+        return []
+    stage = step(**parse_values(step.ports(), values, step.name()))
+    stage.context = Context(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or None)
+    return [name for name in left if stage.needs(name)]
+
+
+def _resumed(step: type[Step], values: Mapping[str, t.Any]) -> Mapping[str, t.Any]:
+    """A stage whose container is started again goes on from the checkpoints that stand at its address."""
+    if not step.resume_with or step(**parse_values(step.ports(), values, step.name())).resumes():
+        return {}
+    return step.resume_with
 
 
 @contextmanager
@@ -110,9 +132,11 @@ def _room(folder: Path, stage: str) -> Iterator[None]:
         ) from None
 
 
-def _send(outputs: Mapping[str, tuple[Artifact, Address]]) -> None:
-    """Send what the stage wrote, if rank 0 was here; what two outputs share once."""
-    sent: list[Address] = []
+def _send(outputs: Mapping[str, tuple[Artifact, Address]], read: Sequence[Address]) -> None:
+    """Send what the stage wrote, if rank 0 was here; what two outputs share once, and what it shares with what was read
+    by its address not at all.
+    """
+    sent = [*read]
     for artifact, place in outputs.values():
         if (artifact.path / MANIFEST).is_file():
             stored_artifacts.send(artifact, place, beside=tuple(sent))

@@ -16,7 +16,7 @@ from tuneport.launchers import job
 from tuneport.mixture import parts
 from tuneport.step import REQUIRED, Port, Resource, Step, show
 from tuneport.targets.kfp import multi_node
-from tuneport.targets.kfp.executor import FLAG, JOB_FLAG, LOCATION, RUN_FLAG
+from tuneport.targets.kfp.executor import ARTIFACTS_FLAG, BY_STORE, FLAG, JOB_FLAG, LOCATION, RUN_FLAG
 from tuneport.targets.kfp.settings import Resources, Retries, Settings, Toleration, seconds
 from tuneport.targets.kfp.sources import Source, sources
 
@@ -96,8 +96,16 @@ class Plan:
         return (self.asked(node, "nodes") or 1) > 1
 
     def by_address(self, node: Node) -> bool:
-        """Whether the machines of a stage read and write artifacts by their address."""
-        return self.is_job(node) and self.settings.multi_node.artifacts == "store"
+        """Whether a stage reads and writes artifacts by their address."""
+        job = self.is_job(node)
+        return (job or node.step.addressable) and self.settings.by_store(job)
+
+    def takes_address(self, node: Node, name: str) -> bool:
+        """Whether a stage is handed the address of an input: one of a job, and one of which it may leave files there.
+
+        Any other input stays an artifact, which Kubeflow's lineage graph has an edge for.
+        """
+        return self.by_address(node) and (self.is_job(node) or name in node.step.may_leave)
 
     @cached_property
     def told(self) -> set[Ref]:
@@ -106,13 +114,17 @@ class Plan:
         Kubeflow fetches every artifact that a stage takes, whole, before its container starts. So a stage that only
         hands an address on takes that alone.
         """
-        readers = [node for node in self.nodes if self.by_address(node)]
-        return {ref for node in readers for ref in self.wired(node).values() if ref.node is not None}
+        return {
+            ref
+            for node in self.nodes
+            for name, ref in self.wired(node).items()
+            if ref.node is not None and self.takes_address(node, name)
+        }
 
     def is_located(self, node: Node, ref: Ref) -> bool:
         """Whether a stage is told where the user's data or model lies, instead of being handed what KFP imported."""
         source = self.sources.get(ref.port) if ref.node is None else None
-        return source is not None and (not source.imported or self.by_address(node))
+        return source is not None and (not source.imported or (self.is_job(node) and self.by_address(node)))
 
     def is_imported(self, name: str) -> bool:
         """Whether KFP imports an input of the pipeline: a stage is handed it."""
@@ -179,7 +191,7 @@ def _graph(plan: Plan) -> Callable[..., t.Any]:
         for node in plan.nodes:
             arguments: dict[str, t.Any] = {}
             for name, ref in plan.wired(node).items():
-                if ref.node is not None and plan.by_address(node):
+                if ref.node is not None and plan.takes_address(node, name):
                     arguments[name + LOCATION] = tasks[ref.node].outputs[ref.port + LOCATION]
                 elif ref.node is not None:
                     arguments[name] = tasks[ref.node].outputs[ref.port]
@@ -217,8 +229,8 @@ def _component(plan: Plan, node: Node) -> Callable[..., PipelineTask]:
         if port.kind == "input":
             kind = dsl.Input[_class(CLASSES[port.type.__name__])]
             located = plan.is_located(node, ref)  # the location stands for the artifact
-            if ref in plan.told and plan.by_address(node):
-                arguments.append(Argument(name + LOCATION, str, f"Address of {name}, which its machines read there."))
+            if ref.node is not None and plan.takes_address(node, name):
+                arguments.append(Argument(name + LOCATION, str, f"Address of {name}, which is read there."))
                 continue
             arguments.append(Argument(name, kind, port.help, None if port.optional or located else REQUIRED))
             if located:
@@ -239,6 +251,8 @@ def _component(plan: Plan, node: Node) -> Callable[..., PipelineTask]:
     flags: list[t.Any] = [text for name, value in plan.settled(node).items() for text in (f"--{name}", value)]
     if plan.is_job(node):
         flags += [JOB_FLAG, json.dumps(_job(plan, node)), RUN_FLAG, dsl.PIPELINE_JOB_ID_PLACEHOLDER]
+    elif plan.by_address(node):
+        flags += [ARTIFACTS_FLAG, BY_STORE]
     package = step.__module__.partition(".")[0]
     container = dsl.ContainerSpec(
         image=plan.settings.image(node.name, step.image),
@@ -276,7 +290,7 @@ def _configure(task: PipelineTask, plan: Plan, node: Node) -> None:
         return
     _set_resources(task, found, plan.asked(node, "processes"))
     _set_pod(task, found, plan.settings)
-    _bound_tmp(task, plan, found.tmp_size or (None if node.step.network else job.TMP_SIZE))
+    _bound_tmp(task, plan, found.tmp_size or (None if node.step.network or plan.by_address(node) else job.TMP_SIZE))
     if shm := found.shm_size or _shm_size(plan, node):
         from kfp import kubernetes
 
@@ -351,8 +365,8 @@ def _job_problems(plan: Plan, node: Node) -> list[str]:
     if settings.shared_volume is None and not plan.by_address(node):
         problems.append(
             f"{name}={nodes}: needs platform.kfp.shared_volume, a volume that several machines can write to "
-            "(ReadWriteMany), on which they read the inputs and leave the model; or multi_node.artifacts=store, which "
-            "takes the pipeline's object store instead."
+            "(ReadWriteMany), on which they read the inputs and leave the model; or artifacts=store, which takes "
+            "the pipeline's object store instead."
         )
     if settings.shared_volume is not None and plan.by_address(node):
         problems.append(

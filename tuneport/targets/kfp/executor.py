@@ -23,6 +23,7 @@ from tuneport.targets.kfp.views import render
 
 # The flags of a stage in a container of KFP: its executor input, and for a stage on several machines job and run.
 FLAG, JOB_FLAG, RUN_FLAG = "--kfp_executor_input", "--kfp_job", "--kfp_run_id"
+ARTIFACTS_FLAG, BY_STORE = "--kfp_artifacts", "store"  # of a stage that brings artifacts from and to the store itself
 VALUES_FLAG = "--kfp_values"  # of a stage on one of several machines: its values as JSON
 LOCATION = "_location"  # ends the name of a parameter that stands for an input artifact, as a path or https URI
 MOUNTS = {"gs://": "/gcs/", "s3://": "/s3/", "minio://": "/minio/", "oci://": "/oci/"}  # where KFP puts what it fetches
@@ -39,8 +40,8 @@ def run(
 ) -> int:
     """Run a stage for KFP: ``work`` gets all its values by name; what it wrote is checked, shown and reported.
 
-    ``flags``: the values that the command line settles. ``environment``: of a stage whose machines read and write
-    artifacts by their address; its outputs' paths here stay empty, so that KFP, too, uploads nothing and keeps their
+    ``flags``: the values that the command line settles. ``environment``: of a stage that reads and writes artifacts
+    by their address; its outputs' paths here stay empty, so that KFP, too, uploads nothing and keeps their
     address. Returns the exit code of the work.
     """
     task = _parse(executor_input)

@@ -249,6 +249,13 @@ class Settings(Resources):
     )
     volumes: list[Volume] = Field(default_factory=list, description="Volumes that every stage sees.")
     secrets: list[Secret] = Field(default_factory=list, description="Secrets that every stage sees.")
+    artifacts: t.Literal["kubeflow", "store"] = Field(
+        default="kubeflow",
+        description="Who brings what holds a model from and to the object store of the pipeline: kubeflow, all of it, "
+        "before and after each stage; or store: finetune and model_export do so themselves, read what they need, and "
+        "let the store copy what stands there already. With store, and without a shared_volume, several machines do, "
+        "too.",
+    )
     kubeflow_job: t.Literal["pytorchjob", "trainjob"] = Field(
         default="pytorchjob", description="What trains on several machines: training operator v1, or Trainer v2."
     )
@@ -285,6 +292,12 @@ class Settings(Resources):
         if twice := sorted({p for p in paths if paths.count(p) > 1}):
             raise ValueError(f"expected each mount path once; got {', '.join(twice)} twice")
         return self
+
+    def by_store(self, is_job: bool) -> bool:
+        """Whether stages bring artifacts from and to the store themselves; ``is_job``: those on several machines."""
+        if self.artifacts == "store" and not (is_job and self.shared_volume):
+            return True
+        return is_job and self.multi_node.artifacts == "store"
 
     def stage(self, name: str) -> Resources:
         """What holds for one stage."""
