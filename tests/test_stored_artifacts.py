@@ -11,10 +11,10 @@ import pytest
 
 from tests.object_store import VARIABLES, CountingProxy, bucket, client, moto_server, reached
 from tuneport.address import Address
-from tuneport.artifacts import Model, digest, verify, write_manifest
+from tuneport.artifacts import Model, absent, digest, leave_absent, verify, write_manifest
 from tuneport.errors import UserError
 from tuneport.links import link_tree
-from tuneport.stored_artifacts import NotWhole, StoredFolder, fault, fetch, listed, send, sending
+from tuneport.stored_artifacts import NotWhole, StoredFolder, fault, fetch, fetch_left, listed, send, sending
 
 MIB = 1 << 20
 WEIGHTS = bytes(range(256)) * (3 * MIB // 256)
@@ -166,6 +166,70 @@ def test_what_is_not_whole_in_the_store_is_refused_by_name(
     with pytest.raises(NotWhole, match=said):
         fetch(Model(model.path.with_name("fetched")), place)
     assert not model.path.with_name("fetched").exists()
+
+
+LEAVE = ("*.safetensors",)
+
+
+def test_files_that_a_stage_leaves_in_the_store_are_copied_there_and_its_manifest_is_that_of_the_whole(
+    way: CountingProxy, s3: Any, model: Model, place: Address, tmp_path: Path
+) -> None:
+    send(model, place)
+    way.down = way.up = 0
+    fetch(Model(tmp_path / "light"), place, leave=LEAVE)
+    assert way.down < MIB and not (tmp_path / "light" / "model.safetensors").exists()
+    assert digest(Model(tmp_path / "light")) == digest(model)
+    verify(Model(tmp_path / "light"))
+    for made, source in (("from-light", tmp_path / "light"), ("from-whole", model.path)):
+        (tmp_path / made / "a").mkdir(parents=True)
+        (tmp_path / made / "a" / "config.json").write_text("{}")
+        (tmp_path / made / "z.txt").touch()
+        if left := absent(source):
+            leave_absent(tmp_path / made, {"a/model.safetensors": left["model.safetensors"]})
+        else:
+            (tmp_path / made / "a" / "model.safetensors").write_bytes(WEIGHTS)
+        write_manifest(Model(tmp_path / made), "export", "1", {}, {})
+    assert (tmp_path / "from-light" / "manifest.json").read_bytes() == (
+        tmp_path / "from-whole" / "manifest.json"
+    ).read_bytes()
+    exported = Address(f"{place}-exported")
+    send(Model(tmp_path / "from-light"), exported, beside=[place])
+    assert way.up < MIB
+    assert keys(s3, exported).keys() == {"a/config.json", "a/model.safetensors", "z.txt", "manifest.json"}
+    fetch(Model(tmp_path / "again"), exported)
+    assert (tmp_path / "again" / "a" / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_files_that_were_left_are_fetched_and_verified_where_they_are_read_after_all(
+    way: CountingProxy, s3: Any, model: Model, place: Address, tmp_path: Path
+) -> None:
+    send(model, place)
+    light = Model(tmp_path / "light")
+    fetch(light, place, leave=LEAVE)
+    (light.path / "model.safetensors").write_bytes(b"of an attempt that was killed")
+    fetch_left(light, place)
+    assert not absent(light.path) and (light.path / "model.safetensors").read_bytes() == WEIGHTS
+    other = Model(tmp_path / "other")
+    fetch(other, place, leave=LEAVE)
+    s3.put_object(Bucket="runs", Key=key(place, "model.safetensors"), Body=WEIGHTS[:-1] + b"!")
+    with pytest.raises(NotWhole, match=r"model/model.safetensors: was altered after it was written"):
+        fetch_left(other, place)
+
+
+def test_a_file_that_stays_in_the_store_has_to_be_whole_there_and_to_be_there_when_it_is_copied(
+    s3: Any, model: Model, place: Address, tmp_path: Path
+) -> None:
+    send(model, place)
+    fetch(Model(tmp_path / "light"), place, leave=LEAVE)
+    s3.put_object(Bucket="runs", Key=key(place, "model.safetensors"), Body=WEIGHTS[:-1])
+    with pytest.raises(NotWhole, match=r"model.safetensors: has 3145727 bytes, its manifest says 3145728"):
+        fetch(Model(tmp_path / "second"), place, leave=LEAVE)
+    (tmp_path / "light" / "manifest.json").unlink()
+    write_manifest(Model(tmp_path / "light"), "export", "1", {}, {})
+    exported = Address(f"{place}-exported")
+    with pytest.raises(NotWhole, match=r"exported/model.safetensors: was left in the store .* is gone from there"):
+        send(Model(tmp_path / "light"), exported, beside=[place])
+    assert "manifest.json" not in keys(s3, exported)
 
 
 def test_nothing_at_an_address_is_told_from_something_unfinished(s3: Any, place: Address) -> None:

@@ -16,6 +16,7 @@ from tuneport import tasks
 from tuneport.artifacts import MLflowModel, read_manifest, verify
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
+from tuneport.step import Context
 
 
 def test_the_exported_folder_is_a_whole_artifact_that_answers_as_the_predictor(tracked_run: SimpleNamespace) -> None:
@@ -53,6 +54,7 @@ def connect(self, address): raise OSError(f"connected to {address}")
 socket.socket.connect = connect
 import steps
 from tuneport.stage import execute
+from tuneport.step import Context
 model, data, out = sys.argv[1:]
 execute(steps.load("model_export", "text_classification")(
     pytorch_model_folder=model, preprocess_output=data, mlflow_model_folder=out))
@@ -77,3 +79,24 @@ def test_a_dataset_of_another_task_is_refused(tracked_run: SimpleNamespace, tmp_
     )
     with pytest.raises(UserError, match="was prepared for summarization; expected text_classification"):
         stage.run()
+
+
+@pytest.mark.parametrize(
+    ("values", "tracking_uri", "adapter", "reads"),
+    [
+        ({}, None, False, False),
+        ({}, "sqlite:///mlflow.db", False, True),
+        ({"output_dtype": "bfloat16"}, None, False, True),
+        ({"export_formats": "onnx"}, None, False, True),
+        ({}, None, True, True),
+    ],
+)
+def test_weights_are_read_only_where_they_are_sent_converted_or_merged(
+    values: dict[str, str], tracking_uri: str | None, adapter: bool, reads: bool, tmp_path: Path
+) -> None:
+    if adapter:
+        (tmp_path / "adapter_config.json").write_text("{}")
+    given = {"pytorch_model_folder": tmp_path, "preprocess_output": tmp_path, "mlflow_model_folder": tmp_path / "out"}
+    stage = steps.load("model_export", "text_classification")(**given, **values)
+    stage.context = Context(tracking_uri=tracking_uri)  # type: ignore[misc]
+    assert stage.needs("pytorch_model_folder") is reads

@@ -41,7 +41,9 @@ class StoredRun:
     def tasks(self) -> list[str]:
         """In an order that their inputs allow."""
         tasks = self.spec["root"]["dag"]["tasks"]
-        return [*TopologicalSorter({name: task.get("dependentTasks", []) for name, task in tasks.items()}).static_order()]
+        return [
+            *TopologicalSorter({name: task.get("dependentTasks", []) for name, task in tasks.items()}).static_order()
+        ]
 
     def run(self, *, until: str | None = None) -> None:
         """Every task that was not run yet; ``until``: those before this one."""

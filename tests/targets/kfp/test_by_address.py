@@ -20,9 +20,9 @@ from tests.targets.kfp.test_compile import compiled
 from tests.targets.kfp.test_executor import ROOT, artifacts, executor_input, run
 from tuneport import digests, stored_artifacts
 from tuneport.address import Address
-from tuneport.artifacts import File, Model, write_manifest
+from tuneport.artifacts import File, Model, absent, leave_absent, write_manifest
 from tuneport.errors import UserError
-from tuneport.step import Step, consumes, produces
+from tuneport.step import Step, consumes, param, produces
 from tuneport.targets.kfp import by_address
 
 STORE = {
@@ -82,11 +82,38 @@ def test_without_several_machines_the_document_is_the_one_that_it_was() -> None:
     assert compiled({"multi_node": {"artifacts": "store"}}) == compiled({})
 
 
+def test_with_artifacts_of_stages_of_one_machine_by_the_store_only_what_leaves_files_there_takes_an_address() -> None:
+    spec = compiled({**STORE, "multi_node": {}, "artifacts": "store"}, registered_model_name="m")
+    tasks, executors = spec["root"]["dag"]["tasks"], spec["deploymentSpec"]["executors"]
+    by_store = {n for n, e in executors.items() if "--kfp_artifacts" in e.get("container", {}).get("args", ())}
+    assert by_store == {"exec-finetune", "exec-model-export"}
+    addresses = {
+        (name, key): handed["taskOutputParameter"]["outputParameterKey"]
+        for name, task in tasks.items()
+        for key, handed in task.get("inputs", {}).get("parameters", {}).items()
+        if "taskOutputParameter" in handed
+    }
+    assert addresses == {("model-export", "pytorch_model_folder_location"): "tuned_model_location"}
+    assert {*tasks["finetune"]["inputs"]["artifacts"]} == {"model_selector_output", "preprocess_output"}
+    assert tasks["model-export"]["inputs"]["artifacts"].keys() == {"preprocess_output"}
+    assert "emptyDirMounts" not in spec["kubernetes"]["exec-model-export"]  # /tmp takes what is fetched
+
+
+def test_several_machines_take_the_store_with_the_others_unless_they_share_a_volume() -> None:
+    by_store = compiled({**STORE, "multi_node": {}, "artifacts": "store"}, num_nodes_finetune=2)
+    assert by_store["root"]["dag"]["tasks"]["finetune"]["inputs"].keys() == {"parameters"}
+    volume = {"shared_volume": {"claim": "training", "path": "/mnt/training"}}
+    shared = compiled({**STORE, **volume, "multi_node": {}, "artifacts": "store"}, num_nodes_finetune=2)
+    assert "artifacts" in shared["root"]["dag"]["tasks"]["finetune"]["inputs"]
+    export = shared["root"]["dag"]["tasks"]["model-export"]["inputs"]["parameters"]
+    assert "taskOutputParameter" in export["pytorch_model_folder_location"]
+
+
 def test_a_shared_volume_beside_the_store_is_refused_and_a_missing_one_names_the_store() -> None:
     volume = {"shared_volume": {"claim": "training", "path": "/mnt/training"}}
     with pytest.raises(UserError, match=r"shared_volume: has no effect with multi_node\.artifacts=store"):
         compiled({**STORE, **volume}, num_nodes_finetune=2)
-    with pytest.raises(UserError, match=r"needs platform\.kfp\.shared_volume.* or multi_node\.artifacts=store"):
+    with pytest.raises(UserError, match=r"needs platform\.kfp\.shared_volume.* or artifacts=store"):
         compiled({}, num_nodes_finetune=2)
 
 
@@ -148,11 +175,16 @@ class Doubling(Step):
     """Write a model that is the model it reads, twice."""
 
     keeps_on_failure = ("checkpoints",)
+    resume_with = {"again": "true"}  # noqa: RUF012
 
     model: Model = consumes("A model.")
     configuration: File | None = consumes("A file without a manifest.")
     doubled: Model = produces("The model, twice.")
     copied: Model = produces("The same again.", optional=True)
+    again: bool = param("Whether to go on.", default=False)
+
+    def resumes(self) -> bool:
+        return self.again
 
     def run(self) -> None: ...
 
@@ -181,7 +213,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Countin
 
 def test_a_machine_reads_once_before_its_ranks_start_and_sends_what_they_wrote_once(machine: CountingProxy) -> None:
     outputs = {"doubled": "s3://runs/out/doubled", "copied": "s3://runs/out/copied"}
-    given = {"model": "s3://runs/model", "configuration": "s3://runs/zero.json", "factor": 2, **outputs}
+    given = {"model": "s3://runs/model", "configuration": "s3://runs/zero.json", **outputs}
     seen: list[dict[str, Any]] = []
 
     def ranks(values: Mapping[str, Any]) -> int:
@@ -199,12 +231,50 @@ def test_a_machine_reads_once_before_its_ranks_start_and_sends_what_they_wrote_o
     size = 256 * 8192
     assert size < seen[0]["down"] < 1.1 * size and machine.down < 1.2 * size  # the second time it was there
     assert 2 * size < machine.up < 2.2 * size  # what both outputs hold, once
-    assert seen[0]["factor"] == 2 and seen[0]["configuration"].read_text() == "{}"
+    assert seen[0]["again"] == "true" and seen[0]["configuration"].read_text() == "{}"
     assert seen[0]["store"] == "s3://runs/out/doubled/checkpoints"
     by_address.check({name: (Model, Address(place)) for name, place in outputs.items()})
     found = digests.KnownDigests()
     found.read(Path(os.environ[digests.VARIABLE]))
     assert len(found.files) >= 1  # so that no rank reads the weights again for their digest
+
+
+class Passing(Step):
+    """Write a model that holds what the model it reads holds, unread."""
+
+    may_leave = {"model": ("*.safetensors",)}  # noqa: RUF012
+
+    model: Model = consumes("A model.")
+    limit: int = param("What it reads the weights for.", default=0)
+    passed: Model = produces("The model, elsewhere.")
+
+    def needs(self, name: str) -> bool:
+        return self.limit > 0 or self.context.tracking_uri is not None
+
+    def run(self) -> None: ...
+
+
+@pytest.mark.parametrize(("limit", "server", "read"), [("0", "", False), ("1", "", True), ("0", "sqlite:///x", True)])
+def test_a_stage_leaves_weights_in_the_store_unless_it_says_that_it_reads_them(
+    limit: str, server: str, read: bool, machine: CountingProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    place = Address("s3://runs/out/passed")
+
+    def work(values: Mapping[str, Any]) -> int:
+        assert (values["model"] / "model.safetensors").is_file() == read
+        values["passed"].mkdir(parents=True)
+        if read:
+            (values["passed"] / "model.safetensors").write_bytes((values["model"] / "model.safetensors").read_bytes())
+        leave_absent(values["passed"], absent(values["model"]))
+        write_manifest(Model(values["passed"]), "pass", "1", {}, {})
+        return 0
+
+    assert by_address.run(Passing, {"model": "s3://runs/model", "limit": limit, "passed": place.text}, work) == 0
+    size = 256 * 8192
+    assert machine.up < 100_000 and (machine.down > size) == read
+    by_address.check({"passed": (Model, place)})
+    assert stored_artifacts.StoredFolder(place).sizes()["model.safetensors"] == size
 
 
 def test_a_machine_of_an_elastic_job_stays_until_the_result_of_another_one_is_sent(

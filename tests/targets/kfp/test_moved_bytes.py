@@ -87,7 +87,6 @@ def test_by_the_store_a_full_run_moves_each_model_where_it_is_read_and_each_that
     down, up = moved.of(run.down), moved.of(run.up)
     trained = moved.fetched(run, "finetune/pytorch_model_folder", Model)
     made = checkpoints(trained) / moved.one
-    print(down, up, made)
     assert made > 15  # three of 6 M, but for the head
     assert down["model-import"] == pytest.approx(1, abs=SMALL) and up["model-import"] == pytest.approx(1, abs=SMALL)
     assert down["finetune"] == pytest.approx(1, abs=SMALL) and up["finetune"] == pytest.approx(1 + made, abs=SMALL)
@@ -104,7 +103,6 @@ def test_without_it_kubeflow_moves_whole_inputs_and_outputs(moved: Moved) -> Non
     run.run()
     down, up = moved.of(run.down), moved.of(run.up)
     made = checkpoints(moved.fetched(run, "finetune/pytorch_model_folder", Model)) / moved.one
-    print(down, up, made)
     assert sum(down.values()) == pytest.approx(5, abs=4 * SMALL)
     assert sum(up.values()) == pytest.approx(4 + made, abs=4 * SMALL)
 
@@ -125,7 +123,6 @@ def test_a_training_whose_pod_is_killed_goes_on_from_the_store_and_registration_
     run.run()
     assert "resuming from checkpoint-" in run.said["finetune"], run.said["finetune"]
     down, up = moved.of(run.down), moved.of(run.up)
-    print(down, up)
     assert down["finetune"] == pytest.approx(1, abs=3 * SMALL)
     assert up["finetune"] == pytest.approx(1, abs=3 * SMALL)  # the merged model, and adapters
     # The MLflow server gets the model, so that export reads it; to the store it is copied there.
