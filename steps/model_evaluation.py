@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tuneport import tasks
 from tuneport.artifacts import INCOMPLETE, Dataset, File, Model, Report, read_manifest
@@ -43,6 +43,12 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
     """Score the tuned model beside its base model and trivial baselines on the test split."""
 
     image = "trainer"
+    addressable = True
+    may_leave: ClassVar = {
+        "model_selector_output": ("*.safetensors",),
+        "pytorch_model_folder": ("checkpoints/*", "logs/*"),
+    }
+    prefers_own_name = ("pytorch_model_folder",)  # adapters are less to fetch than what they are merged into
     keeps_on_failure = (BASE_ANSWERS,)
     useful_to_others = (BASE_ANSWERS,)  # the base model answers alike, whatever was tuned from it
 
@@ -71,6 +77,15 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
         "Score the base model, too. false: the tuned model and the trivial baselines alone, in about half the time.",
         default=True,
     )
+
+    def needs(self, name: str) -> bool:
+        """The base model's weights, where it answers or adapters are added to it; of the tuned model the best alone."""
+        from tuneport.modeling.merged_adapters import is_adapter
+
+        if name == "pytorch_model_folder":
+            return False
+        asked = self._configured().get("evaluate_base_model", self.evaluate_base_model)
+        return asked or is_adapter(self.pytorch_model_folder.path)
 
     def resumes(self) -> bool:
         return True  # from the base model's answers, where they are still what it would answer
@@ -169,7 +184,7 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
             earlier = {} if found is None else {"base model": found}
             if not all_ranks.all("base model is asked", not earlier):
                 del models["base model"]
-            placement, ranks = self._placement(list(models.values()), all_ranks)
+            placement, ranks = self._placement([self._whole(folder) for folder in models.values()], all_ranks)
             if ranks is None:
                 return {}
             subjects = [self._subject(name, folder, placement) for name, folder in models.items()]
@@ -179,6 +194,12 @@ class ModelEvaluation(Step, TaskParams, EvaluationLaunchParams, EvaluationBatchP
         elif kept:
             kept.write(answers["base model"])
         return answers | earlier
+
+    def _whole(self, folder: Path) -> Path:
+        """The folder whose weights take the memory: of an adapter that of the base model."""
+        from tuneport.modeling.merged_adapters import is_adapter
+
+        return self.model_selector_output.path if is_adapter(folder) else folder
 
     def _subject(self, name: str, folder: Path, placement: "Placement") -> "Subject":
         """A model to be asked; each reads texts through the tuned model's tokenizer, which knows the length trained

@@ -10,9 +10,12 @@ import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
 
+from tuneport import tasks
 from tuneport.errors import UserError
+from tuneport.evaluation.prediction import Subject
 from tuneport.modeling import merged_adapters, weight_types
 from tuneport.modeling.merged_adapters import load_merged, write_merged
+from tuneport.serving.placement import Placement
 
 IDS: dict[str, Any] = {"vocab_size": 99, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -108,6 +111,33 @@ def test_the_merge_is_that_of_peft_in_memory_bit_for_bit(
     from_files = getattr(tf, BASES[kind][1]).from_pretrained(tmp_path / "out", dtype=dtype).state_dict()
     assert {weight.dtype for weight in in_memory.values()} == {dtype}
     assert all(torch.equal(from_files[name], in_memory[name]) for name in in_memory)
+
+
+@pytest.mark.parametrize("output", ["auto", "float32"])
+def test_an_adapter_is_asked_with_the_weights_and_tables_of_the_model_that_it_is_merged_into(
+    output: str, tmp_path: Path
+) -> None:
+    adapter, base, _ = adapter_of("llama", "LoRA", tmp_path, torch.bfloat16)
+    (adapter / "manifest.json").write_text(json.dumps({"parameters": {"output_dtype": output}}))
+    (tmp_path / "merged").mkdir()
+    write_merged(adapter, base, tmp_path / "merged", output)
+    rest: dict[str, Any] = {"base": base, "tokenizer": base, "seed": 0, "ignore_mismatched_sizes": False}
+    one, two = (
+        Subject(folder=folder, name="x", placement=Placement(0, {}, 1 << 40), **rest).load(
+            tasks.load("text_generation"), {"prompting": {"encoder_decoder": False, "stop": []}}
+        )
+        for folder in (adapter, tmp_path / "merged")
+    )
+    for ours, merged in ((dict(one.named_parameters()), dict(two.named_parameters())), (buffers(one), buffers(two))):
+        assert ours.keys() == merged.keys()
+        for name, tensor in ours.items():
+            assert tensor.dtype == merged[name].dtype and torch.equal(tensor, merged[name]), name
+    in_16_bits = load_merged(adapter, base, dtype=torch.bfloat16)
+    assert {tensor.dtype for tensor in buffers(in_16_bits).values()} == {torch.float32}  # where tokens stand
+
+
+def buffers(model: Any) -> dict[str, torch.Tensor]:
+    return dict(model.named_buffers())
 
 
 def test_the_merged_model_has_the_type_of_its_base_and_shards_of_bounded_size(

@@ -16,8 +16,8 @@ from pathlib import Path
 from tuneport.errors import UserError
 from tuneport.evaluation.ranks import Ranks
 from tuneport.modeling.likelihood import likelihoods
-from tuneport.modeling.merged_adapters import is_adapter, load_merged
-from tuneport.modeling.weight_types import for_inference
+from tuneport.modeling.merged_adapters import is_adapter, load_merged, merged_type
+from tuneport.modeling.weight_types import computed_in, for_inference
 from tuneport.serving.placement import Machine, Placement
 from tuneport.serving.token_batches import TokenBatches
 from tuneport.tasks.task import Meta, Predictor, Row, Split, Task
@@ -49,14 +49,21 @@ class Subject:
         torch.manual_seed(self.seed)
         is_base, placement = self.folder == self.base, self.placement
         device = "cpu" if placement.kind == "cpu" else "cuda"
-        adapted = is_adapter(self.folder)
-        loading = {"dtype": for_inference(self.base if adapted else self.folder, device), **placement.loading()}
-        if adapted:
-            model = load_merged(self.folder, self.base, **loading)
+        if is_adapter(self.folder):
+            own = merged_type(self.folder, self.base)  # so that the weights are those that are exported
+            model = load_merged(self.folder, self.base, dtype=own, **placement.loading())
+            for weight in model.parameters():
+                weight.data = weight.data.to(computed_in(own, device))
         else:
             random_sizes = is_base and self.ignore_mismatched_sizes
+            dtype = for_inference(self.folder, device)
             model = task.load_model(
-                self.folder, meta, new_head=is_base, ignore_mismatched_sizes=random_sizes, **loading
+                self.folder,
+                meta,
+                new_head=is_base,
+                ignore_mismatched_sizes=random_sizes,
+                dtype=dtype,
+                **placement.loading(),
             )
         return (model.to(self.placement.device) if self.placement.one_device else model).eval()
 

@@ -75,7 +75,18 @@ def load_merged(adapter: Path, base: Path, **loading: t.Any) -> t.Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="All adapters are already merged")
         merged = adapted.merge_and_unload()
-    return merged.to(dtype)  # what was trained in full came in 32 bits
+    for weight in merged.parameters():  # what was trained in full came in 32 bits; buffers are as the base model's are
+        weight.data = weight.data.to(dtype)
+    return merged
+
+
+def merged_type(adapter: Path, base: Path) -> torch.dtype:
+    """The type that finetune writes an adapter's merged model in, by the adapter's manifest."""
+    try:
+        wanted = read_json(adapter / MANIFEST)["parameters"].get("output_dtype", weight_types.AUTO)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        wanted = weight_types.AUTO
+    return weight_types.for_output(wanted, base)
 
 
 def _base_model(adapter: Path, base: Path, **loading: t.Any) -> tuple[t.Any, ModelLoader]:

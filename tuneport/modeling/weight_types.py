@@ -38,14 +38,18 @@ def of_files(folder: Path) -> torch.dtype:
 
 
 def for_inference(folder: Path, device: str | torch.device) -> torch.dtype:
-    """The type to load the model in ``folder`` in, to compute answers on a device.
+    """The type to load the model in ``folder`` in, to compute answers on a device."""
+    return computed_in(of_files(folder), device)
 
-    That of its files, on an accelerator. On a CPU bfloat16 stays where the CPU has units for it; all else is computed
-    in float32, as it is faster there.
+
+def computed_in(own: torch.dtype, device: str | torch.device) -> torch.dtype:
+    """The type to compute answers in, of a model in the type ``own``.
+
+    The same, on an accelerator. On a CPU bfloat16 stays where the CPU has units for it; all else is computed in
+    float32, as it is faster there.
     """
     import torch
 
-    own = of_files(folder)
     if torch.device(device).type != "cpu":
         return own
     return own if own == torch.bfloat16 and computes_bfloat16() else torch.float32

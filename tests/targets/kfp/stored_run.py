@@ -26,7 +26,7 @@ Task = dict[str, Any]
 
 
 class StoredRun:
-    """The tasks of a document, one after the other; ``down`` and ``up``: bytes that each moved from and to the store."""
+    """The tasks of a document, one after the other; ``down``, ``up``: bytes that each took from the store and sent."""
 
     def __init__(self, text: str, url: str, folder: Path) -> None:
         self.spec = yaml.safe_load(text.split("\n---\n", maxsplit=1)[0])
@@ -68,12 +68,31 @@ class StoredRun:
         pod.mkdir(parents=True)
         way = CountingProxy(self.url)
         try:
-            code = self._in_pod(name, task, component, executor["container"], parameters, pod, way, killed_when)
+            s3 = client(way.url)
+            inputs = self._downloaded(s3, task, pod)
+            outputs = self._outputs(name, component, pod)
+            files = {port: pod / "parameters" / port for port in component["outputDefinitions"].get("parameters", {})}
+            executor_input = {
+                "inputs": {"artifacts": inputs, "parameterValues": parameters},
+                "outputs": {
+                    "artifacts": outputs,
+                    "parameters": {port: {"outputFile": str(file)} for port, file in files.items()},
+                    "outputFile": str(pod / "executor_output.json"),
+                },
+            }
+            there = {"AWS_ENDPOINT_URL": way.url, "TMPDIR": str(pod)}
+            code, self.said[name] = contained(executor["container"], executor_input, there, killed_when)
+            if code != 0:
+                return code
+            for port, found in outputs.items():
+                artifact = found["artifacts"][0]
+                self.uris[name, port] = artifact["uri"]
+                upload(s3, Path(artifact["customPath"]), artifact["uri"])
+            self.parameters |= {(name, port): file.read_text() for port, file in files.items()}
         finally:
             way.stop()
-        if code == 0:
-            self.down[name], self.up[name] = way.down, way.up
-        return code
+        self.down[name], self.up[name] = way.down, way.up
+        return 0
 
     def _parameters(self, task: Task, component: Task) -> dict[str, Any]:
         root = self.spec["root"]["inputDefinitions"]["parameters"]
@@ -92,61 +111,50 @@ class StoredRun:
                 found[name] = declared.get("defaultValue")
         return {name: value for name, value in found.items() if value is not None}
 
-    def _in_pod(
-        self,
-        name: str,
-        task: Task,
-        component: Task,
-        container: Mapping[str, Any],
-        parameters: Mapping[str, Any],
-        pod: Path,
-        way: CountingProxy,
-        killed_when: Callable[[], bool] | None,
-    ) -> int:
-        s3, inputs, outputs = client(way.url), {}, {}
+    def _downloaded(self, s3: Any, task: Task, pod: Path) -> dict[str, Any]:
+        found = {}
         for port, handed in task.get("inputs", {}).get("artifacts", {}).items():
             source = handed["taskOutputArtifact"]
             uri = self.uris[source["producerTask"], source["outputArtifactKey"]]
             place = pod / "in" / port / uri.rpartition("/")[2]
             download(s3, uri, place)
-            inputs[port] = {"artifacts": [{"name": port, "uri": uri, "customPath": str(place)}]}
-        definitions = component.get("outputDefinitions", {})
-        for port in definitions.get("artifacts", {}):
-            uri, place = f"minio://{BUCKET}/{PREFIX}/{name}/{port}", pod / "out" / port
-            outputs[port] = {"artifacts": [{"name": port, "uri": uri, "customPath": str(place)}]}
-        files = {port: pod / "parameters" / port for port in definitions.get("parameters", {})}
-        task_input = {
-            "inputs": {"artifacts": inputs, "parameterValues": parameters},
-            "outputs": {
-                "artifacts": outputs,
-                "parameters": {port: {"outputFile": str(file)} for port, file in files.items()},
-                "outputFile": str(pod / "executor_output.json"),
-            },
+            found[port] = {"artifacts": [{"name": port, "uri": uri, "customPath": str(place)}]}
+        return found
+
+    def _outputs(self, name: str, component: Task, pod: Path) -> dict[str, Any]:
+        return {
+            port: {
+                "artifacts": [
+                    {
+                        "name": port,
+                        "uri": f"minio://{BUCKET}/{PREFIX}/{name}/{port}",
+                        "customPath": str(pod / "out" / port),
+                    }
+                ]
+            }
+            for port in component["outputDefinitions"].get("artifacts", {})
         }
-        words = [*container["command"][1:], *container["args"]]
-        command = [sys.executable, *(json.dumps(task_input) if word == "{{$}}" else word for word in words)]
-        environment = {entry["name"]: entry["value"] for entry in container.get("env", [])}
-        there = {"AWS_ENDPOINT_URL": way.url, "TMPDIR": str(pod), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        with tempfile.TemporaryFile("w+") as log:
-            process = subprocess.Popen(
-                command, env={**os.environ, **environment, **there}, stdout=log, stderr=log, start_new_session=True
-            )
-            while process.poll() is None:
-                if killed_when is not None and killed_when():
-                    os.killpg(process.pid, signal.SIGKILL)
-                time.sleep(0.05)
-            log.seek(0)
-            self.said[name] = log.read()
-        if process.returncode:
-            return process.returncode
-        for port, found in outputs.items():
-            artifact = found["artifacts"][0]
-            self.uris[name, port] = artifact["uri"]
-            upload(s3, Path(artifact["customPath"]), artifact["uri"])
-        for port, file in files.items():
-            # What was written is the address of the output, which this launcher has put elsewhere by its customPath.
-            self.parameters[name, port] = file.read_text()
-        return 0
+
+
+def contained(
+    container: Mapping[str, Any],
+    executor_input: Mapping[str, Any],
+    there: Mapping[str, str],
+    killed_when: Callable[[], bool] | None,
+) -> tuple[int, str]:
+    """Run a container's command as a process; its exit code and what it said."""
+    words = [*container["command"][1:], *container["args"]]
+    command = [sys.executable, *(json.dumps(executor_input) if word == "{{$}}" else word for word in words)]
+    environment = {entry["name"]: entry["value"] for entry in container.get("env", [])}
+    own = {**environment, **there, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, env={**os.environ, **own}, stdout=log, stderr=log, start_new_session=True)
+        while process.poll() is None:
+            if killed_when is not None and killed_when():
+                os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.05)
+        log.seek(0)
+        return process.returncode, log.read()
 
 
 def _key(uri: str) -> tuple[str, str]:

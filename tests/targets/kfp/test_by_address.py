@@ -86,14 +86,18 @@ def test_with_artifacts_of_stages_of_one_machine_by_the_store_only_what_leaves_f
     spec = compiled({**STORE, "multi_node": {}, "artifacts": "store"}, registered_model_name="m")
     tasks, executors = spec["root"]["dag"]["tasks"], spec["deploymentSpec"]["executors"]
     by_store = {n for n, e in executors.items() if "--kfp_artifacts" in e.get("container", {}).get("args", ())}
-    assert by_store == {"exec-finetune", "exec-model-export"}
+    assert by_store == {"exec-finetune", "exec-model-export", "exec-model-evaluation"}
     addresses = {
         (name, key): handed["taskOutputParameter"]["outputParameterKey"]
         for name, task in tasks.items()
         for key, handed in task.get("inputs", {}).get("parameters", {}).items()
         if "taskOutputParameter" in handed
     }
-    assert addresses == {("model-export", "pytorch_model_folder_location"): "tuned_model_location"}
+    assert addresses == {
+        ("model-export", "pytorch_model_folder_location"): "tuned_model_location",
+        ("model-evaluation", "pytorch_model_folder_location"): "pytorch_model_folder_location",
+        ("model-evaluation", "model_selector_output_location"): "model_selector_output_location",
+    }
     assert {*tasks["finetune"]["inputs"]["artifacts"]} == {"model_selector_output", "preprocess_output"}
     assert tasks["model-export"]["inputs"]["artifacts"].keys() == {"preprocess_output"}
     assert "emptyDirMounts" not in spec["kubernetes"]["exec-model-export"]  # /tmp takes what is fetched

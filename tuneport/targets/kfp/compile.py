@@ -74,11 +74,16 @@ class Plan:
         """The inputs and parameters of a stage that KFP hands over, each with what it comes from."""
         ports = node.step.ports()
         return {
-            name: value
+            name: self._source(node, name, value)
             for name, value in node.values.items()
             if isinstance(value, Ref)
             and (value.node is not None or value.port in self.parameters or ports[name].kind == "input")
         }
+
+    def _source(self, node: Node, name: str, ref: Ref) -> Ref:
+        """What an input comes from: of a stage that leaves in the store what it does not read, the folder with more."""
+        prefers = ref.node is not None and name in node.step.prefers_own_name and self.by_address(node)
+        return Ref(ref.node, name) if prefers else ref
 
     def settled(self, node: Node) -> dict[str, str]:
         """The parameters of a stage that are part of its command."""

@@ -252,9 +252,9 @@ class Settings(Resources):
     artifacts: t.Literal["kubeflow", "store"] = Field(
         default="kubeflow",
         description="Who brings what holds a model from and to the object store of the pipeline: kubeflow, all of it, "
-        "before and after each stage; or store: finetune and model_export do so themselves, read what they need, and "
-        "let the store copy what stands there already. With store, and without a shared_volume, several machines do, "
-        "too.",
+        "before and after each stage; or store: finetune, model_export and model_evaluation do so themselves, read "
+        "what they need, and let the store copy what stands there already. With store, and without a shared_volume, "
+        "several machines do, too.",
     )
     kubeflow_job: t.Literal["pytorchjob", "trainjob"] = Field(
         default="pytorchjob", description="What trains on several machines: training operator v1, or Trainer v2."
