@@ -179,7 +179,9 @@ def test_files_that_a_stage_leaves_in_the_store_are_copied_there_and_its_manifes
     fetch(Model(tmp_path / "light"), place, leave=LEAVE)
     assert way.down < MIB and not (tmp_path / "light" / "model.safetensors").exists()
     assert digest(Model(tmp_path / "light")) == digest(model)
-    verify(Model(tmp_path / "light"))
+    verify(Model(tmp_path / "light"), left=True)
+    with pytest.raises(UserError, match=r"model\.safetensors: is missing"):  # to whoever does not know the store
+        verify(Model(tmp_path / "light"))
     for made, source in (("from-light", tmp_path / "light"), ("from-whole", model.path)):
         (tmp_path / made / "a").mkdir(parents=True)
         (tmp_path / made / "a" / "config.json").write_text("{}")
@@ -206,6 +208,8 @@ def test_files_that_were_left_are_fetched_and_verified_where_they_are_read_after
     send(model, place)
     light = Model(tmp_path / "light")
     fetch(light, place, leave=LEAVE)
+    (light.path / "model.safetensors").write_bytes(b"of an attempt that was killed")
+    fetch(light, place, leave=LEAVE)  # in the container that is started again
     (light.path / "model.safetensors").write_bytes(b"of an attempt that was killed")
     fetch_left(light, place)
     assert not absent(light.path) and (light.path / "model.safetensors").read_bytes() == WEIGHTS

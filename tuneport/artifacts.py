@@ -326,28 +326,29 @@ def is_sealed(artifact: Artifact) -> bool:
     return isinstance(found, dict) and {"type", "schema_version", "producer", "files"} <= found.keys()
 
 
-def verify(artifact: Artifact) -> None:
+def verify(artifact: Artifact, *, left: bool = False) -> None:
     """Hold an artifact's folder against its manifest: its files' sizes, the SHA-256 of all but the ``unread`` ones, and
-    that nothing was added.
+    that nothing was added. ``left``: files that were left in a store (`leave_absent`) may be missing.
 
     Raises `UserError` naming the first file that is missing, truncated, altered or added.
     """
-    for fault in faults(artifact):
+    for fault in faults(artifact, left=left):
         raise UserError(fault)
 
 
-def faults(artifact: Artifact, *, digests: bool = True, unread: bool = False) -> Iterator[str]:
-    """What differs from the manifest, a file at a time; ``unread``: also the digests in folders no later step reads.
+def faults(artifact: Artifact, *, digests: bool = True, unread: bool = False, left: bool = False) -> Iterator[str]:
+    """What differs from the manifest, a file at a time; ``unread``: also the digests in folders no later step reads;
+    ``left``: as `verify` takes it.
 
     Raises `UserError` where the manifest itself cannot be read.
     """
     again = "Run the step that wrote it again."
-    listed, left = read_manifest(artifact)["files"], absent(artifact.path)
+    listed, elsewhere = read_manifest(artifact)["files"], absent(artifact.path) if left else {}
     whole: dict[Path, str] = {}
     for name, want in listed.items():
         path, skipped = artifact.path / name, not unread and name.startswith(artifact.unread)
         if not path.is_file():
-            if left.get(name) == want:
+            if elsewhere.get(name) == want:
                 continue
             if not (artifact.user_supplied and skipped):  # checkpoints are often deleted to free the disk
                 yield f"{path}: is missing, but {MANIFEST} lists it. {again}"

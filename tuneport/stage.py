@@ -61,7 +61,7 @@ def execute(step: Step) -> None:
 def _execute(step: Step) -> None:
     inputs, outputs = _artifacts(step)
     for artifact in inputs.values() if step.context.local_rank == 0 else ():
-        _verify_input(artifact)
+        _verify_input(artifact, left=step.context.left_in_store)
     step.check()
     step.check_here()
     step.check_files()
@@ -147,9 +147,9 @@ def arguments(step: type[Step], given: Mapping[str, Any]) -> list[str]:
     return [step.__module__.partition(".")[0], step.name(), *flags]
 
 
-def _verify_input(artifact: Artifact) -> None:
+def _verify_input(artifact: Artifact, *, left: bool) -> None:
     if not artifact.user_supplied or is_sealed(artifact):
-        verify(artifact)
+        verify(artifact, left=left)
 
 
 def _staging(path: Path) -> Path:

@@ -255,6 +255,7 @@ class Context:
     world_size: int = 1
     is_rank: bool = False  # one of the processes that a launcher started, be it the only one
     digests: Path | None = None  # of files that this machine has read already; None: each is read
+    left_in_store: bool = False  # whether inputs may lack files that were left in the store that they come from
     checkpoint_store: str | None = None  # where checkpoints outlive this machine, which shares no folder with others
 
 

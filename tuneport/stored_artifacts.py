@@ -30,6 +30,7 @@ from tuneport.stores import is_passing, said, store, words
 
 log = logging.getLogger("tuneport.store")
 
+LEFT = "TUNEPORT_LEFT_IN_STORE"  # says, to a stage, that its inputs may lack files that were left in their store
 CHECKPOINTS = "TUNEPORT_CHECKPOINT_STORE"  # names, to ranks whose machines share no folder, where checkpoints stand
 SCHEMES = ("s3", "gs")  # stores that artifacts are sent to
 BLOCK = 16 * MEBIBYTE  # that are asked for at once
@@ -243,7 +244,9 @@ def fetch(
     before is verified, and stays. Raises as `listed` does, and `NotWhole` for an altered file.
     """
     if artifact.path.is_dir():
-        verify(artifact)
+        for name in absent(artifact.path):  # what an attempt that was killed has begun to fetch
+            (artifact.path / name).unlink(missing_ok=True)
+        verify(artifact, left=True)
         return
     content, files = listed(type(artifact), address, patience)
     partial = artifact.path.with_name(f".{artifact.path.name}.partial")
@@ -257,7 +260,7 @@ def fetch(
         leave_absent(partial, left)
     (partial / MANIFEST).write_bytes(content)
     with _named(partial, address):
-        verify(type(artifact)(partial))
+        verify(type(artifact)(partial), left=True)
     partial.replace(artifact.path)
     size = sum(files[name]["size"] for name in here)
     stay = f", {len(left)} stay there" if left else ""
@@ -266,7 +269,8 @@ def fetch(
 
 def fetch_left(artifact: Artifact, address: Address, patience: float = PATIENCE_SECONDS) -> None:
     """Bring what `fetch` left in the store, each file verified. Raises as it does."""
-    left, folder = absent(artifact.path), StoredFolder(address, patience)
+    folder, files, noted = StoredFolder(address, patience), read_manifest(artifact)["files"], absent(artifact.path)
+    left = {name: entry for name, entry in files.items() if name in noted}
     _each(lambda name: folder.fetch(name, left[name]["size"], artifact.path / name), left)
     (artifact.path / ABSENT).unlink(missing_ok=True)
     with _named(artifact.path, address):

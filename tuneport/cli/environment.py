@@ -16,7 +16,7 @@ from tuneport.errors import UserError, excerpt
 from tuneport.launchers import torchrun
 from tuneport.secrets import credentials, masked
 from tuneport.step import Context
-from tuneport.stored_artifacts import CHECKPOINTS
+from tuneport.stored_artifacts import CHECKPOINTS, LEFT
 
 
 def shown(text: str) -> str:
@@ -78,6 +78,7 @@ def context_from_environment() -> Context:
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or None,
         run_id=os.environ.get("MLFLOW_RUN_ID") or None,
         is_rank=is_rank,
+        left_in_store=bool(os.environ.get(LEFT)),
         checkpoint_store=os.environ.get(CHECKPOINTS) or None,
         digests=Path(record) if (record := os.environ.get(digests.VARIABLE)) else None,
         **ranks,

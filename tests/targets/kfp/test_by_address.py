@@ -203,7 +203,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Countin
     write_manifest(Model(model), "model_import", "1", {}, {})
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    for variable in (digests.VARIABLE, stored_artifacts.CHECKPOINTS):
+    for variable in (digests.VARIABLE, stored_artifacts.CHECKPOINTS, stored_artifacts.LEFT):
         monkeypatch.setenv(variable, "")
     with bucket("runs") as url:
         way = CountingProxy(url)

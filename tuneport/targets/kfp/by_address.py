@@ -87,6 +87,7 @@ def run(step: type[Step], given: Mapping[str, t.Any], work: Callable[[Mapping[st
                 stored_artifacts.fetch(type(artifact)(places[name]), artifact.address, leave=leave)
         for name in _needed(step, {**given, **places}, inputs):
             stored_artifacts.fetch_left(type(inputs[name])(places[name]), inputs[name].address)
+    os.environ[stored_artifacts.LEFT] = "true"
     os.environ[digests.VARIABLE] = str(record)  # so that no rank reads for its digest what was read as it came
     outputs = {n: (type(a)(places[n]), a.address) for n, a in elsewhere.items() if n not in inputs}
     for kept in step.keeps_on_failure[:1] if step.resume_with else ():
