@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +108,12 @@ def left(folder: Path, known: set[int]) -> int:
     return total
 
 
-def moved(run: Path, values: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
-    """By stage, the bytes of the artifacts that it reads, the user's model among them, and of those that it writes."""
+def moved(run: Path, values: Mapping[str, Any], stages: Collection[str]) -> Iterator[tuple[str, int, int]]:
+    """By stage that ran, the bytes of the artifacts that it reads, the user's model too, and of those it writes."""
     model = {"pytorch_model_path": run.parent / "model"}
     for node in pipelines.load(TASK).nodes:
+        if node.name not in stages:
+            continue
         read = [
             output_path(run, ref) if ref.node else model[ref.port]
             for ref in node.values.values()
@@ -130,7 +132,7 @@ def measure(folder: Path, size: str, case: Mapping[str, Any]) -> dict[str, Any]:
     stages = counts(folder, values)
     store = left_of(folder, known, list(stages))
     table = {}
-    for name, down, up in moved(folder / "run", values):
+    for name, down, up in moved(folder / "run", values, stages):
         found = {**stages[name], "left": store[name], "down": down, "up": up}
         table[name] = {
             what: round(found[what] / one, 3) for what in ("read", "written", "hashed", "left", "down", "up")
