@@ -29,7 +29,7 @@ COVERAGE_TESTS = tests/metrics tests/encoding tests/test_artifacts.py tests/test
   tests/test_errors.py tests/test_every_parameter.py tests/test_graph.py tests/test_plugins.py tests/test_public_names.py \
   tests/test_stage.py tests/test_step.py
 
-.PHONY: demo test test-minimum test-newest lint docs format golden bench peers coverage images setup helm dist lock clean
+.PHONY: demo test test-minimum test-newest lint docs format golden bench peers coverage images image-base image-trainer setup helm dist lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.train
@@ -109,8 +109,12 @@ lock: $(VENV)/.dev
 	$(LOCK) $(TRAINER) -o images/requirements-trainer.txt
 	$(LOCK) $(TRAINER) --extra deepspeed -o images/requirements-deepspeed.txt
 
-images:
+images: image-base image-trainer
+
+image-base:
 	$(DOCKER_BUILD) -f images/base/Dockerfile -t tuneport-base:$(VERSION) .
+
+image-trainer:
 	$(DOCKER_BUILD) $(if $(COMPILER_IMAGE),--build-arg COMPILER_IMAGE=$(COMPILER_IMAGE)) \
 	  -f Dockerfile.trainer -t tuneport-trainer:$(VERSION) .
 

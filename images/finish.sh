@@ -14,6 +14,7 @@ libraries)
     find . -depth -type d \( -name tests -o -path ./pyarrow/include -o -path ./pyarrow/src \) ! -path './torch/*' \
         -exec rm -rf {} +
     rm -f pyarrow/*flight*
+    rm -rf torch/test torch/bin/test_*
     compile unchecked-hash .
     ;;
 tuneport)

@@ -27,6 +27,7 @@ STAGES = {
     "model_evaluation": "trainer",
     "model_registration": "base",
 }
+IMAGES = {**STAGES, "model_benchmark": "trainer"}
 TASK = ("--task_name", "text_classification")
 BATCH = ("--per_device_train_batch_size", "8", "--learning_rate", "3e-3")
 
@@ -64,7 +65,7 @@ class Desk:
 
     def arguments(self, stage: str, *flags: str) -> list[str]:
         """`docker run` of a stage, as docs/images.md has it."""
-        image = dict(Images())[STAGES[stage]]
+        image = dict(Images())[IMAGES[stage]]
         return [
             "run", *NEVER_MORE, "--user", self.user, "--tmpfs", "/tmp",
             "--volume", f"{self.folder}/in:/in:ro", "--volume", f"{self.folder}/out:/out",
@@ -107,6 +108,7 @@ def ran(desk: Desk) -> Ran:
         "finetune": (*TASK, *both, *BATCH, "--num_train_epochs", "8", "--pytorch_model_folder", tuned),
         "model_export": (
             *TASK, "--pytorch_model_folder", tuned, "--preprocess_output", prepared, "--mlflow_model_folder", exported,
+            "--export_formats", "onnx",
         ),
         "model_evaluation": (*TASK, *both, "--pytorch_model_folder", tuned, "--evaluation_result", report),
         "model_registration": (
@@ -138,6 +140,65 @@ def test_the_model_learnt_and_its_version_is_registered_with_its_scores(ran: Ran
     assert metrics["tuned"]["metrics"]["accuracy"] > 0.5
     details = json.loads((desk.folder / "out" / "registered" / "registration_details.json").read_text("utf-8"))
     assert (details["name"], details["version"]) == ("questions", 1)
+
+
+def test_the_model_is_there_as_onnx_too_and_answers_as_the_training_did(ran: Ran, desk: Desk) -> None:
+    import numpy as np
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    folder = desk.folder / "out" / "exported" / "onnx"
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    labels = json.loads((folder / "config.json").read_text("utf-8"))["id2label"]
+    answers = desk.folder / "out" / "report" / "predictions.jsonl"
+    for row in map(json.loads, answers.read_text("utf-8").splitlines()):
+        encoded = tokenizer.encode(row["sentence1"])
+        given = {"input_ids": encoded.ids, "attention_mask": encoded.attention_mask, "token_type_ids": encoded.type_ids}
+        (logits,) = session.run(None, {port.name: np.array([given[port.name]]) for port in session.get_inputs()})
+        assert labels[str(logits.argmax())] == row["tuned"]["label"]
+
+
+BENCHMARK = """\
+task: animals
+dataset_path: json
+dataset_kwargs: {data_files: {test: animals.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+doc_to_choice: "{{choices}}"
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+def test_a_benchmark_is_asked_without_a_network(desk: Desk, write_jsonl: Callable[[Path, Iterable[Any]], Path]) -> None:
+    from tests.tasks.conftest import gpt2
+
+    folder = desk.folder / "in" / "benchmark"
+    gpt2(folder / "model")
+    write_jsonl(
+        folder / "animals.jsonl", [{"question": f"{i}?", "choices": ["a", "b"], "answer": i % 2} for i in range(8)]
+    )
+    (folder / "animals.yaml").write_text(BENCHMARK, "utf-8")
+    subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
+    decoder, scores = "/out/decoder", "/out/benchmark"
+    imported = desk.run(
+        "model_import", "--pytorch_model_path", "/in/benchmark/model", "--model_selector_output", decoder
+    )
+    assert imported.returncode == 0, imported.stderr
+    asked = desk.run(
+        "model_benchmark", "--task_name", "text_generation", "--model_selector_output", decoder,
+        "--pytorch_model_folder", decoder, "--benchmark_tasks", "animals", "--benchmark_folder", "/in/benchmark",
+        "--benchmark_result", scores,
+    )  # fmt: skip
+    assert asked.returncode == 0, asked.stderr
+    result = desk.folder / "out" / "benchmark"
+    samples = [json.loads(line) for line in (result / "samples.jsonl").read_text("utf-8").splitlines()]
+    likelihoods = [[likelihood for likelihood, _ in sample["tuned"]["answers"]] for sample in samples]
+    right = [found.index(max(found)) == sample["target"] for found, sample in zip(likelihoods, samples, strict=True)]
+    metrics = json.loads((result / "metrics.json").read_text("utf-8"))
+    assert len(right) == 8 and metrics["tuned"]["metrics"] == {"animals/acc": pytest.approx(sum(right) / 8)}
 
 
 @pytest.mark.parametrize("image", ["base", "trainer"])

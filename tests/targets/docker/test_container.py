@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import own_metrics
 from tuneport.targets.docker.container import Engine
 from tuneport.targets.docker.settings import Images
 
@@ -75,7 +76,7 @@ def toy(toy_image: str, tmp_path: Path, docker: Engine) -> Iterable[Toy]:
     folder = tmp_path / "a, folder"
     folder.mkdir()
     yield Toy(folder, toy_image)
-    left = docker("ps", "--all", "--quiet", "--filter", "name=tuneport-").stdout
+    left = docker("ps", "--all", "--quiet", "--filter", "name=tuneport-(shout|count)-").stdout
     assert left == "", "a container is left behind"
 
 
@@ -268,6 +269,22 @@ def test_the_runs_of_both_stand_in_the_same_store_and_registry(
     assert versions[1].run_id != versions[2].run_id
     for version in versions.values():
         assert client.get_run(version.run_id).data.metrics["test/accuracy"] > 0.5
+
+
+def test_own_metrics_choose_and_score_in_containers_as_they_do_here(docker: Engine, tmp_path: Path) -> None:
+    values = own_metrics.write(tmp_path)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    found = {}
+    for target in ("local", "docker"):
+        argv = [str(Path(sys.executable).with_name("tuneport")), "run", "text_generation", "--config", "run.yaml"]
+        argv += ["--target", target, "--output_dir", f"runs/{target}"]
+        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+        run = tmp_path / "runs" / target
+        found[target] = own_metrics.found(
+            run / "finetune" / "pytorch_model_folder", run / "model_evaluation" / "evaluation_result"
+        )
+    assert found["docker"] == found["local"]
 
 
 def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on_from_it(desk: Path, both: object) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import own_metrics
 from tuneport.targets.docker.container import Engine
 from tuneport.targets.docker.settings import Images
 
@@ -56,18 +57,14 @@ def test_the_docker_target_gives_the_same_metrics(docker: Engine, desk: Path, me
     assert json.loads((desk / "docker/model_evaluation/evaluation_result/metrics.json").read_text("utf-8")) == metrics
 
 
-def test_kubeflows_compiled_pipeline_gives_the_same_metrics_without_any_privilege(
-    docker: Engine, desk: Path, metrics: Any, tmp_path: Path, run_locally: Callable[..., Any]
-) -> None:
+def in_containers(text: str, root: Path, data: Path, run_locally: Callable[..., Any]) -> Any:
+    """Run a compiled pipeline in containers that have no privilege and see one folder, read-only."""
     from docker.types import Mount
 
-    tuneport(desk, "compile", "kfp", "-o", "pipeline.yaml")
-    root = tmp_path / "root"
     root.mkdir()
     root.chmod(0o777)  # the containers' user is not the one who asks
-    data = str(desk / "data")
-    run = run_locally(
-        (desk / "pipeline.yaml").read_text("utf-8"),
+    return run_locally(
+        text,
         root,
         user="1000:1000",
         read_only=True,
@@ -75,9 +72,34 @@ def test_kubeflows_compiled_pipeline_gives_the_same_metrics_without_any_privileg
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
         tmpfs={"/tmp": ""},
-        mounts=[Mount(data, data, type="bind", read_only=True)],
+        mounts=[Mount(str(data), str(data), type="bind", read_only=True)],
     )
+
+
+def test_kubeflows_compiled_pipeline_gives_the_same_metrics_without_any_privilege(
+    docker: Engine, desk: Path, metrics: Any, tmp_path: Path, run_locally: Callable[..., Any]
+) -> None:
+    tuneport(desk, "compile", "kfp", "-o", "pipeline.yaml")
+    run = in_containers((desk / "pipeline.yaml").read_text("utf-8"), tmp_path / "root", desk / "data", run_locally)
     result = Path(run.outputs["evaluation_result"].path)
     assert json.loads((result / "metrics.json").read_text("utf-8")) == metrics
     assert (Path(run.outputs["mlflow_model_folder"].path) / "MLmodel").stat().st_uid == 1000
     assert (Path(run.outputs["pytorch_model_folder"].path) / "model.safetensors").is_file()
+
+
+def test_own_metrics_choose_and_score_in_kubeflows_containers(
+    docker: Engine, tmp_path: Path, run_locally: Callable[..., Any]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    values = own_metrics.write(data)
+    subprocess.run(["chmod", "-R", "a+rX", data], check=True)
+    volume = {"claim": "data", "path": str(data)}
+    kfp = {"images": dict(Images()), "allow_image_tags": True, "volumes": [volume]}
+    (data / "run.yaml").write_text(yaml.safe_dump({**values, "platform": {"kfp": kfp}}))
+    argv = [TUNEPORT, "compile", "text_generation", "--config", "run.yaml", "--target", "kfp", "-o", "pipeline.yaml"]
+    done = subprocess.run(argv, cwd=data, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (data / "pipeline.yaml").read_text("utf-8")
+    run = in_containers(text, tmp_path / "root", data, run_locally)
+    own_metrics.found(*(Path(run.outputs[name].path) for name in ("pytorch_model_folder", "evaluation_result")))
