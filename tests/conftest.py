@@ -13,13 +13,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import tiny
+from tests import tiny, warm_python
 from tuneport.errors import UserError
 from tuneport.targets.docker.container import Engine
 from tuneport.targets.docker.settings import Images
@@ -35,6 +35,16 @@ if (
 
 
 started = itertools.count()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Slow tests start their stages warm, each process of them with a server of its own."""
+    slow = "slow" in config.option.markexpr and "not slow" not in config.option.markexpr
+    alone = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
+    if slow and alone and os.environ.get("TUNEPORT_COLD") != "1":
+        stack = ExitStack()
+        stack.enter_context(warm_python.in_place())
+        config.add_cleanup(stack.close)
 
 
 @pytest.fixture(autouse=True)
