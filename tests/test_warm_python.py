@@ -28,7 +28,8 @@ class Act(Step):
         if self.what == "dies":
             os.kill(os.getpid(), 9)
         if self.what == "waits":
-            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            sleep = [sys.executable, "-c", "import time; time.sleep(300)"]
+            child = subprocess.Popen(sleep, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             Path("pids").write_text(f"{os.getpid()} {child.pid}")
             time.sleep(300)
         if self.what == "leaves":
