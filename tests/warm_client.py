@@ -21,7 +21,21 @@ FOLDER = "TUNEPORT_WARM_PYTHON"  # names the folder of the server's socket
 DOOR, FACTS = "door", "facts.json"
 RANK = "TUNEPORT_LAUNCHED"  # set for what dies with its launcher
 READ_BY_IMPORTS = (  # and left alone by what pytest's own process has imported
-    *("HF_DATASETS", "HF_ENDPOINT", "HF_HOME", "HF_HUB", "LANG", "LC_", "LD_", "MALLOC", "MKL", "OMP", "OPENBLAS"),
+    *(
+        "FSSPEC",
+        "HOME",
+        "HF_DATASETS",
+        "HF_ENDPOINT",
+        "HF_HOME",
+        "HF_HUB",
+        "LANG",
+        "LC_",
+        "LD_",
+        "MALLOC",
+        "MKL",
+        "OMP",
+        "OPENBLAS",
+    ),
     *("PYTHONHASHSEED", "PYTHONIOENCODING", "PYTHONWARNINGS", "TORCHDYNAMO", "TRANSFORMERS", "TRITON", "TZ", "XDG"),
 )
 LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_FSIZE, resource.RLIMIT_CPU, resource.RLIMIT_NOFILE)

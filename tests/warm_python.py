@@ -141,6 +141,7 @@ def be(asked: dict[str, Any], files: list[int]) -> NoReturn:
     os.umask(asked["umask"])
     os.environ.clear()
     os.environ.update(asked["environment"])
+    tempfile.tempdir = None  # where that is, is asked of the environment once
     os.chdir(asked["cwd"])
     sys.path[:0] = asked["path"]
     sys.executable = str(Path(asked["environment"][warm_client.FOLDER]) / "bin" / Path(sys.executable).name)
