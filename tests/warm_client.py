@@ -66,7 +66,7 @@ def program(argv: Sequence[str], environment: Mapping[str, str]) -> dict[str, An
 def request(argv: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any] | None:
     """What the server is asked for, None where Python itself is to be started."""
     found = program(argv, environment)
-    if found is None or FOLDER not in environment:
+    if found is None or not environment.get(FOLDER):
         return None
     facts = Path(environment[FOLDER]) / FACTS
     while not facts.exists():  # it is importing

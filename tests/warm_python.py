@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 
 from tests import warm_client
 
+COLD = {warm_client.FOLDER: ""}  # as a variable of what is to be started as ever, all that it starts included
 F_SETSIG = 10  # of linux/fcntl.h
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "transformers.trainer", "datasets", "pandas", "sklearn.metrics", "peft", "mlflow")

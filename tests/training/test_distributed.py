@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.fork_server import run_stage
+from tests.warm_python import COLD
 from tuneport.errors import UserError
 from tuneport.targets.docker.settings import Images
 
@@ -380,7 +381,7 @@ def started(still: SimpleNamespace, tmp_path: Path) -> Iterator[tuple[subprocess
     log = tmp_path / "log"
     with log.open("wb") as sink:
         argv = command(still, tmp_path / "out", **TWO, max_steps="100000", eval_steps="50000")
-        process = subprocess.Popen(argv, env=os.environ | CPU, stdout=sink, stderr=sink)
+        process = subprocess.Popen(argv, env=os.environ | CPU | COLD, stdout=sink, stderr=sink)
     wait_for_steps(log)
     yield process, log
     process.kill()
