@@ -21,6 +21,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.warm_python import COLD
+
 NAMESPACE = "team"
 ACCOUNT = "system:serviceaccount:team:runner"
 Operator = Callable[["FakeKubernetes", dict[str, Any]], None]
@@ -515,7 +517,7 @@ def run_pods(fake: FakeKubernetes, job: dict[str, Any], start: Start, address: C
 
 def start_process(command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        command, env=environment | COLD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
 
 

@@ -20,6 +20,7 @@ import transformers
 from tests.launchers.fake_kubernetes import run_pods, start_process
 from tests.launchers.test_launch import JOB, ROOT
 from tests.object_store import CountingProxy, bucket, client, reached
+from tests.warm_python import COLD
 from tuneport.address import Address
 from tuneport.artifacts import CustomModel, Dataset, Model, verify
 from tuneport.stored_artifacts import fetch, send
@@ -90,7 +91,7 @@ class Ground:
         there = {"AWS_ENDPOINT_URL": self.ways["launcher"].url, "TMPDIR": str(folder)}
         return subprocess.Popen(
             command,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "KFP_POD_NAME": "w-impl-0", **there},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "KFP_POD_NAME": "w-impl-0", **there, **COLD},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
