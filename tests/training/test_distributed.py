@@ -233,7 +233,7 @@ def test_an_elastic_training_goes_on_without_a_machine_that_is_lost_for_good(
             own = elastic | {"PET_RDZV_CONF": f"is_host={node == 0},last_call_timeout=5"}
             if kind == "TrainJob":
                 own = elastic | {"PET_NODE_RANK": str(node)}
-            nodes.append(subprocess.Popen(argv, env=os.environ | CPU | own, stdout=log, stderr=log))
+            nodes.append(subprocess.Popen(argv, env=os.environ | CPU | COLD | own, stdout=log, stderr=log))
     first, second = nodes
     try:
         until = time.monotonic() + 200
