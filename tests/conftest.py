@@ -275,20 +275,25 @@ def serve(fenced: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> C
                 start_new_session=True,
             )
         try:
-            deadline = time.monotonic() + 300
-            while True:
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
-                    break
-                except OSError:
-                    assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-                    time.sleep(0.2)
+            wait_until_up(f"http://127.0.0.1:{port}/ping", process, folder / "log")
             yield lambda body: post(f"http://127.0.0.1:{port}/invocations", body)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     return serving
+
+
+def wait_until_up(url: str, process: subprocess.Popen[Any], log: Path, seconds: float = 300) -> None:
+    """Return once a server answers; fails with its log where its process ends or the time is over."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
 
 
 def post(url: str, body: Any) -> tuple[int, Any]:

@@ -9,8 +9,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import post
+from tests.conftest import post, wait_until_up
 from tests.tasks.conftest import CHATML, llama
 from tuneport.targets.docker.container import Engine
 
@@ -68,7 +66,7 @@ def served(docker: Engine) -> Iterator[Callable[[Path, str], AbstractContextMana
         with (folder / "server.log").open("w") as log:
             process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            wait_for_health(f"http://127.0.0.1:{port}", process, folder / "server.log")
+            wait_until_up(f"http://127.0.0.1:{port}/health", process, folder / "server.log")
             yield f"http://127.0.0.1:{port}"
         finally:
             docker("rm", "--force", tag)
@@ -76,17 +74,6 @@ def served(docker: Engine) -> Iterator[Callable[[Path, str], AbstractContextMana
 
     yield serving
     docker("image", "rm", *built)
-
-
-def wait_for_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 300
-    while True:
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=5).close()
-            return
-        except OSError:
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
 
 
 def predictor(run: Path) -> Any:

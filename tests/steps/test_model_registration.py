@@ -8,8 +8,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ from mlflow import MlflowClient
 
 import steps
 from steps.model_registration import ModelRegistration
+from tests.conftest import wait_until_up
 from tuneport.artifacts import MLflowModel, Model, Report, write_manifest
 from tuneport.errors import UserError
 from tuneport.export.registry import model_digest
@@ -431,14 +430,7 @@ def serving(folder: Path) -> Iterator[str]:
             [*command, *stores], env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()
-                time.sleep(0.2)
+        wait_until_up(f"http://127.0.0.1:{port}/health", process, folder / "server.log")
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGKILL)

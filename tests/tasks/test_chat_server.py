@@ -4,7 +4,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 import steps
-from tests.conftest import post
+from tests.conftest import post, wait_until_up
 from tuneport import deploy
 from tuneport.deploy.deployment import found
 from tuneport.stage import execute
@@ -48,14 +47,7 @@ def server(
         process = subprocess.Popen(argv, env=fenced, cwd=folder, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.1)
+        wait_until_up(f"{url}/health", process, folder / "log", seconds=120)
         yield SimpleNamespace(url=url, exported=exported)
     finally:
         process.kill()
