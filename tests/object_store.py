@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -28,22 +30,26 @@ VARIABLES = {
 @contextmanager
 def moto_server() -> Iterator[str]:
     """A server's URL; it ends with the block."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "--host=127.0.0.1", f"--port={port}"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ})
-    try:
-        for _ in range(600):
-            if server.poll() is not None:
-                raise RuntimeError("moto's server ended")
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
+    command = [sys.executable, "-u", "-m", "moto.server", "--host=127.0.0.1", "--port=0"]
+    with tempfile.TemporaryFile("w+") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            yield f"http://127.0.0.1:{_port(server, log)}"
+        finally:
+            server.kill()
+            server.wait()
+
+
+def _port(server: subprocess.Popen[bytes], log: TextIO, seconds: float = 120) -> int:
+    """The port that a server has chosen, once it says so."""
+    until = time.monotonic() + seconds
+    while True:
+        said = os.pread(log.fileno(), 1 << 16, 0).decode()
+        if found := re.search(r"Running on http://127\.0\.0\.1:(\d+)", said):
+            return int(found[1])
+        if server.poll() is not None or time.monotonic() > until:
+            raise RuntimeError(f"moto's server does not come up: {said}")
+        time.sleep(0.05)
 
 
 def client(url: str) -> Any:
