@@ -20,6 +20,8 @@ class ModelImport(Step):
 
     image = "trainer"
     network = True
+    addressable = True
+    copies = ("pytorch_model_path", "mlflow_model_path", "base_model_path")
 
     pytorch_model_path: CustomModel | None = consumes(
         "Hugging Face model folder (config.json, weights, tokenizer), one of ours, or a GGUF file."

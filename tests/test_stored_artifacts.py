@@ -14,7 +14,18 @@ from tuneport.address import Address
 from tuneport.artifacts import Model, absent, digest, leave_absent, verify, write_manifest
 from tuneport.errors import UserError
 from tuneport.links import link_tree
-from tuneport.stored_artifacts import NotWhole, StoredFolder, fault, fetch, fetch_left, listed, send, sending
+from tuneport.stored_artifacts import (
+    NotWhole,
+    StoredFolder,
+    fault,
+    fetch,
+    fetch_left,
+    fetch_source,
+    listed,
+    paths_of,
+    send,
+    sending,
+)
 
 MIB = 1 << 20
 WEIGHTS = bytes(range(256)) * (3 * MIB // 256)
@@ -234,6 +245,52 @@ def test_a_file_that_stays_in_the_store_has_to_be_whole_there_and_to_be_there_wh
     with pytest.raises(NotWhole, match=r"exported/model.safetensors: was left in the store .* is gone from there"):
         send(Model(tmp_path / "light"), exported, beside=[place])
     assert "manifest.json" not in keys(s3, exported)
+
+
+@pytest.fixture
+def source(s3: Any, place: Address) -> Address:
+    """A user's folder, which has no manifest."""
+    found = Address(f"{place}-of-the-user")
+    s3.put_object(Bucket="runs", Key=key(found, "model.safetensors"), Body=WEIGHTS)
+    s3.put_object(Bucket="runs", Key=key(found, "tokenizer/vocab.txt"), Body=b"a\nb\n")
+    return found
+
+
+def test_what_a_user_s_folder_holds_already_is_copied_in_the_store(
+    way: CountingProxy, s3: Any, source: Address, model: Model, place: Address, tmp_path: Path
+) -> None:
+    fetched = fetch_source(source, tmp_path / "fetched")
+    assert (fetched / "tokenizer" / "vocab.txt").read_text() == "a\nb\n"
+    assert (fetched / "model.safetensors").read_bytes() == WEIGHTS
+    file = fetch_source(source.child("model.safetensors"), tmp_path / "file")
+    assert file == tmp_path / "file" / "model.safetensors" and file.read_bytes() == WEIGHTS
+    assert paths_of(source.child("model.safetensors"), file).items() <= paths_of(source, fetched).items()
+    way.up = 0
+    send(model, place, elsewhere=paths_of(source, fetched))
+    assert way.up < MIB
+    fetch(Model(tmp_path / "again"), place)
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_what_the_store_does_not_copy_is_sent(
+    s3: Any, model: Model, place: Address, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    sha = json.loads((model.path / "manifest.json").read_text())["files"]["model.safetensors"]["sha256"]
+    send(model, place, elsewhere={sha: "a-bucket-of-others/model.safetensors"})
+    assert "model.safetensors: is sent, as the store does not copy it" in caplog.text
+    assert keys(s3, place)["model.safetensors"] == 3 * MIB
+
+
+def test_a_user_s_address_where_nothing_is_or_whose_names_lead_out_is_refused(
+    s3: Any, place: Address, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"model: not found"):
+        fetch_source(place, tmp_path / "fetched")
+    s3.put_object(Bucket="runs", Key=key(place, "a/../../../x.bin"), Body=b"x")
+    with pytest.raises(UserError, match=r"leads out of its folder"):
+        fetch_source(place, tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()
 
 
 def test_nothing_at_an_address_is_told_from_something_unfinished(s3: Any, place: Address) -> None:

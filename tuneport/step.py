@@ -296,6 +296,8 @@ class Step(Params):
     # the patterns of the files that it may leave there (see `needs`).
     addressable: t.ClassVar[bool] = False
     may_leave: t.ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    # The user's inputs whose files its outputs hold as they are: read there, these are copied within the store.
+    copies: t.ClassVar[tuple[str, ...]] = ()
     # Of these inputs it is then given, of the stage that they come from, the output of their name, which holds more.
     prefers_own_name: t.ClassVar[tuple[str, ...]] = ()
     fixed: t.ClassVar[Mapping[str, t.Any]] = {}  # parameters that a specialised step class has settled

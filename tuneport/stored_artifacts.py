@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from tuneport import digests
 from tuneport.address import Address
 from tuneport.artifacts import ABSENT, MANIFEST, Artifact, absent, is_harmless, leave_absent, read_manifest, verify
 from tuneport.digests import HashedFile
@@ -123,6 +124,10 @@ class StoredFolder:
     def read(self, name: str) -> bytes:
         """A small file."""
         return self._asked(name, "read", lambda fs, path: bytes(fs.cat_file(path)))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return self._asked(name, "read", lambda fs, path: int(fs.size(path)))
 
     def fetch(self, name: str, size: int, place: Path) -> None:
         """Bring a file here; its digest is made on the way."""
@@ -291,29 +296,60 @@ def fetch_file(address: Address, folder: Path, patience: float = PATIENCE_SECOND
     return folder / address.name
 
 
+def fetch_source(address: Address, folder: Path, patience: float = PATIENCE_SECONDS) -> Path:
+    """Bring a user's folder, or one file, which have no manifest, to a folder; returns the path of what came.
+
+    Raises `UserError` as the store does, where nothing is there, and for a name that leads out of the folder.
+    """
+    stored = StoredFolder(address, patience)
+    there, place = stored.sizes(), folder
+    if not there:
+        parent, _, name = address.text.rstrip("/").rpartition("/")
+        stored, place = StoredFolder(Address(parent), patience), folder / name
+        there = {name: stored.size(name)}
+    if outside := next((name for name in there if ".." in PurePosixPath(name).parts), ""):
+        raise UserError(f"{address}/{outside}: leads out of its folder. Rename it.")
+    shutil.rmtree(folder, ignore_errors=True)
+    _each(lambda name: stored.fetch(name, there[name], folder / name), there)
+    log.info("%s: fetched %d files, %s bytes, from %s", folder.name, len(there), f"{sum(there.values()):,}", address)
+    return place
+
+
+def paths_of(address: Address, fetched: Path) -> dict[str, str]:
+    """By SHA-256, where in its store each file stands of what `fetch_source` brought from an address."""
+    if fetched.is_file():
+        return {digests.known.of(fetched): str(store(address)[1])}
+    folder = StoredFolder(address)
+    files = [file for file in fetched.rglob("*") if file.is_file()]
+    return {digests.known.of(file): folder.path(file.relative_to(fetched).as_posix()) for file in files}
+
+
 def send(
     artifact: Artifact,
     address: Address,
     *,
     beside: Sequence[Address] = (),
+    elsewhere: Mapping[str, str] | None = None,
     known: Entries | None = None,
     patience: float = PATIENCE_SECONDS,
 ) -> None:
     """Let an artifact of this disk stand in a store; what stands there already is not sent again.
 
     ``beside``: artifacts that stand in the same store, whose files are copied there rather than sent from here.
+    ``elsewhere``: by SHA-256, files of the user's that may be copied so, if the store lets us; they are here as well.
     ``known``: files that other machines have put there, as they are. Raises `UserError` where the store refuses, stays
     away, or has another size for a file than was sent.
     """
     files: Entries = read_manifest(artifact)["files"]
     folder = StoredFolder(address, patience)
     there = folder.sizes()
-    digests = folder.known(there) | {name: entry["sha256"] for name, entry in (known or {}).items()}
-    stay = [name for name, digest in digests.items() if name in there and files.get(name, {}).get("sha256") == digest]
-    paths = {digests[name]: folder.path(name) for name in stay}
+    seen = folder.known(there) | {name: entry["sha256"] for name, entry in (known or {}).items()}
+    stay = [name for name, digest in seen.items() if name in there and files.get(name, {}).get("sha256") == digest]
+    theirs = elsewhere or {}
+    paths = {**theirs, **{seen[name]: folder.path(name) for name in stay}}
     for other in (StoredFolder(one, patience) for one in beside):
         paths |= {digest: other.path(name) for name, digest in other.known(other.sizes()).items()}
-    todo = sending(files, there, digests, paths)
+    todo = sending(files, there, seen, paths)
     if lost := [name for name in todo.send if name in absent(artifact.path)]:
         raise NotWhole(f"{address}/{lost[0]}: was left in the store that it came from, and is gone from there. {AGAIN}")
     own = (artifact.path / MANIFEST).read_bytes()
@@ -321,7 +357,17 @@ def send(
         if not (todo.send or todo.copy or todo.delete) and folder.read(MANIFEST) == own:
             return
         folder.delete([MANIFEST])
-    _each(lambda name: folder.copy(todo.copy[name], name), todo.copy)
+
+    def copy(name: str) -> None:
+        try:
+            folder.copy(todo.copy[name], name)
+        except UserError as e:
+            if todo.copy[name] not in theirs.values():
+                raise
+            log.info("%s: is sent, as the store does not copy it (%s)", name, e)
+            folder.put(artifact.path / name, name)
+
+    _each(copy, todo.copy)
     _each(lambda name: folder.put(artifact.path / name, name), todo.send)
     folder.delete(todo.delete)
     if wrong := fault(files, folder.sizes()):

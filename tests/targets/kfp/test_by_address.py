@@ -86,7 +86,7 @@ def test_with_artifacts_of_stages_of_one_machine_by_the_store_only_what_leaves_f
     spec = compiled({**STORE, "multi_node": {}, "artifacts": "store"}, registered_model_name="m")
     tasks, executors = spec["root"]["dag"]["tasks"], spec["deploymentSpec"]["executors"]
     by_store = {n for n, e in executors.items() if "--kfp_artifacts" in e.get("container", {}).get("args", ())}
-    assert by_store == {"exec-finetune", "exec-model-export", "exec-model-evaluation"}
+    assert by_store == {"exec-model-import", "exec-finetune", "exec-model-export", "exec-model-evaluation"}
     addresses = {
         (name, key): handed["taskOutputParameter"]["outputParameterKey"]
         for name, task in tasks.items()
@@ -101,6 +101,17 @@ def test_with_artifacts_of_stages_of_one_machine_by_the_store_only_what_leaves_f
     assert {*tasks["finetune"]["inputs"]["artifacts"]} == {"model_selector_output", "preprocess_output"}
     assert tasks["model-export"]["inputs"]["artifacts"].keys() == {"preprocess_output"}
     assert "emptyDirMounts" not in spec["kubernetes"]["exec-model-export"]  # /tmp takes what is fetched
+
+
+@pytest.mark.parametrize(("where", "by_kubeflow"), [("s3://models/base", False), ("oci://registry.example/base", True)])
+def test_a_base_model_of_a_store_is_read_there_by_its_import_and_kubeflow_fetches_it_not(
+    where: str, by_kubeflow: bool
+) -> None:
+    settings = {**copy.deepcopy(STORE), "multi_node": {}, "artifacts": "store"}
+    tasks = compiled(settings, pytorch_model_path=where)["root"]["dag"]["tasks"]
+    assert ("artifacts" in tasks["model-import"]["inputs"]) == by_kubeflow
+    handed = tasks["model-import"]["inputs"]["parameters"]
+    assert ("pytorch_model_path_location" in handed) == (not by_kubeflow)
 
 
 def test_several_machines_take_the_store_with_the_others_unless_they_share_a_volume() -> None:

@@ -80,7 +80,9 @@ def run(step: type[Step], given: Mapping[str, t.Any], work: Callable[[Mapping[st
     record = root / "digests"
     with digests.recorded(record), _room(root, step.name()):
         for name, artifact in inputs.items():
-            if artifact.user_supplied:
+            if name in step.copies:
+                places[name] = stored_artifacts.fetch_source(artifact.address, places[name])
+            elif artifact.user_supplied:
                 places[name] = stored_artifacts.fetch_file(artifact.address, places[name])
             else:
                 leave = step.may_leave.get(name, ())
@@ -95,7 +97,12 @@ def run(step: type[Step], given: Mapping[str, t.Any], work: Callable[[Mapping[st
     code = work({**given, **places, **_resumed(step, {**given, **places})})
     if code == 0:
         with digests.recorded(record):
-            _send(outputs, [artifact.address for name, artifact in inputs.items() if name in step.may_leave])
+            copied = {name: artifact.address for name, artifact in inputs.items() if name in step.copies}
+            _send(
+                outputs,
+                [artifact.address for name, artifact in inputs.items() if name in step.may_leave],
+                {name: (address, places[name]) for name, address in copied.items()},
+            )
         if torchrun.is_elastic(os.environ):
             _await(outputs)
     return code
@@ -133,14 +140,20 @@ def _room(folder: Path, stage: str) -> Iterator[None]:
         ) from None
 
 
-def _send(outputs: Mapping[str, tuple[Artifact, Address]], read: Sequence[Address]) -> None:
+def _send(
+    outputs: Mapping[str, tuple[Artifact, Address]],
+    read: Sequence[Address],
+    sources: Mapping[str, tuple[Address, Path]],
+) -> None:
     """Send what the stage wrote, if rank 0 was here; what two outputs share once, and what it shares with what was read
-    by its address not at all.
+    by its address not at all. ``sources``: what the user gave, where it stands and where it lies here.
     """
     sent = [*read]
     for artifact, place in outputs.values():
         if (artifact.path / MANIFEST).is_file():
-            stored_artifacts.send(artifact, place, beside=tuple(sent))
+            near = [(address, path) for address, path in sources.values() if address.scheme == place.scheme]
+            theirs = {digest: at for source in near for digest, at in stored_artifacts.paths_of(*source).items()}
+            stored_artifacts.send(artifact, place, beside=tuple(sent), elsewhere=theirs)
             sent.append(place)
 
 

@@ -129,7 +129,10 @@ class Plan:
     def is_located(self, node: Node, ref: Ref) -> bool:
         """Whether a stage is told where the user's data or model lies, instead of being handed what KFP imported."""
         source = self.sources.get(ref.port) if ref.node is None else None
-        return source is not None and (not source.imported or (self.is_job(node) and self.by_address(node)))
+        if source is None or not source.imported:
+            return source is not None
+        copied = any(node.values.get(name) == ref for name in node.step.copies) and source.is_stored
+        return self.by_address(node) and (self.is_job(node) or copied)
 
     def is_imported(self, name: str) -> bool:
         """Whether KFP imports an input of the pipeline: a stage is handed it."""

@@ -14,7 +14,8 @@ from tuneport.mixture import is_mixture, parts
 from tuneport.step import Port
 from tuneport.targets.kfp.settings import Volume
 
-OBJECT_STORES = ("s3", "gs", "minio", "oci")  # what Kubeflow fetches itself
+STORES = ("s3", "gs", "minio")
+OBJECT_STORES = (*STORES, "oci")  # what Kubeflow fetches itself
 READ = tuple(scheme for scheme in EXTRAS if scheme not in ("http", *OBJECT_STORES))  # data that stages read themselves
 
 
@@ -23,6 +24,11 @@ class Source(t.NamedTuple):
 
     location: str
     imported: bool  # by KFP's importer; else the stage opens it: on a mounted volume, or where it lies
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether a stage that reads by address can read it."""
+        return self.location.partition("://")[0] in STORES
 
 
 def sources(
