@@ -1,5 +1,6 @@
 """What the suites share: a two-layer BERT, rows that can be learnt, and a server that cannot reach tuneport."""
 
+import functools
 import gc
 import itertools
 import json
@@ -56,6 +57,29 @@ def long_lived_objects() -> None:
     if next(started) % 10 == 0:
         gc.collect()
         gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def figures_drawn_once() -> Iterator[None]:
+    """A figure of the same values is drawn once in a process: drawing is most of what evaluating a tiny model takes."""
+    from tuneport.evaluation import figures
+
+    drawn: dict[str, str] = {}
+    names = ("score_intervals", "training_curves", "confusion_matrix", "confidence", "label_shares", "token_lengths")
+
+    def told(value: Any) -> Any:
+        if isinstance(value, figures.Evaluation):
+            return [value.metrics, value.intervals]
+        return value.tolist() if hasattr(value, "tolist") else [type(value).__name__, value.name, value.label]
+
+    def once(name: str, draw: Callable[..., str], *values: Any) -> str:
+        key = json.dumps([name, values], default=told)
+        return drawn.get(key) or drawn.setdefault(key, draw(*values))
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in names:
+            patched.setattr(figures, name, functools.partial(once, name, getattr(figures, name)))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -257,7 +257,7 @@ def source(s3: Any, place: Address) -> Address:
 
 
 def test_what_a_user_s_folder_holds_already_is_copied_in_the_store(
-    way: CountingProxy, s3: Any, source: Address, model: Model, place: Address, tmp_path: Path
+    way: CountingProxy, source: Address, model: Model, place: Address, tmp_path: Path
 ) -> None:
     fetched = fetch_source(source, tmp_path / "fetched")
     assert (fetched / "tokenizer" / "vocab.txt").read_text() == "a\nb\n"

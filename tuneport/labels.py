@@ -52,6 +52,15 @@ class Spellings:
             self.changed[label] += 1
         return found
 
+    def add(self, others: Iterable[tuple[str, str, int]]) -> None:
+        """Take spellings, their labels and how many rows have another one than that, of rows that were read apart."""
+        for spelling, label, changed in others:
+            self.known[spelling] = label
+            if spelling == label:
+                self.same.add(label)
+            if changed:
+                self.changed[spelling] += changed
+
     def _label(self, spelling: str) -> str:
         if self.equal == "exact":
             return spelling

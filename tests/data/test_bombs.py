@@ -17,7 +17,7 @@ import pytest
 from tests.fork_server import ForkServer
 from tuneport.artifacts import Model, write_manifest
 
-MOST_SECONDS, MOST_MEMORY = 5, 1 << 30  # of processor time; bytes
+MOST_SECONDS, MOST_MEMORY = 12, 1 << 30  # of processor time; bytes
 STAGE = f"""
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({4 << 30}, {4 << 30}))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import steps
-from tuneport.data import encode_rows, workers
+from tuneport.data import encode_rows, read_blocks, workers
 from tuneport.errors import UserError
 from tuneport.stage import execute
 
@@ -21,7 +21,7 @@ def items() -> Iterator[int]:
 
 def run(make: Callable[[int], int], processes: int) -> list[tuple[int, int]]:
     work = workers.Work(make=make, pack=lambda n: n.to_bytes(8, "big"), unpack=lambda b: int.from_bytes(b, "big"))
-    return list(workers.mapped(work, items, processes, theirs=items))
+    return list(workers.mapped(work, items, processes, theirs=lambda *_: items()))
 
 
 def test_results_come_in_the_order_of_the_items_from_other_processes() -> None:
@@ -53,6 +53,19 @@ def test_what_the_work_raises_is_raised_at_its_item() -> None:
         run(lambda n: abs(break_down(n)), 2)
 
 
+def test_what_the_items_of_a_process_raise_is_raised_where_the_next_of_them_is_expected() -> None:
+    def ended(first: int, step: int) -> Iterator[int]:
+        yield from range(10)
+        raise UserError("row 10: the file ends in the middle")
+
+    work = workers.Work[int, int](make=lambda n: n, pack=lambda n: bytes([n]), unpack=lambda b: b[0])
+    made = workers.mapped(work, items, 3, theirs=ended)
+    assert [next(made) for _ in range(10)] == [(n, n) for n in range(10)]
+    with pytest.raises(UserError, match="row 10: the file ends"):
+        next(made)
+    made.close()
+
+
 def test_the_items_of_a_process_that_is_killed_or_silent_are_worked_on_here(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -64,7 +77,7 @@ def test_the_items_of_a_process_that_is_killed_or_silent_are_worked_on_here(
         return n
 
     assert run(die, 2) == [(n, n) for n in range(50)]
-    assert "has ended early; its rows are encoded here" in caplog.text
+    assert "has ended early; its rows are prepared here" in caplog.text
     monkeypatch.setattr(workers, "PATIENCE", 0.2)
 
     def wait(n: int) -> int:
@@ -125,7 +138,8 @@ def test_what_is_written_does_not_depend_on_the_number_of_processes(
     rows = write_jsonl(tmp_path / "rows.jsonl", [*questions, *questions[:7]])
     made = []
     for processes in (1, 3):
-        monkeypatch.setattr(encode_rows, "_processes", lambda *_, n=processes: n)
+        for module in (encode_rows, read_blocks):
+            monkeypatch.setattr(module, "_processes", lambda *_, n=processes: n)
         output = tmp_path / str(processes)
         execute(
             steps.load("preprocess", "text_classification")(

@@ -70,7 +70,7 @@ def encode(
             Work(make=partial(_encoded, to_columns=to_columns, schema=encoded_schema), pack=_packed, unpack=_unpacked),
             partial(_kept, pa.OSFile, scratch, splits),
             _processes(scratch, len(splits) // options.batch_size) if processes is None else processes,
-            theirs=partial(_kept, pa.memory_map, scratch, splits),  # most of which each of them skips
+            theirs=lambda *_: _kept(pa.memory_map, scratch, splits),  # most of which each of them skips
         )
         for kept, found in stack.enter_context(closing(made)):
             batch, codes = kept.rows, kept.codes

@@ -1,9 +1,9 @@
 """Turn a user's rows into tokenised splits, in two passes and in memory that does not grow with the rows.
 
-Pass 1 reads the sources, keeps usable rows in a scratch file and 13 bytes a row in memory: hash of the inputs, code
-of the labels, the source; 8 more where text is written, and with a group; about 100 more where near duplicates are
-removed, else sought in a bounded sample. Duplicates and splits follow from those. Pass 2 streams the scratch file
-through the tokenizer.
+Pass 1 reads the sources, in blocks that processes share, keeps usable rows in a scratch file and 13 bytes a row in
+memory: hash of the inputs, code of the labels, the source; 8 more where text is written, and with a group; about 100
+more where near duplicates are removed, else sought in a bounded sample. Duplicates and splits follow from those. Pass 2
+streams the scratch file through the tokenizer, in several processes, too.
 """
 
 from __future__ import annotations

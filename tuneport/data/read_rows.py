@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import typing as t
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,20 +16,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tuneport.data.duplicates import identity_hash
 from tuneport.data.mixtures import Parts, check_labels, report
 from tuneport.data.near_duplicates import NearDuplicateIndex
 from tuneport.data.options import PrepareParams
-from tuneport.data.readers import RawRow, Source
+from tuneport.data.read_blocks import BlockRead, BlockReader, read_blocks
+from tuneport.data.readers import Source
 from tuneport.data.row_notes import LISTED_ROWS
 from tuneport.data.row_progress import RowProgress
 from tuneport.data.shards import with_row_id
 from tuneport.data.source_count import SourceCount, summed
 from tuneport.data.splits import SPLITS, Codes
-from tuneport.errors import UserError, excerpt
-from tuneport.json_yaml import to_json
+from tuneport.errors import UserError
 from tuneport.labels import Spellings
-from tuneport.tasks.task import Drop, Refuse, Row, Task, check_text
+from tuneport.tasks.task import Row, Task
 
 log = logging.getLogger("tuneport.preprocess")
 # A duplicate is removed from the training rows rather than from what they are measured with, so those are read first.
@@ -95,56 +93,73 @@ def collect(
     scratch: Path,
     dropped: Path,
     near: NearDuplicateIndex,
+    processes: int | None = None,
 ) -> Collected:
     """Write the usable rows of every source to the scratch file and return what the split needs to know of them.
+
+    What is found does not depend on how many ``processes`` read; None: one a CPU, where there are rows enough.
 
     Raises `UserError` where a source cannot be read, the task refuses rows of it, more of them are unusable than
     ``max_dropped_fraction``, or two sources of a split have no label in common.
     """
     collected = Collected(spellings=Spellings(getattr(options, "equal_labels", "normal")))
     codes: dict[tuple[str, ...], int] = {}
-    first_column = next(iter(wanted.values()), "")
     schema = with_row_id(task.row_schema(options))
     with _stream_writer(scratch, schema) as writer, dropped.open("w", encoding="utf-8") as dropped_file:
         for split, source in ((s, source) for s in READ_ORDER for source in sources.get(s, ())):
-            read = task.reader(options)
             count = SourceCount(file=source.name, weight=source.weight, files=tuple(s.name for s in source.shards))
             collected.sources.setdefault(split, []).append(count)
-            batch: list[Row] = []
-            rows = source.rows(wanted, task.optional_columns(options))
-            for raw in _with_progress(rows, f"reading {source.name}"):
-                if count.read == source.max_rows:
+            reader = BlockReader(task, options, source, wanted)
+            progress = RowProgress(f"reading {source.name}")
+            for found in read_blocks(reader, collected.spellings, processes):
+                for number, inputs in enumerate(found.inputs, len(collected.identities)):
+                    near.add(number, inputs)
+                _take(found, collected, codes)
+                _count(found, count)
+                dropped_file.writelines(line for _, _, line in found.dropped)
+                if len(found.batch):
+                    writer.write_batch(found.batch)
+                progress.advance(found.read)
+                if found.cut:
                     count.max_rows = source.max_rows
-                    break
-                count.read += 1
-                try:
-                    if raw.values.get(first_column) == first_column and _is_header(raw.values):
-                        raise Drop("a header in the midst of the rows")
-                    row = task.spelt(_read(read, raw, source), collected.spellings)
-                    group = _group(raw.values, options.group_key)
-                    identity = _note(row, task, collected, codes, group=group)
-                    if options.deduplicate == "near":
-                        near.add(len(collected.identities) - 1, identity)
-                except Drop as e:
-                    _note_drop(raw, str(e), count, dropped_file)
-                    continue
-                except Refuse as e:
-                    _note_refusal(raw, e, count)
-                    continue
-                for note in row.pop("notes", ()):
-                    count.notes.add(note, raw.where)
-                batch.append({"row_id": raw.row_id, **row})
-                if len(batch) == options.batch_size:
-                    writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
-                    batch.clear()
-            if batch:
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+                count.read_as = found.read_as
             _check_refused(count)
             _check_dropped(count, options.max_dropped_fraction)
-            count.read_as = dict(source.read_as)
             _say(count, source, split)
     _check_labels(collected)
     return collected
+
+
+def _take(found: BlockRead, collected: Collected, codes: dict[tuple[str, ...], int]) -> None:
+    """Remember of a block's rows what takes part in the split."""
+    for labels in found.labels:
+        if labels not in codes:
+            codes[labels] = len(codes)
+            collected.class_labels.append(labels)
+    collected.identities.frombytes(found.identities.tobytes())
+    collected.contents.frombytes(found.contents.tobytes())
+    collected.groups.frombytes(found.groups.tobytes())
+    known = np.array([codes[labels] for labels in found.labels], np.int32)
+    collected.classes.frombytes(known[found.classes].tobytes())
+    collected.spellings.add(found.spelt)
+
+
+def _count(found: BlockRead, count: SourceCount) -> None:
+    """Add what became of a block's rows."""
+    count.read += found.read
+    for reason, where, _ in found.dropped:
+        _list(count.dropped, count.dropped_where, reason, where)
+    for problem, where in found.refused:
+        _list(count.refused, count.refused_where, problem, where)
+    for note, where in found.notes:
+        count.notes.add(note, where)
+
+
+def _list(counts: Counter[str], first: dict[str, list[str]], why: str, where: str) -> None:
+    counts[why] += 1
+    listed = first.setdefault(why, [])
+    if len(listed) < LISTED_ROWS:
+        listed.append(where)
 
 
 def _check_labels(collected: Collected) -> None:
@@ -166,77 +181,6 @@ def _say(count: SourceCount, source: Source, split: str) -> None:
     log.info("read %s rows of %s (%s): %s usable", f"{count.read:,}", source.name, split, f"{count.usable:,}")
     for note, n in count.notes.rows.most_common():
         log.warning("%s of %s rows of %s: %s", f"{n:,}", f"{count.read:,}", source.name, note)
-
-
-def _read(read: Callable[[Mapping[str, t.Any], str], Row], raw: RawRow, source: Source) -> Row:
-    try:
-        return read(raw.values, raw.where)
-    except UserError:
-        if source.doubts:  # the file holds no rows at all
-            raise UserError(source.doubts[0]) from None
-        raise
-
-
-def _is_header(values: Mapping[str, t.Any]) -> bool:
-    """Whether a row holds the names of its columns, as where files were joined."""
-    return len(values) > 1 and all(value == name for name, value in values.items())
-
-
-def _group(values: Mapping[str, t.Any], group_key: str | None) -> str | None:
-    """The name of a row's group; None without a ``group_key``."""
-    if group_key is None:
-        return None
-    value = values.get(group_key)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise Drop(f"no group in column '{group_key}'")
-    return value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True)
-
-
-def _note(
-    row: Row,
-    task: Task,
-    collected: Collected,
-    codes: dict[tuple[str, ...], int],
-    *,
-    group: str | None,
-) -> str:
-    """Remember of a row what takes part in the split; returns its inputs."""
-    labels, inputs, written = tuple(task.labels(row)), task.identity(row), task.reference(row)
-    check_text(inputs, written or "", group or "", *labels)
-    identity = identity_hash(inputs)
-    content = None if written is None else identity_hash(f"{inputs}\0{written}")
-    group_hash = None if group is None else identity_hash(group)
-    if labels not in codes:
-        codes[labels] = len(codes)
-        collected.class_labels.append(labels)
-    collected.identities.append(identity)
-    if content is not None:
-        collected.contents.append(content)
-    collected.classes.append(codes[labels])
-    if group_hash is not None:
-        collected.groups.append(group_hash)
-    return inputs
-
-
-def _note_drop(raw: RawRow, reason: str, count: SourceCount, file: t.TextIO) -> None:
-    count.dropped[reason] += 1
-    listed = count.dropped_where.setdefault(reason, [])
-    if len(listed) < LISTED_ROWS:
-        listed.append(raw.where)
-    record = {"where": raw.where, "reason": reason, "row": raw.values}
-    try:
-        text = to_json(record, default=str)
-        text.encode()
-    except (ValueError, RecursionError):  # half a surrogate pair, or a value that is nested too deep
-        text = to_json({**record, "row": ascii(excerpt(raw.values, 1000))})
-    file.write(text + "\n")
-
-
-def _note_refusal(raw: RawRow, refusal: Refuse, count: SourceCount) -> None:
-    count.refused[refusal.problem] += 1
-    listed = count.refused_where.setdefault(refusal.problem, [])
-    if len(listed) < LISTED_ROWS:
-        listed.append(f"{raw.where} ({refusal.found})" if refusal.found else raw.where)
 
 
 def _check_refused(count: SourceCount) -> None:
@@ -273,14 +217,6 @@ def read_scratch(scratch: Path, numbers: npt.NDArray[np.int64]) -> Iterator[Row]
             first, last = np.searchsorted(numbers, (start, start + len(batch)))
             yield from batch.take(pa.array(numbers[first:last] - start)).to_pylist()
             start += len(batch)
-
-
-def _with_progress(rows: Iterator[RawRow], doing: str) -> Iterator[RawRow]:
-    progress = RowProgress(doing)
-    for number, row in enumerate(rows, 1):
-        yield row
-        if number % 1000 == 0:
-            progress.advance(1000)
 
 
 def read_column(scratch: Path, chosen: npt.NDArray[np.bool_], name: str) -> Iterator[pa.Array]:

@@ -10,7 +10,7 @@ import re
 import typing as t
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -43,8 +43,12 @@ PARQUET_BATCH = 1000  # rows that are read at once
 PARQUET_BATCH_BYTES = 64 * MEBIBYTE  # or fewer, where that many bytes hold fewer
 PEEKED_ROWS = 100  # a JSON row may lack a null column: the columns of a file are those of its first rows together
 LONGEST_CELL = 2**31 - 1
+UNREAD: Values = {}  # the values of a row that is not asked for
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 UNDECODED = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of a byte that is no text
+
+
+Mine: t.TypeAlias = Callable[[int], bool]
 
 
 class RawRow(t.NamedTuple):
@@ -88,26 +92,27 @@ class Shard:
     path_in_json: str | None = None  # where the rows stand in a JSON file, as ijson writes it
     doubt: str = ""  # what to say where its first row turns out to be none
 
-    def rows(self, used: Collection[str] = ()) -> Iterator[tuple[int, Values]]:
+    def rows(self, used: Collection[str] = (), mine: Mine | None = None) -> Iterator[tuple[int, Values]]:
         """Stream numbered rows; what cannot be read in columns that are not ``used`` (none: all are) does no harm.
 
+        ``mine`` says of a row's place, counted from 0, whether its values are asked for; if not they are `UNREAD`.
         Raises `UserError` naming the file, and the row where there is one; also where a file that lies elsewhere
         changed since it was found.
         """
         number = 0
         try:
-            for number, values in self._rows(used):
+            for number, values in self._rows(used, mine or _every):
                 yield number, values
         except Broken as e:
             raise broken(f"{self.name} row {number + 1}", e) from None
         self.file.check_unchanged()
 
-    def _rows(self, used: Collection[str]) -> Iterator[tuple[int, Values]]:
+    def _rows(self, used: Collection[str], mine: Mine) -> Iterator[tuple[int, Values]]:
         with _file_errors(self):
             if self.format == "parquet":
-                yield from _parquet_rows(self, used)
+                yield from _parquet_rows(self, used, mine)
             elif self.dialect is not None:
-                yield from _delimited_rows(self, self.dialect, used)
+                yield from _delimited_rows(self, self.dialect, used, mine)
             else:
                 with _open(self) as f:
                     if self.path_in_json is not None:
@@ -115,7 +120,7 @@ class Shard:
                     elif self.format == "json" and _starts_with(f, b"["):
                         yield from _json_item_rows(f, self, "item")
                     else:
-                        yield from _json_lines_rows(f, self, used)
+                        yield from _json_lines_rows(f, self, used, mine)
 
     def columns(self, wanted: Collection[str] = ()) -> list[str] | None:
         """The columns, from the header, the schema or the first rows; None where the file is empty.
@@ -180,13 +185,20 @@ class Source:
         raise self._no_rows()
 
     def rows(self, wanted: Mapping[str, str], optional: Collection[str] = ()) -> Iterator[RawRow]:
+        """As `rows_apart`, every row."""
+        return (row for row in self.rows_apart(wanted, optional) if row is not None)
+
+    def rows_apart(
+        self, wanted: Mapping[str, str], optional: Collection[str] = (), mine: Mine | None = None
+    ) -> Iterator[RawRow | None]:
         """Stream every row; ``wanted`` maps the option that names a column to the column, and each file must have them.
 
-        ``optional`` are columns that are used where there are any. What is found of how files are written is counted in
-        ``read_as``. Raises `UserError` where a file cannot be read, lacks a column or holds a row that is none, or no
-        file has rows.
+        ``optional`` are columns that are used where there are any. ``mine`` says of a row's place, counted from 0,
+        whether it is asked for; None stands for any other, whose values are not read where that is possible.
+        What is found of how files are written is counted in ``read_as``. Raises `UserError` where a file cannot be
+        read, lacks a column or holds a row that is none, or no file has rows.
         """
-        number, used = 0, frozenset(self.map.read(wanted.values()))
+        number, place, used = 0, 0, frozenset(self.map.read(wanted.values()))
         extra = self.map.read(optional)
         self.read_as.clear()
         for shard in self.shards:
@@ -198,8 +210,13 @@ class Source:
             if read_as:
                 self.read_as[read_as] = self.read_as.get(read_as, 0) + 1
             changes, name = self.kept is not None or self.hidden or self.map.places, shard.name
-            for number, values in (found or shard).rows(used and used | extra):
-                yield RawRow(name, number, self.map.apply(self._shown(values)) if changes else values)
+            asked = mine and partial(_counted_from, mine, place)
+            for number, values in (found or shard).rows(used and used | extra, asked):
+                place += 1
+                if values is UNREAD:
+                    yield None
+                else:
+                    yield RawRow(name, number, self.map.apply(self._shown(values)) if changes else values)
         if number == 0:
             raise self._no_rows()
 
@@ -429,16 +446,30 @@ def _starts_with(f: io.BufferedReader, sign: bytes) -> bool:
     return f.peek(BUFFER).lstrip()[:1] == sign
 
 
-def _json_lines_rows(f: io.BufferedReader, shard: Shard, used: Collection[str]) -> Iterator[tuple[int, Values]]:
+def _every(place: int) -> bool:
+    return True
+
+
+def _counted_from(mine: Mine, first: int, place: int) -> bool:
+    return mine(first + place)
+
+
+def _json_lines_rows(
+    f: io.BufferedReader, shard: Shard, used: Collection[str], mine: Mine
+) -> Iterator[tuple[int, Values]]:
     wanted = (
         "one JSON object per line" if shard.format == "jsonl" else "an array of objects, or one JSON object per line"
     )
-    most = shard.limits.max_row_bytes
+    most, place = shard.limits.max_row_bytes, 0
     for number, line in enumerate(iter(partial(f.readline, most + 1), b""), 1):
         if line.isspace():
             continue
         if len(line) > most:
             raise too_large(f"{shard.name} row {number}", most)
+        place += 1
+        if not mine(place - 1):
+            yield number, UNREAD
+            continue
         try:
             values = _loads(line.decode("utf-8"))
         except UnicodeDecodeError as e:
@@ -523,18 +554,18 @@ def _cells(f: io.BufferedReader, shard: Shard, dialect: Dialect, errors: str) ->
     return reader, rows()
 
 
-def _delimited_rows(shard: Shard, dialect: Dialect, used: Collection[str]) -> Iterator[tuple[int, Values]]:
+def _delimited_rows(shard: Shard, dialect: Dialect, used: Collection[str], mine: Mine) -> Iterator[tuple[int, Values]]:
     number = 0
     try:
         with _open(shard) as f:
-            for number, values in _records(f, shard, dialect, "strict"):
+            for number, values in _records(f, shard, dialect, "strict", mine):
                 yield number, values
         return
     except UnicodeDecodeError as e:
         error = e
     try:
         with _open(shard) as f:
-            for row, values in _records(f, shard, dialect, "surrogateescape"):
+            for row, values in _records(f, shard, dialect, "surrogateescape", mine):
                 for column in used or values:
                     if UNDECODED.search(cell := values.get(column) or ""):
                         raise _not_text(shard, row, _byte_of(cell), dialect.encoding)
@@ -550,7 +581,9 @@ def _byte_of(text: str) -> int:
     return ord(found[0]) & 0xFF if found else 0
 
 
-def _records(f: io.BufferedReader, shard: Shard, dialect: Dialect, errors: str) -> Iterator[tuple[int, Values]]:
+def _records(
+    f: io.BufferedReader, shard: Shard, dialect: Dialect, errors: str, mine: Mine
+) -> Iterator[tuple[int, Values]]:
     """Numbered rows, and the number of the line on which each begins in messages."""
     reader, rows = _cells(f, shard, dialect, errors)
     header, first = _header(rows, shard, dialect)
@@ -564,6 +597,9 @@ def _records(f: io.BufferedReader, shard: Shard, dialect: Dialect, errors: str) 
             if not cells:
                 continue
             number += 1
+            if not mine(number - 1):
+                yield number, UNREAD
+                continue
             if len(cells) != width:
                 raise _wrong_cells(shard, dialect, f"row {number}: has {len(cells)} cells", header, (begin, end))
             if end > begin and doubted and lines_are_rows(cells, dialect.delimiter):
@@ -632,7 +668,7 @@ def _parquet_columns(shard: Shard) -> list[str]:
         return list(file.schema_arrow.names)
 
 
-def _parquet_rows(shard: Shard, used: Collection[str]) -> Iterator[tuple[int, Values]]:
+def _parquet_rows(shard: Shard, used: Collection[str], mine: Mine) -> Iterator[tuple[int, Values]]:
     number = 0
     with _parquet(shard) as file:
         columns = [name for name in file.schema_arrow.names if name in used] if used else None
@@ -642,11 +678,12 @@ def _parquet_rows(shard: Shard, used: Collection[str]) -> Iterator[tuple[int, Va
         while True:
             with _parquet_memory(shard, f"rows {number + 1:,} to {number + rows:,}"):
                 batch = next(batches, None)
-                found = [] if batch is None else batch.to_pylist()
-            if batch is None:
-                return
+                if batch is None:
+                    return
+                asked = any(map(mine, range(number, number + len(batch))))
+                found = batch.to_pylist() if asked else [UNREAD] * len(batch)
             for number, values in enumerate(found, number + 1):  # noqa: B020
-                yield number, values | {name: _given(values[name]) for name in listed if name in values}
+                yield number, {**values, **{n: _given(values[n]) for n in listed if n in values}} if asked else UNREAD
 
 
 def _rows_at_once(metadata: t.Any) -> int:

@@ -56,11 +56,12 @@ class Work(t.Generic[T, R]):
 
 
 def mapped(
-    work: Work[T, R], source: Callable[[], Iterator[T]], processes: int, *, theirs: Callable[[], Iterator[T]]
+    work: Work[T, R], source: Callable[[], Iterator[T]], processes: int, *, theirs: Callable[[int, int], Iterator[T]]
 ) -> Generator[tuple[T, R], None, None]:
     """Each item that ``source`` gives, with what is made of it, in order; with one process all happens here.
 
-    ``theirs`` gives the other processes the same items. What the work raises is raised here, at its item: a `UserError`
+    ``theirs`` gives the other processes the same items; it is told the first one that a process works on, and how many
+    it goes on by each time. What the work raises is raised here, at its item: a `UserError`
     as that, anything else as a RuntimeError with its traceback. Where a process ends or says nothing for `PATIENCE`
     seconds, its items are worked on here.
     """
@@ -88,7 +89,7 @@ class _Worker:
             kind, size = HEADER.unpack(self._read(HEADER.size))
             data = self._read(size)
         except EOFError as e:
-            log.warning("a process that encodes rows %s; its rows are encoded here", e)
+            log.warning("a process that prepares rows %s; its rows are prepared here", e)
             self.lost = True
             return None
         if kind == RESULT:
@@ -113,7 +114,7 @@ class _Worker:
         os.waitpid(self.process, 0)
 
 
-def _forked(work: Work[T, R], source: Callable[[], Iterator[T]], processes: int) -> list[_Worker]:
+def _forked(work: Work[T, R], source: Callable[[int, int], Iterator[T]], processes: int) -> list[_Worker]:
     workers: list[_Worker] = []
     for number in range(processes):
         read, write = os.pipe()
@@ -124,7 +125,7 @@ def _forked(work: Work[T, R], source: Callable[[], Iterator[T]], processes: int)
                 warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the tokenizers' are not used then
                 process = os.fork()
         except OSError as e:
-            log.warning("rows are encoded by one process, as no other can be started (%s)", e.strerror)
+            log.warning("rows are prepared by one process, as no other can be started (%s)", e.strerror)
             os.close(read)
             os.close(write)
             for worker in workers:
@@ -139,28 +140,30 @@ def _forked(work: Work[T, R], source: Callable[[], Iterator[T]], processes: int)
     return workers
 
 
-def _run(work: Work[T, R], source: Callable[[], Iterator[T]], first: int, step: int, pipe: int) -> t.NoReturn:
+def _run(work: Work[T, R], source: Callable[[int, int], Iterator[T]], first: int, step: int, pipe: int) -> t.NoReturn:
     """What a forked process does; nothing of its parent's is finished or closed by it."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the threads of the parent are not here
-        for number, item in enumerate(source()):
-            if number % step == first:
-                _send(pipe, *_tried(work, item))
+        for kind, data in _results(work, source(first, step), first, step):
+            _send(pipe, kind, data)
     except OSError:
         pass  # the parent needs no more
     finally:
         os._exit(0)
 
 
-def _tried(work: Work[T, R], item: T) -> tuple[int, bytes]:
+def _results(work: Work[T, R], items: Iterator[T], first: int, step: int) -> Iterator[tuple[int, bytes]]:
+    """Of each own item what is made of it, up to the first that nothing can be made of, or that cannot be had."""
     try:
-        return RESULT, work.pack(work.make(item))
+        for number, item in enumerate(items):
+            if number % step == first:
+                yield RESULT, work.pack(work.make(item))
     except UserError as e:
-        return MISTAKE, str(e).encode("utf-8", "surrogatepass")
+        yield MISTAKE, str(e).encode("utf-8", "surrogatepass")
     except Exception:
-        return DEFECT, traceback.format_exc().encode("utf-8", "surrogatepass")
+        yield DEFECT, traceback.format_exc().encode("utf-8", "surrogatepass")
 
 
 def _send(pipe: int, kind: int, data: bytes) -> None:

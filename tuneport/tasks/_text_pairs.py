@@ -29,6 +29,7 @@ class TextPairTask(CompletionTask):
 
     own_metrics: t.ClassVar[Sequence[AnyMetric]]  # those of the report where `metrics` asks for none
     source: t.ClassVar[str]
+    reads_rows_apart = True
     target: t.ClassVar[str]
     answer: t.ClassVar[str]
 

@@ -71,6 +71,7 @@ class ChatCompletion(LanguageModelingTask):
     """Fields of a row: ``messages`` and ``tools``, which may be null, both as JSON."""
 
     name = "chat_completion"
+    reads_rows_apart = True
     params: t.ClassVar = {"preprocess": ChatCompletionColumns, **LanguageModelingTask.params}
     predictor = ChatCompleter
     benchmarked = "chat"

@@ -88,6 +88,7 @@ class QuestionAnswering(Task):
     """Fields of a row: ``question``, ``context``, and two lists, ``answer_texts`` and ``answer_starts``."""
 
     name = "question_answering"
+    reads_rows_apart = True
     params: t.ClassVar = {
         "preprocess": QuestionAnsweringColumns,
         "finetune": QuestionAnsweringMetric,

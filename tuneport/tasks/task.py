@@ -131,6 +131,8 @@ class Task(ABC):
     # How benchmarks ask its models, where they can: by plain text, or by turns that a chat template writes.
     benchmarked: t.ClassVar[t.Literal["no", "text", "chat"]] = "no"
 
+    reads_rows_apart: t.ClassVar[bool] = False  # whether processes may share the rows of a source: see `reader`
+
     default_metrics: t.ClassVar[str] = ""  # as the parameter ``metrics``, where a model is known by its answers alone
 
     @property
@@ -174,7 +176,8 @@ class Task(ABC):
 
         A field ``notes`` beside those of `row_schema` holds what has to be said of the row, as texts that are counted.
         The function raises `Drop` for a row to leave out, `Refuse` for one that a person has to mend, and `UserError`
-        where no further row can be read either.
+        where no further row can be read either. With `reads_rows_apart`, several processes may each read a part of the
+        rows, by a function that has seen the first ones of all.
         """
 
     @abstractmethod

@@ -60,6 +60,7 @@ class TextClassification(Task):
     """Fields of a row: ``sentence1``, ``sentence2`` (for pairs) and ``label``, a list of them with ``multi_label``."""
 
     name = "text_classification"
+    reads_rows_apart = True
     params: t.ClassVar = {
         "preprocess": TextClassificationColumns,
         "finetune": TextClassificationMetric,

@@ -35,6 +35,7 @@ class TextGeneration(CompletionTask, LanguageModelingTask):
     """Fields of a row: ``text`` and, with ``ground_truth_key``, ``ground_truth``, which follows it."""
 
     name = "text_generation"
+    reads_rows_apart = True
     params: t.ClassVar = {"preprocess": TextGenerationColumns, **LanguageModelingTask.params}
     predictor = TextGenerator
 

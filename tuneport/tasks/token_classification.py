@@ -67,6 +67,7 @@ class TokenClassification(Task):
     """Fields of a row: ``tokens``, a list of words, and ``tags``, as many tags."""
 
     name = "token_classification"
+    reads_rows_apart = True
     params: t.ClassVar = {
         "preprocess": TokenClassificationColumns,
         "finetune": TokenClassificationMetric,
