@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import select
@@ -146,6 +147,7 @@ def _run(work: Work[T, R], source: Callable[[int, int], Iterator[T]], first: int
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the threads of the parent are not here
+        gc.freeze()  # what the parent has imported is not gone through, nor copied for that
         for kind, data in _results(work, source(first, step), first, step):
             _send(pipe, kind, data)
     except OSError:
