@@ -71,3 +71,8 @@ def test_images_are_built_on_others_by_their_digests_which_are_one_for_both() ->
     assert len({of["PYTHON_IMAGE"] for of in bases}) == 1
     sources = {source for text in texts for source in re.findall(r"^FROM (\S+)", text, re.MULTILINE)}
     assert sources == {"${PYTHON_IMAGE}", "${COMPILER_IMAGE}"}
+
+
+@pytest.mark.parametrize("file", ["Dockerfile.trainer", "images/base/Dockerfile"])
+def test_mlflow_does_not_miss_git_in_an_image(file: str) -> None:
+    assert re.search(r"^\s+GIT_PYTHON_REFRESH=quiet\b", (ROOT / file).read_text("utf-8"), re.MULTILINE)
