@@ -35,6 +35,8 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SLOWEST_SECONDS = 1800
+
 started = itertools.count()
 
 
@@ -46,6 +48,13 @@ def pytest_configure(config: pytest.Config) -> None:
         stack = ExitStack()
         stack.enter_context(warm_python.in_place())
         config.add_cleanup(stack.close)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests, some of which train for real, are given longer until they count as hung."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOWEST_SECONDS))
 
 
 @pytest.fixture(autouse=True)
