@@ -107,3 +107,10 @@ def test_what_libraries_read_as_they_are_imported_is_read(variable: str, tmp_pat
     said, _ = start(tmp_path, "goes on", **{variable: value}).communicate(timeout=120)
     assert f"said False a value {tmp_path}\n" in said, said
     assert ("customized" in said) == (variable == "PYTHONPATH")
+
+
+def test_the_other_names_of_python_beside_it_are_those_of_the_environment() -> None:
+    for name in ("python", "python3"):
+        command = [str(Path(sys.executable).with_name(name)), "-c", "import mlflow.tracking, sys; print(sys.prefix)"]
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+        assert done.stdout.strip() == sys.prefix, done.stderr

@@ -49,9 +49,12 @@ def in_place() -> Iterator[None]:
     programs = folder / "bin"
     programs.mkdir()
     for program in python.parent.iterdir():
-        (programs / program.name).symlink_to(program)
+        if program.name.startswith("python"):  # a link would not be found to belong to its environment
+            (programs / program.name).write_text(f'#!/bin/sh\nexec {program} "$@"\n', "utf-8")
+            (programs / program.name).chmod(0o755)
+        else:
+            (programs / program.name).symlink_to(program)
     client = programs / python.name
-    client.unlink()
     client.write_text(f"#!{python} -IS\n" + Path(warm_client.__file__).read_text("utf-8"), "utf-8")
     client.chmod(0o755)
     before = {"PYTHON_EXEC": os.environ.get("PYTHON_EXEC"), warm_client.FOLDER: os.environ.get(warm_client.FOLDER)}
