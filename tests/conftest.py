@@ -35,7 +35,7 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-SLOWEST_SECONDS = 1800
+SLOWEST_SECONDS = 2400
 
 started = itertools.count()
 
