@@ -97,11 +97,10 @@ def run(step: type[Step], given: Mapping[str, t.Any], work: Callable[[Mapping[st
     code = work({**given, **places, **_resumed(step, {**given, **places})})
     if code == 0:
         with digests.recorded(record):
-            copied = {name: artifact.address for name, artifact in inputs.items() if name in step.copies}
             _send(
                 outputs,
                 [artifact.address for name, artifact in inputs.items() if name in step.may_leave],
-                {name: (address, places[name]) for name, address in copied.items()},
+                [(artifact.address, places[name]) for name, artifact in inputs.items() if name in step.copies],
             )
         if torchrun.is_elastic(os.environ):
             _await(outputs)
@@ -143,16 +142,17 @@ def _room(folder: Path, stage: str) -> Iterator[None]:
 def _send(
     outputs: Mapping[str, tuple[Artifact, Address]],
     read: Sequence[Address],
-    sources: Mapping[str, tuple[Address, Path]],
+    sources: Sequence[tuple[Address, Path]],
 ) -> None:
     """Send what the stage wrote, if rank 0 was here; what two outputs share once, and what it shares with what was read
     by its address not at all. ``sources``: what the user gave, where it stands and where it lies here.
     """
     sent = [*read]
+    schemes = {place.scheme for _, place in outputs.values()}  # Kubeflow's root has one
+    near = [source for source in sources if {source[0].scheme} == schemes]
+    theirs = {digest: at for source in near for digest, at in stored_artifacts.paths_of(*source).items()}
     for artifact, place in outputs.values():
         if (artifact.path / MANIFEST).is_file():
-            near = [(address, path) for address, path in sources.values() if address.scheme == place.scheme]
-            theirs = {digest: at for source in near for digest, at in stored_artifacts.paths_of(*source).items()}
             stored_artifacts.send(artifact, place, beside=tuple(sent), elsewhere=theirs)
             sent.append(place)
 
