@@ -32,7 +32,8 @@ class Finetune(Step, TaskParams, TrainingParams):
         views={"training_metrics": View("metrics", "training.json")},
     )
     tuned_model: Model = produces(
-        "Best model alone, as later stages read it, with adapters merged: the same files, linked where they can be.",
+        "Best model alone, as later stages read it: the same files, linked where they can be. Adapters that are not "
+        "merged have their base model beside them.",
         optional=True,
     )
     compute_finetune: str = resource("compute", COMPUTE.format("finetune"), default="serverless")
@@ -157,11 +158,14 @@ class Finetune(Step, TaskParams, TrainingParams):
             )
             describe(output)
             if self.tuned_model is not None:
-                there = [path.name for path in self.tuned_model.path.iterdir()]
-                link_tree(output, self.tuned_model.path, [INCOMPLETE, *self.keeps_on_failure, *ADAPTER_FILES, *there])
-                if is_adapter(output):  # whose card is of adapters
-                    (self.tuned_model.path / "README.md").unlink()
-                    describe(self.tuned_model.path)
+                alone = self.tuned_model.path
+                there = [path.name for path in alone.iterdir()]
+                was_merged = is_adapter(output) and bool(list(alone.glob("*.safetensors")))
+                left_out = [INCOMPLETE, *self.keeps_on_failure, *there, *(ADAPTER_FILES if was_merged else ())]
+                link_tree(output, alone, left_out)
+                if was_merged:  # the card of the other is of adapters
+                    (alone / "README.md").unlink()
+                    describe(alone)
         self.log.info(
             "best %s %.4f at step %d of %d: %s",
             result.metric_for_best_model,

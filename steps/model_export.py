@@ -27,7 +27,9 @@ class ModelExport(Step, TaskParams, OutputTypeParams):
 
     pytorch_model_folder: Model = consumes("Fine-tuned model, with its checkpoints or without.")
     preprocess_output: Dataset = consumes("Prepared splits: column names and the rows of the input example.")
-    model_selector_output: Model | None = consumes("Imported base model; needed where the tuned one is a LoRA adapter.")
+    model_selector_output: Model | None = consumes(
+        "Imported base model; needed where the tuned one is a LoRA adapter that has no base model beside it."
+    )
     mlflow_model_folder: MLflowModel = produces("MLflow model that needs no tuneport to be served.")
     logged_model_folder: LoggedModel = produces(
         "Where it was logged in MLflow, all that model_registration reads; the model itself where it did not reach the "
@@ -54,8 +56,11 @@ class ModelExport(Step, TaskParams, OutputTypeParams):
         """Weights that are exported as they are, to no MLflow server, are copied where they stand."""
         from tuneport.modeling.merged_adapters import is_adapter
         from tuneport.modeling.weight_types import AUTO
+        from tuneport.serving.adapter_sum import LoraAdapter
 
-        as_they_are = self.output_dtype == AUTO and not is_adapter(self.pytorch_model_folder.path)
+        model = self.pytorch_model_folder.path
+        is_whole = not is_adapter(model) or LoraAdapter(str(model)).has_base()
+        as_they_are = self.output_dtype == AUTO and is_whole
         return self.context.tracking_uri is not None or bool(self._formats()) or not as_they_are
 
     def lost_effect(self) -> str:

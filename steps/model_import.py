@@ -62,7 +62,7 @@ class ModelImport(Step):
                     f"{name}={model.address}: is no path of this machine, and a model is not read from a store. Fetch "
                     "it, or name a hub model with huggingface_id."
                 )
-        if self.base_model_path is not None and not self._is_adapter():
+        if self.base_model_path is not None and (self.pytorch_model_path is None or self._adapter() is None):
             raise UserError(
                 f"base_model_path={self.base_model_path.path}: has an effect only where pytorch_model_path holds "
                 "a LoRA adapter. Leave it out."
@@ -71,16 +71,16 @@ class ModelImport(Step):
             return
         if self.mlflow_model_path is not None:
             folder.check_mlflow_model(self.mlflow_model_path.path)
-        if self._is_adapter():
-            lora_adapter.check_adapter(self._path(), self._base())
+        if adapter := self._adapter():
+            lora_adapter.check_adapter(adapter, self._base())
         else:
             folder.check_source(self._path(), self.gguf_file)
 
     def run(self) -> None:
         source = self._path()
         destination = self.model_selector_output.path
-        if self._is_adapter():
-            lora_adapter.import_adapter(source, self._base(), destination)
+        if adapter := self._adapter():
+            lora_adapter.import_adapter(adapter, self._base(), destination)
         else:
             folder.import_model(source, destination, self.gguf_file)
         if changed := forget_code(destination):
@@ -102,8 +102,11 @@ class ModelImport(Step):
         )
         return {"huggingface_id": commit} if commit else {}
 
-    def _is_adapter(self) -> bool:
-        return self.pytorch_model_path is not None and is_adapter(self.pytorch_model_path.path)
+    def _adapter(self) -> Path | None:
+        """The folder of the adapter that is to be imported; of an MLflow model, one that its base model lies in."""
+        if self.pytorch_model_path is not None:
+            return self.pytorch_model_path.path if is_adapter(self.pytorch_model_path.path) else None
+        return lora_adapter.in_mlflow_model(self.mlflow_model_path.path) if self.mlflow_model_path else None
 
     def _base(self) -> Path | None:
         return self.base_model_path.path if self.base_model_path is not None else None

@@ -77,6 +77,34 @@ def test_each_large_file_is_read_for_its_digest_once_and_shared_between_stages(
     assert not (run / "finetune/tuned_model/checkpoints").exists()
 
 
+@pytest.mark.slow
+def test_adapters_that_are_not_merged_write_nothing_of_the_base_models_size(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+    import pandas as pd
+
+    monkeypatch.setitem(VALUES, "merge_lora_weights", False)
+    (folder / "run").mkdir()
+    for stage in plan(folder).stages:
+        execute(stage.step)
+    run, name = folder / "run", "model.safetensors"
+    base = run / "model_import/model_selector_output" / name
+    exported = run / "model_export/mlflow_model_folder"
+    logged = next((folder / "store").rglob(f"base_model/{name}"))
+    for other in (
+        run / "finetune/tuned_model/base_model" / name,
+        exported / "artifacts/model/base_model" / name,
+        logged,
+    ):
+        assert other.samefile(base)
+    inodes = {path.stat().st_ino: path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > SMALL}
+    others = {path.name for path in inodes.values() if path.stat().st_size > base.stat().st_size / 2} - {name}
+    assert not others and sum(path.name == name for path in inodes.values()) <= 2  # the user's own, and a clone of it
+    answers = mlflow.pyfunc.load_model(str(exported)).predict(pd.DataFrame({"text": ["how tall is it"]}))
+    assert len(answers) == 1
+
+
 def test_verify_full_gives_stages_no_record_of_what_was_read(tmp_path: Path) -> None:
     pipeline = pipelines.load("text_classification")
     values = pipeline.resolve({**VALUES, "pytorch_model_path": tmp_path / "m", "train_file_path": tmp_path / "d.jsonl"})

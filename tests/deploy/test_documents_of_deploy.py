@@ -112,12 +112,29 @@ def test_vllm_gets_a_greatest_rank_that_it_takes(rank: int, most: int, tmp_path:
     assert f"--max-lora-rank={most}" in manifest["spec"]["predictor"]["model"]["args"]
 
 
-def test_a_rank_that_vllm_does_not_take_is_refused_and_the_merged_model_is_served(tmp_path: Path) -> None:
+def test_a_rank_that_vllm_does_not_take_is_refused(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", "chat_completion", adapter=True, rank=513)
-    exported = run / "model_export" / "mlflow_model_folder"
-    with pytest.raises(UserError, match=rf"rank 513; vLLM serves ranks <= 512. Deploy {exported} instead of the run"):
+    with pytest.raises(
+        UserError, match=r"rank 513; vLLM serves ranks <= 512. Merge it \(merge_lora_weights=true\), or"
+    ):
         rendered(run, "vllm")
-    assert "--max-lora-rank" not in rendered(exported, "vllm").commands[0]
+
+
+def test_an_exported_model_that_holds_an_adapter_and_its_base_is_enough(
+    errors_of_service: Callable[[dict[str, Any]], list[str]], tmp_path: Path
+) -> None:
+    plain = exported(tmp_path / "mlflow", "chat_completion") / "artifacts" / "model"
+    (plain / "adapter_config.json").write_text(json.dumps({"r": 16}))
+    (plain / "base_model").mkdir()
+    (plain / "base_model" / "config.json").write_text("{}")
+    manifest = service(tmp_path / "mlflow", storage_uri="s3://models/run/")
+    assert errors_of_service(manifest) == []
+    assert manifest["spec"]["predictor"]["storageUris"] == [
+        {"uri": "s3://models/run/artifacts/model/base_model", "mountPath": "/mnt/models/base"},
+        {"uri": "s3://models/run/artifacts/model", "mountPath": "/mnt/models/adapter"},
+    ]
+    (command,) = rendered(tmp_path / "mlflow", "vllm", name="answers").commands
+    assert command[2] == str(plain / "base_model") and f"answers={plain}" in command
 
 
 def test_each_kind_of_model_has_its_runtime(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from tuneport import tasks
 from tuneport.errors import UserError
 from tuneport.evaluation.prediction import Subject
-from tuneport.modeling import merged_adapters, weight_types
+from tuneport.modeling import merged_adapters, pretrained, weight_types
 from tuneport.modeling.merged_adapters import load_merged, write_merged
-from tuneport.serving.placement import Placement
+from tuneport.serving.placement import Machine, Placement
 
 IDS: dict[str, Any] = {"vocab_size": 99, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -111,6 +111,45 @@ def test_the_merge_is_that_of_peft_in_memory_bit_for_bit(
     from_files = getattr(tf, BASES[kind][1]).from_pretrained(tmp_path / "out", dtype=dtype).state_dict()
     assert {weight.dtype for weight in in_memory.values()} == {dtype}
     assert all(torch.equal(from_files[name], in_memory[name]) for name in in_memory)
+
+
+@pytest.mark.parametrize(("kind", "variant"), CASES)
+def test_an_adapter_beside_its_base_model_is_loaded_as_the_merged_model_bit_for_bit(
+    kind: str, variant: str, tmp_path: Path
+) -> None:
+    adapter, base, _ = adapter_of(kind, variant, tmp_path, torch.bfloat16)
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    merged_adapters.write_merged_weights(adapter, base, merged)
+    assert merged_adapters.keep_together(base, adapter)
+    loader = merged_adapters.ModelLoader(BASES[kind][1])
+    for dtype in (torch.bfloat16, torch.float32, None):
+        loading = {} if dtype is None else {"dtype": dtype}
+        found, expected = (loader(str(f), **loading) for f in (adapter, merged))
+        assert type(found) is type(expected) and found.dtype == expected.dtype
+        ours, theirs = found.state_dict(), expected.state_dict()
+        assert ours.keys() == theirs.keys() and loader.new == []
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert vars(found).get("generation_config") == vars(expected).get("generation_config")
+    machine = Machine()
+    assert machine.own_type(str(adapter)) == torch.bfloat16
+    assert machine.weight_bytes(str(adapter), 2) == machine.weight_bytes(str(base), 2) > 0
+
+
+def test_an_adapter_is_not_kept_beside_a_base_model_whose_type_its_sum_is_not_written_in(tmp_path: Path) -> None:
+    adapter, base, _ = adapter_of("llama", "LoRA", tmp_path, torch.bfloat16)
+    assert not merged_adapters.keep_together(base, adapter, "float32") and not (adapter / "base_model").exists()
+    assert merged_adapters.keep_together(base, adapter, "bfloat16") and (adapter / "base_model").is_dir()
+
+
+def test_an_adapter_that_does_not_fit_the_model_beside_it_is_refused(tmp_path: Path) -> None:
+    adapter, base, _ = adapter_of("llama", "LoRA", tmp_path, torch.float32)
+    assert merged_adapters.keep_together(base, adapter)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = next(iter(weights))
+    save_file({n: w for n, w in weights.items() if n != name}, adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"the LoRA adapter does not fit the model in .*base_model: 1 weights have no"):
+        pretrained.load("AutoModelForCausalLM", adapter)
 
 
 @pytest.mark.parametrize("output", ["auto", "float32"])

@@ -28,21 +28,22 @@ TOKEN = "hf_aSecretOfTests"
 
 @pytest.fixture(scope="module")
 def tuned(imported_model: Path, prepared_questions: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """What finetune hands on with adapters that it does not merge: ``whole``, and ``plain``, where they are merged."""
+    """What finetune hands on: ``plain``, a model; with adapters, ``whole`` with checkpoints, ``beside`` its base."""
     folder = tmp_path_factory.mktemp("tuned")
-    made = SimpleNamespace(whole=folder / "pytorch_model_folder", plain=folder / "tuned_model")
-    execute(
-        steps.load("finetune", "text_classification")(
-            model_selector_output=Model(imported_model),
-            preprocess_output=Dataset(prepared_questions),
-            max_steps=1,
-            per_device_train_batch_size=8,
-            apply_lora=True,
-            merge_lora_weights=False,
-            pytorch_model_folder=Model(made.whole),
-            tuned_model=Model(made.plain),
+    made = SimpleNamespace(**{name: folder / name for name in ("whole", "beside", "plain")})
+    for merge in (True, False):
+        execute(
+            steps.load("finetune", "text_classification")(
+                model_selector_output=Model(imported_model),
+                preprocess_output=Dataset(prepared_questions),
+                max_steps=1,
+                per_device_train_batch_size=8,
+                apply_lora=True,
+                merge_lora_weights=merge,
+                pytorch_model_folder=Model(folder / "merged" if merge else made.whole),
+                tuned_model=Model(made.plain if merge else made.beside),
+            )
         )
-    )
     return made
 
 
@@ -138,13 +139,15 @@ def test_a_model_in_a_folder_of_the_repository_stays(upload: Upload, hub: Writab
     assert hub.content("acme/questions")["earlier/model.safetensors"] == b"of another"
 
 
-def test_adapters_are_uploaded_as_adapters_without_their_checkpoints(
-    upload: Upload, hub: WritableHub, tuned: SimpleNamespace
+@pytest.mark.parametrize("folder", ["whole", "beside"])
+def test_adapters_are_uploaded_as_adapters_without_their_checkpoints_or_their_base_model(
+    folder: str, upload: Upload, hub: WritableHub, tuned: SimpleNamespace
 ) -> None:
-    code, said, _ = upload(tuned.whole, hub_model_id="ada/adapters", hub_private_repo="false")
+    code, said, _ = upload(vars(tuned)[folder], hub_model_id="ada/adapters", hub_private_repo="false")
     assert code == 0, said
     held = hub.content("ada/adapters")
     assert "adapter_model.safetensors" in held and not [name for name in held if "checkpoint" in name]
+    assert not [name for name in held if "base_model" in name] and "model.safetensors" not in held
     assert b"library_name: peft" in held["README.md"] and not hub.repositories["ada/adapters"]["private"]
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from tuneport.errors import UserError
 from tuneport.json_yaml import read_json, read_yaml
+from tuneport.serving.adapter_sum import LoraAdapter
 
 CHAT, DECODERS = "chat_completion", ("chat_completion", "text_generation")
 WRITERS = (*DECODERS, "summarization", "translation")
@@ -43,14 +44,19 @@ class Served:
         return self.folder / PLAIN
 
     @property
+    def holds_adapter(self) -> bool:
+        """Whether that folder holds an adapter and its base model instead of merged weights."""
+        return LoraAdapter(str(self.plain)).has_base()
+
+    @property
     def max_lora_rank(self) -> int:
         """The least that vLLM takes the adapter with. Raises `UserError` where its rank is too high."""
         rank = int(read_json(t.cast(Path, self.adapter) / ADAPTER)[RANK])
         least = next((most for most in RANKS if most >= rank), None)
         if least is None:
             raise UserError(
-                f"{self.adapter}: is a LoRA adapter of rank {rank}; vLLM serves ranks <= {RANKS[-1]}. Deploy "
-                f"{self.folder} instead of the run: there it is merged."
+                f"{self.adapter}: is a LoRA adapter of rank {rank}; vLLM serves ranks <= {RANKS[-1]}. Merge "
+                "it (merge_lora_weights=true), or take --to docker."
             )
         return least
 
@@ -87,6 +93,9 @@ def found(run: Path) -> Served:
     owner = owner.parent if owner and owner.name == EXPORT else owner
     tuned, base = run / "finetune" / "pytorch_model_folder", run / "model_import" / "model_selector_output"
     adapted = (tuned / ADAPTER).is_file() and base.is_dir()
+    together = LoraAdapter(str(folder / PLAIN))
+    if not adapted and together.has_base():
+        tuned, base, adapted = Path(together.folder), Path(together.base), True
     return Served(
         folder=folder,
         task=task,

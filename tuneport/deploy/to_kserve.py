@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tuneport.deploy.deployment import PLAIN, WRITERS, Deployment, Served, document
 from tuneport.errors import UserError
+from tuneport.serving.adapter_sum import LoraAdapter
 
 MOUNT = "/mnt/models"
 NAME = r"^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$"
@@ -23,8 +24,12 @@ class Settings(BaseModel):
         pattern=r"^(s3|gs|pvc|https?|hf|abfss?|wasbs|oci|file)://",
         description="Where the cluster finds the exported model (mlflow_model_folder), as s3://… or pvc://CLAIM/….",
     )
-    base_uri: str = Field("", description="Where it finds the base model, for a LoRA adapter that was not merged.")
-    adapter_uri: str = Field("", description="Where it finds that adapter (pytorch_model_folder).")
+    base_uri: str = Field(
+        "",
+        description="Where it finds the base model, for a LoRA adapter that was not merged. Empty: in storage_uri, "
+        "where the exported model holds both.",
+    )
+    adapter_uri: str = Field("", description="Where it finds that adapter (pytorch_model_folder). Empty: as base_uri.")
     name: str = Field("", pattern=rf"^$|{NAME}", description="Of the service. Empty: made of the run's folder.")
     namespace: str = Field("default", pattern=NAME, description="Namespace.")
     runtime: t.Literal["auto", "mlflow", "huggingface"] = Field(
@@ -99,7 +104,10 @@ def _language_model(model: Served, settings: Settings, name: str) -> dict[str, t
             raise UserError("base_uri and adapter_uri: the run has no adapter that was not merged. Leave them out.")
         place = f"{settings.storage_uri.rstrip('/')}/{PLAIN}"
         return {"modelFormat": {"name": "huggingface"}, "args": arguments, "storageUri": place}
-    if not (settings.base_uri and settings.adapter_uri):
+    exported = f"{settings.storage_uri.rstrip('/')}/{PLAIN}" if model.holds_adapter else ""
+    base = settings.base_uri or (exported and f"{exported}/{LoraAdapter.BASE}")
+    adapter = settings.adapter_uri or exported
+    if not (base and adapter):
         raise UserError(
             "base_uri and adapter_uri: are required for a LoRA adapter that was not merged; expected where the cluster "
             "finds the base model (model_selector_output) and the adapter (pytorch_model_folder)."
@@ -107,7 +115,7 @@ def _language_model(model: Served, settings: Settings, name: str) -> dict[str, t
     arguments = [f"--model_name={name}-base", f"--model_dir={MOUNT}/base", "--enable-lora"]
     arguments += [f"--max-lora-rank={model.max_lora_rank}", f"--lora-modules={name}={MOUNT}/adapter"]
     uris = [
-        {"uri": settings.base_uri, "mountPath": f"{MOUNT}/base"},
-        {"uri": settings.adapter_uri, "mountPath": f"{MOUNT}/adapter"},
+        {"uri": base, "mountPath": f"{MOUNT}/base"},
+        {"uri": adapter, "mountPath": f"{MOUNT}/adapter"},
     ]
     return {"modelFormat": {"name": "huggingface"}, "args": arguments, "predictor": {"storageUris": uris}}

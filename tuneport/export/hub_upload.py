@@ -14,6 +14,7 @@ from pathlib import Path
 from tuneport.artifacts import files
 from tuneport.errors import UserError, excerpt
 from tuneport.export.mlflow_model import NOT_SERVED
+from tuneport.serving.adapter_sum import LoraAdapter
 from tuneport.tracking import reason
 
 log = logging.getLogger("tuneport.model_upload")
@@ -83,8 +84,9 @@ def check_access(repo_id: str) -> None:
 def upload(folder: Path, repo_id: str, *, private: bool, message: str) -> Upload:
     """Upload a model folder, without what only this program reads, as one commit; none where all of it is there.
 
-    The repository is made where there is none, ``private`` or not; weights of another model that it holds are deleted
-    in the same commit, as a loader might take those. Raises `UserError` where the hub refuses.
+    Of an adapter beside its base model the adapter goes up. The repository is made where there is none, ``private`` or
+    not; weights of another model that it holds are deleted in the same commit, as a loader might take those. Raises
+    `UserError` where the hub refuses.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -100,7 +102,8 @@ def upload(folder: Path, repo_id: str, *, private: bool, message: str) -> Upload
                 "private" if info.private else "public",
             )
         added = {path.relative_to(folder).as_posix(): path for path in files(folder)}
-        added = {name: path for name, path in added.items() if name.partition("/")[0] not in NOT_SERVED}
+        left_out = {*NOT_SERVED, LoraAdapter.BASE}
+        added = {name: path for name, path in added.items() if name.partition("/")[0] not in left_out}
         there = api.list_repo_files(repo_id, revision=info.sha)
         loaded = [name for name in there if "/" not in name and any(fnmatch.fnmatch(name, w) for w in WEIGHTS)]
         deleted = [name for name in loaded if name not in added]

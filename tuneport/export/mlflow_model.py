@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import fnmatch
 import inspect
 import re
 import shutil
@@ -12,11 +11,12 @@ import tempfile
 import typing as t
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tuneport import serving
 from tuneport.artifacts import ABSENT, INCOMPLETE, MANIFEST, absent, leave_absent
 from tuneport.links import link_or_copy
+from tuneport.serving.adapter_sum import LoraAdapter
 from tuneport.serving.served import Served
 from tuneport.tasks.task import SCORING, Meta, Row, Task
 from tuneport.tracking import TRACKING_FILE, quieten
@@ -30,7 +30,8 @@ if t.TYPE_CHECKING:
 EXAMPLE_ROWS = 3
 BATCH_SIZE = 32  # rows that a served model answers at once, unless a request says otherwise
 PACKAGES = ("mlflow", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "pandas", "numpy", "jinja2")
-WEIGHTS = "*.safetensors"
+ADAPTER_PACKAGES = ("peft",)
+WEIGHTS_IN = (".", LoraAdapter.BASE)  # in a model's folder: its own, and those that they are added to
 NOT_SERVED = {
     "checkpoints",
     "logs",
@@ -106,11 +107,11 @@ def write_mlflow_model(
             artifacts={"model": str(_beside_weights(model_folder, Path(scratch, "model")))},
             signature=_signature(inputs, answers, read, settings.get("params", {})),
             input_example=_example([task.example(row) for row in example_rows[:EXAMPLE_ROWS]], read),
-            pip_requirements=requirements(),
+            pip_requirements=requirements(adapter=LoraAdapter(str(model_folder)).has_base()),
             metadata={"task": task.name, SCORING: scoring(meta, reading or {})},
         )
-        left = {n: e for n, e in absent(model_folder).items() if fnmatch.fnmatch(n, WEIGHTS) and "/" not in n}
-        _complete(saved, sorted(model_folder.glob(WEIGHTS)), left)
+        left = {name: entry for name, entry in absent(model_folder).items() if _is_weights(name)}
+        _complete(saved, model_folder, left)
         for path in saved.iterdir():
             path.replace(destination / path.name)
 
@@ -120,10 +121,13 @@ def scoring(meta: Meta, reading: Mapping[str, t.Any]) -> dict[str, t.Any]:
     return {"meta": {name: value for name, value in meta.items() if name != "prompting"}, "reading": dict(reading)}
 
 
-def requirements() -> list[str]:
-    """The packages a served model needs, pinned to what is installed here, without local parts such as ``+cpu``."""
+def requirements(*, adapter: bool = False) -> list[str]:
+    """The packages a served model needs, pinned to what is installed here, without local parts such as ``+cpu``.
+
+    ``adapter``: whether it is an adapter beside its base model.
+    """
     pinned = []
-    for package in PACKAGES:
+    for package in (*PACKAGES, *(ADAPTER_PACKAGES if adapter else ())):
         try:
             pinned.append(f"{package}=={version(package).partition('+')[0]}")
         except PackageNotFoundError:
@@ -156,17 +160,25 @@ def exported_classes(predictor: type) -> list[type]:
     return [*found, predictor]
 
 
+def _is_weights(name: str) -> bool:
+    """Whether a file, by its path in the model's folder, holds weights to serve."""
+    path = PurePosixPath(name)
+    return path.suffix == ".safetensors" and str(path.parent) in WEIGHTS_IN
+
+
 def _beside_weights(model_folder: Path, destination: Path) -> Path:
     """A folder of what serving needs, but for the weights."""
 
     def skip(folder: str, names: list[str]) -> set[str]:
-        return {*NOT_SERVED, *fnmatch.filter(names, WEIGHTS)} if Path(folder) == model_folder else set()
+        here = Path(folder).relative_to(model_folder)
+        at_top = NOT_SERVED if here == Path() else set[str]()
+        return {*at_top, *(name for name in names if _is_weights((here / name).as_posix()))}
 
     shutil.copytree(model_folder, destination, ignore=skip)
     return destination
 
 
-def _complete(saved: Path, weights: Sequence[Path], left: Mapping[str, Mapping[str, t.Any]]) -> None:
+def _complete(saved: Path, model_folder: Path, left: Mapping[str, Mapping[str, t.Any]]) -> None:
     """Put the weights into a saved model, and let its MLmodel file say so; ``left``: those that stay in a store.
 
     It also names where code and files came from, a folder about to vanish; now it names their places in the model.
@@ -179,8 +191,9 @@ def _complete(saved: Path, weights: Sequence[Path], left: Mapping[str, Mapping[s
     for artifact in flavor["artifacts"].values():
         artifact["uri"] = artifact["path"]
     place = saved / flavor["artifacts"]["model"]["path"]
+    weights = sorted(file for part in WEIGHTS_IN for file in (model_folder / part).glob("*.safetensors"))
     for file in weights:
-        link_or_copy(str(file), str(place / file.name))
+        link_or_copy(str(file), str(place / file.relative_to(model_folder)))
     if left:
         leave_absent(saved, {(place / name).relative_to(saved).as_posix(): entry for name, entry in left.items()})
     if model.model_size_bytes:

@@ -10,8 +10,9 @@ from tuneport.confined import check_links
 from tuneport.errors import UserError
 from tuneport.json_yaml import read_json
 from tuneport.model_source import hub
-from tuneport.model_source.folder import check_safetensors, check_source, import_model
+from tuneport.model_source.folder import check_safetensors, check_source, import_model, model_folders
 from tuneport.modeling.merged_adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINTS, check_base, write_merged
+from tuneport.serving.adapter_sum import LoraAdapter
 
 
 def check_adapter(adapter: Path, given: Path | None) -> None:
@@ -67,7 +68,16 @@ def _reference(adapter: Path) -> tuple[str, str | None]:
         raise UserError(f"{file}: is damaged ({e}). Copy the adapter's folder again.") from None
 
 
+def in_mlflow_model(model: Path) -> Path | None:
+    """The folder in an MLflow model that holds an adapter and its base model."""
+    found = (folder for folder in model_folders(model) if LoraAdapter(str(folder)).has_base())
+    return next(found, None)
+
+
 def _local_base(adapter: Path) -> Path | None:
+    together = LoraAdapter(str(adapter))
+    if together.has_base():
+        return Path(together.base)
     home = adapter.parent.parent if adapter.parent.name == CHECKPOINTS else adapter
     found = home / _reference(adapter)[0]
     return found if found.is_dir() else None

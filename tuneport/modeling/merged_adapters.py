@@ -6,7 +6,6 @@ import logging
 import shutil
 import tempfile
 import typing as t
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +13,11 @@ from pathlib import Path
 from tuneport.artifacts import INCOMPLETE, MANIFEST, Model, digest
 from tuneport.errors import UserError
 from tuneport.json_yaml import read_json, to_json
+from tuneport.links import link_tree
 from tuneport.modeling import pretrained, weight_types
-from tuneport.modeling.streamed_merge import Outline, can_be_streamed, has_own_sum, merge_layer
+from tuneport.modeling.streamed_merge import Outline, can_be_streamed
 from tuneport.modeling.weight_files import MAX_SHARD, stored, write
+from tuneport.serving.adapter_sum import LoraAdapter
 from tuneport.serving.model_loader import ModelLoader
 
 if t.TYPE_CHECKING:
@@ -67,17 +68,10 @@ def load_merged(adapter: Path, base: Path, **loading: t.Any) -> t.Any:
     adapter does not fit it.
     """
     model, _ = _base_model(adapter, base, **{"dtype": "float32", **loading})
-    dtype = model.dtype
-    adapted = _adapted(adapter, base, model)
-    for layer in adapted.modules():
-        if has_own_sum(layer):
-            merge_layer(layer, dtype)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="All adapters are already merged")
-        merged = adapted.merge_and_unload()
-    for weight in merged.parameters():  # what was trained in full came in 32 bits; buffers are as the base model's are
-        weight.data = weight.data.to(dtype)
-    return merged
+    try:
+        return LoraAdapter(str(adapter)).added_to(model)
+    except ValueError as e:
+        raise _unfit(adapter, base, str(e)) from None
 
 
 def merged_type(adapter: Path, base: Path) -> torch.dtype:
@@ -100,9 +94,8 @@ def _base_model(adapter: Path, base: Path, **loading: t.Any) -> tuple[t.Any, Mod
     loader = ModelLoader(_architecture(adapter, settings, config))
     # What the base model lacks or has in another size, the head, is in the adapter.
     model = pretrained.load_by(loader, base, new_head=True, config=config, **loading)
-    in_full = settings.modules_to_save or []
-    if random := [name for name in loader.new if not any(f".{module}." in f".{name}" for module in in_full)]:
-        raise _unfit(adapter, base, f"neither of them has {', '.join(random[:3])}")
+    if lacking := loader.lacked_by(LoraAdapter(str(adapter))):
+        raise _unfit(adapter, base, f"neither of them has {', '.join(lacking[:3])}")
     return model, loader
 
 
@@ -111,22 +104,10 @@ def _adapted(adapter: Path, base: Path, model: t.Any) -> t.Any:
 
     Raises `UserError` where the adapter does not fit the model.
     """
-    import torch
-    from peft import PeftConfig, PeftModel
-
     try:
-        adapted = PeftModel(model, PeftConfig.from_pretrained(str(adapter)))
-        for name, weight in adapted.named_parameters():
-            if ".lora_" in name or ".modules_to_save." in name:
-                weight.data = weight.data.to(torch.float32)
-        found = adapted.load_adapter(str(adapter), adapted.active_adapter)
-    except KeyError as e:  # of a module that is trained in full
-        raise _unfit(adapter, base, f"it lacks the weights {e.args[0]}") from None
-    except (ValueError, RuntimeError) as e:  # a layer that is not there; a weight of another size
-        raise _unfit(adapter, base, str(e).strip().splitlines()[-1].strip()) from None
-    if lacking := [*found.missing_keys, *found.unexpected_keys]:
-        raise _unfit(adapter, base, f"{len(lacking)} weights have no counterpart, such as {lacking[0]}")
-    return adapted
+        return LoraAdapter(str(adapter)).beside(model)
+    except ValueError as e:
+        raise _unfit(adapter, base, str(e)) from None
 
 
 def _names(adapter: Path) -> list[str]:
@@ -162,7 +143,7 @@ def write_merged(adapter: Path, base: Path, destination: Path, output_dtype: str
 
     An adapter without a tokenizer gets the base model's. Raises `UserError` as `load_merged` does.
     """
-    left_out = {CHECKPOINTS, LOGS, *ADAPTER_FILES, MANIFEST, INCOMPLETE}
+    left_out = {CHECKPOINTS, LOGS, LoraAdapter.BASE, *ADAPTER_FILES, MANIFEST, INCOMPLETE}
     write_merged_weights(adapter, base, destination, output_dtype)
     written = {file.name for file in destination.iterdir()}
     if not (adapter / "tokenizer.json").is_file():
@@ -214,12 +195,25 @@ def _write_config(model: t.Any, folder: Path, dtype: torch.dtype) -> None:
         model.generation_config.save_pretrained(folder)
 
 
+def keep_together(base: Path, adapter: Path, output_dtype: str = weight_types.AUTO) -> bool:
+    """Put a base model's files, linked where they can be, into the folder of an adapter, which `ModelLoader` then loads
+    with the adapter added.
+
+    False, and nothing done, where the sum is to be written in another type than the base model has.
+    """
+    own = weight_types.of_files(base)
+    if weight_types.for_output(output_dtype, base) != own or "quantization_config" in read_json(base / "config.json"):
+        return False
+    link_tree(base, adapter / LoraAdapter.BASE, leave_out=[MANIFEST, INCOMPLETE])
+    return True
+
+
 @contextmanager
 def merged(folder: Path, base: Path | None, scratch: Path, output_dtype: str = weight_types.AUTO) -> Iterator[Path]:
-    """A plain model folder in the type asked for: the given one, or one that is made in ``scratch`` and removed after.
+    """A model folder in the type asked for: the given one, or one that is made in ``scratch`` and removed after.
 
-    Such is made of an adapter, whose type is its base model's by default, and of a model in another type.
-    Raises `UserError` for an adapter without its base model.
+    A plain one is made of an adapter, whose type is its base model's by default, unless both are kept together in that
+    type; and of a model in another type. Raises `UserError` for an adapter without its base model.
     """
     if not is_adapter(folder):
         dtype = None if output_dtype == weight_types.AUTO else weight_types.for_output(output_dtype, folder)
@@ -230,6 +224,12 @@ def merged(folder: Path, base: Path | None, scratch: Path, output_dtype: str = w
             _write_in_type(folder, Path(made), dtype)
             yield Path(made)
         return
+    together = LoraAdapter(str(folder))
+    if together.has_base():
+        base = Path(together.base)
+        if weight_types.for_output(output_dtype, base) == weight_types.of_files(base):
+            yield folder
+            return
     if base is None:
         raise UserError(
             f"{folder}: holds a LoRA adapter; expected its base model, too. Pass the model that it was trained on as "

@@ -8,27 +8,10 @@ from collections import defaultdict
 from pathlib import Path
 
 from tuneport.modeling.weight_files import Weight, stored
+from tuneport.serving.adapter_sum import LoraAdapter
 
 if t.TYPE_CHECKING:
     import torch
-
-
-def has_own_sum(module: t.Any) -> bool:
-    """Whether a module is a layer with LoRA's adapter whose sum needs that layer's own weight and nothing else."""
-    from peft.tuners.lora import Embedding, Linear
-
-    return isinstance(module, (Embedding, Linear)) and not any(module.lora_bias.values())
-
-
-def merge_layer(layer: t.Any, dtype: torch.dtype) -> None:
-    """Add a layer's adapter to its weight, in 32 bits, and bring the sum into a type."""
-    import torch
-
-    weight = layer.get_base_layer().weight
-    with torch.no_grad():
-        weight.data = weight.data.to(torch.float32)
-        layer.merge()
-        weight.data = weight.data.to(dtype)
 
 
 def can_be_streamed(settings: t.Any, names: t.Iterable[str]) -> bool:
@@ -112,7 +95,7 @@ class Outline:
         modules = dict(self.model.named_modules())
         layers = {name: m for name, m in modules.items() if isinstance(m, BaseTunerLayer)}
         whole = {name: m for name, m in modules.items() if isinstance(m, AuxiliaryTrainingWrapper)}
-        known = all(map(has_own_sum, layers.values()))
+        known = all(map(LoraAdapter.has_own_sum, layers.values()))
         if not known or not all(isinstance(m, ModulesToSaveWrapper) for m in whole.values()) or self.splits:
             return None
         found = dict(self.parts)
@@ -157,6 +140,6 @@ class _Sum:
         zeros = inner.weight
         read = self.stored.make().to(torch.float32, copy=True)
         inner.weight = torch.nn.Parameter(read, requires_grad=False)
-        merge_layer(self.layer, torch.float32)
+        LoraAdapter.add_layer(self.layer, torch.float32)
         made, inner.weight = inner.weight.data, zeros
         return t.cast("torch.Tensor", made)

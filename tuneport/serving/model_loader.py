@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import typing as t
 
+from tuneport.serving.adapter_sum import LoraAdapter
+from tuneport.serving.placement import Machine
+
 
 class ModelLoader:
     """Loads models of one of transformers' classes, and initialises no weight at random unless it may. Self-contained.
+
+    A folder may also hold a LoRA adapter together with its base model: the sum of both is loaded, which needs peft.
 
     ``architecture`` names the class, as in AutoModelForCausalLM. After a call, ``new`` holds the names of the weights
     that were initialised at random, ``unused`` those of the folder's weights that the class has no place for,
@@ -30,6 +35,9 @@ class ModelLoader:
         """
         import transformers
 
+        adapter = LoraAdapter(folder)
+        if adapter.has_base():
+            return self._sum(adapter, **loading)
         auto_class = getattr(transformers, self.architecture)
         loading |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, found = auto_class.from_pretrained(folder, **loading)
@@ -50,6 +58,40 @@ class ModelLoader:
         ]
         if refused:
             raise ValueError(self._problem(model, refused, mismatched))
+        return model
+
+    def lacked_by(self, adapter: LoraAdapter) -> list[str]:
+        """After a base model was loaded: its weights that are random and that the adapter does not bring."""
+        whole = adapter.trained_in_full()
+        return [name for name in self.new if not any(f".{module}." in f".{name}" for module in whole)]
+
+    def _sum(self, adapter: LoraAdapter, *, dtype: t.Any = None, config: t.Any = None, **loading: t.Any) -> t.Any:
+        """The base model with the adapter added: each sum is rounded to the type of the base model's files, as it would
+        be in a file, and then brought into ``dtype``."""
+        import torch
+        import transformers
+
+        try:
+            import peft  # noqa: F401
+        except ImportError:
+            raise ImportError(f"{adapter.folder}: holds a LoRA adapter, which takes peft (pip install peft)") from None
+        own = Machine().own_type(adapter.base)
+        config = config or transformers.AutoConfig.from_pretrained(adapter.folder)
+        verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()  # it would warn of a head that is random until the adapter is added
+        try:
+            base = self(adapter.base, new_head=True, config=config, dtype=own, **loading)
+            if lacking := self.lacked_by(adapter):
+                raise ValueError(f"neither of them has {', '.join(lacking[:3])}")
+            model = adapter.added_to(base)
+        except ValueError as e:
+            raise ValueError(f"the LoRA adapter does not fit the model in {adapter.base}: {e}") from None
+        finally:
+            transformers.logging.set_verbosity(verbosity)
+        self.new, self.unused, self.conversions = [], [], []
+        kind = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
+        for weight in model.parameters() if isinstance(kind, torch.dtype) else ():
+            weight.data = weight.data.to(kind)
         return model
 
     def _renamed_trunk(self, model: t.Any, found: dict[str, t.Any]) -> dict[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typing as t
 
+from tuneport.serving.adapter_sum import LoraAdapter
+
 
 class Placement:
     """Where ``needed`` bytes of weights go: ``free`` has the free bytes of each GPU, by its number. Self-contained.
@@ -118,14 +120,20 @@ class Machine:
         """The bytes that a folder's weights take with ``itemsize`` bytes each, from its files' headers."""
         return sum(self._weights(folder).values()) * itemsize
 
+    def own_type(self, folder: str) -> t.Any:
+        """The type of most weights in a folder's files."""
+        import torch
+
+        types = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+        weights = {types[name]: count for name, count in self._weights(folder).items() if name in types}
+        return max(weights, key=lambda kind: weights[kind], default=torch.float32)
+
     def weight_type(self, folder: str) -> t.Any:
         """The type to answer in: on a GPU that of most weights in the folder's files, on a CPU float32, which is faster
         there, but for bfloat16 where the CPU multiplies that by itself."""
         import torch
 
-        types = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-        weights = {types[name]: count for name, count in self._weights(folder).items() if name in types}
-        own = max(weights, key=lambda kind: weights[kind], default=torch.float32)
+        own = self.own_type(folder)
         if self.has_gpu():
             return own
         known: dict[str, t.Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -133,12 +141,14 @@ class Machine:
         return own if own == torch.bfloat16 and units else torch.float32
 
     def _weights(self, folder: str) -> dict[str, int]:
-        """How many numbers of each type, by safetensors' names, a folder's files hold."""
+        """How many numbers of each type, by safetensors' names, a folder's files hold, or an adapter's base."""
         import json
         import math
         import struct
         from pathlib import Path
 
+        adapter = LoraAdapter(folder)
+        folder = adapter.base if adapter.has_base() else folder
         found: dict[str, int] = {}
         for file in sorted(Path(folder).glob("*.safetensors")):
             with file.open("rb") as f:

@@ -23,7 +23,7 @@ from tuneport.address import Address
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
 from tuneport.modeling import weight_types
-from tuneport.modeling.merged_adapters import is_adapter, write_merged, write_merged_weights
+from tuneport.modeling.merged_adapters import is_adapter, keep_together, write_merged, write_merged_weights
 from tuneport.tasks.task import Task
 from tuneport.tracking import Run
 from tuneport.training import conflicts, muon, optimizers, recompute, trackers
@@ -86,9 +86,10 @@ def train(
 ) -> Result:
     """Fine-tune the model in ``base`` and fill ``output``: best model at the top, every checkpoint in ``checkpoints/``.
 
-    ``plain``: where adapters that stay by themselves in ``output`` are merged into a model besides. ``run_name``: what
-    trackers other than the server of ``run`` call it. ``inputs``: the digests by which a checkpoint knows the rows it
-    was trained on. ``checkpoint_store``: an address where checkpoints stand as well, of machines that share no folder.
+    ``plain``: where adapters that stay by themselves in ``output`` get their base model beside them, or are merged into
+    it. ``run_name``: what trackers other than the server of ``run`` call it. ``inputs``: the digests by which a
+    checkpoint knows the rows it was trained on. ``checkpoint_store``: an address where checkpoints stand as well, of
+    machines that share no folder.
     Raises `UserError` where the model does not fit the task or no evaluation gave a finite metric.
     """
     (transformers.enable_full_determinism if options.enable_full_determinism else transformers.set_seed)(options.seed)
@@ -299,7 +300,8 @@ def _finish(trainer: BestModelTrainer, base: Path, output: Path, plain: Path | N
         _save_best(trainer, base, output, options)
         if plain is not None and is_adapter(output):
             with sharding.set_aside(trainer.args):
-                write_merged(output, base, plain, options.output_dtype)
+                if not keep_together(base, plain, options.output_dtype):
+                    write_merged(output, base, plain, options.output_dtype)
     trainer.peers.meet("the best model is saved")
     trainer.peers.leave()
 

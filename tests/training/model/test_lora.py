@@ -21,7 +21,7 @@ from tuneport import tasks
 from tuneport.artifacts import MLflowModel, Model, read_manifest, verify
 from tuneport.data.prepared import Prepared
 from tuneport.errors import UserError
-from tuneport.modeling.merged_adapters import is_adapter, load_merged
+from tuneport.modeling.merged_adapters import is_adapter, keep_together, load_merged
 from tuneport.stage import execute
 from tuneport.tracking import Run
 from tuneport.training.model.lora import head_modules, target_modules
@@ -170,6 +170,11 @@ def test_only_adapters_and_heads_change_and_both_outputs_answer_alike(
     saved = load_file(adapter / "adapter_model.safetensors")
     assert all("lora_" in name or any(f".{head}." in name for head in heads) for name in saved)
 
+    together = Path(shutil.copytree(adapter, tmp_path / "together"))
+    assert keep_together(base, together)
+    whole, merged = loader.load_model(together, meta).state_dict(), load_merged(adapter, base).state_dict()
+    assert whole.keys() == merged.keys() and all(torch.equal(whole[name], merged[name]) for name in merged)
+
     first, numbers = answers(task, after, plain, data)
     second, others = answers(task, load_merged(adapter, base), adapter, data)
     kept = [i for i, number in enumerate(numbers) if number > -1e30]  # no answer begins or ends at padding
@@ -257,26 +262,53 @@ def test_both_outputs_are_exported_and_evaluated(
 
 
 @pytest.mark.parametrize("merge", [True, False])
-def test_later_stages_read_a_tuned_model_into_which_adapters_were_merged_once(
+def test_later_stages_read_a_tuned_model_that_is_whole(
     merge: bool, model: Callable[[str], Path], prepared: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
     task, base, data = "text_classification", model("bert"), prepared("text_classification", "bert")
-    plain = tmp_path / "plain"
-    tuned = finetune(task, base, data, tmp_path / "tuned", merge_lora_weights=merge, tuned_model=plain, max_steps=4)
-    verify(Model(plain))
-    assert is_adapter(tuned) is not merge and not list(plain.glob("adapter_*")) and not (plain / "checkpoints").exists()
+    alone = tmp_path / "alone"
+    tuned = finetune(task, base, data, tmp_path / "tuned", merge_lora_weights=merge, tuned_model=alone, max_steps=4)
+    verify(Model(alone))
+    assert is_adapter(tuned) is not merge and is_adapter(alone) is not merge and not (alone / "checkpoints").exists()
     assert {"training.json", "trainer_state.json", "tracking.json", "tokenizer.json"} < {
-        f.name for f in plain.iterdir()
+        f.name for f in alone.iterdir()
     }
+    assert (alone / "README.md").read_text("utf-8") == (tuned / "README.md").read_text("utf-8")
     expected = load_file(tuned / "model.safetensors") if merge else load_merged(tuned, base).state_dict()
-    written = load_file(plain / "model.safetensors")
-    assert all(torch.equal(expected[name], written[name]) for name in written) and len(written) > 10
-    inputs = {"pytorch_model_folder": plain, "preprocess_output": data, "mlflow_model_folder": tmp_path / "mlflow"}
+    found = tasks.load(task).load_model(alone, Prepared(data).info.meta).state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected) and len(expected) > 10
+    exported = tmp_path / "mlflow"
+    inputs = {"pytorch_model_folder": alone, "preprocess_output": data}
+    execute(steps.load("model_export", task)(**inputs, mlflow_model_folder=exported))
+    assert read_manifest(MLflowModel(exported))["inputs"].keys() == {"preprocess_output", "pytorch_model_folder"}
+    assert ("peft==" in (exported / "requirements.txt").read_text("utf-8")) is not merge
+    execute(
+        steps.load("model_evaluation", task)(
+            **inputs, model_selector_output=base, evaluation_result=tmp_path / "report"
+        )
+    )
+    rows = [json.loads(line) for line in (tmp_path / "report" / "predictions.jsonl").read_text().splitlines()]
+    served = mlflow.pyfunc.load_model(str(exported)).predict(pd.DataFrame({"text": [r["sentence1"] for r in rows]}))
+    assert served["label"].tolist() == [row["tuned"]["label"] for row in rows]
+    assert served["score"].tolist() == pytest.approx([row["tuned"]["score"] for row in rows], rel=1e-6)
+
+
+@pytest.mark.parametrize("given", ["pytorch_model_path", "mlflow_model_path"])
+def test_training_goes_on_from_an_adapter_that_its_base_model_lies_beside(
+    given: str, model: Callable[[str], Path], prepared: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    task, base, data = "text_classification", model("bert"), prepared("text_classification", "bert")
+    alone, exported = tmp_path / "alone", tmp_path / "mlflow"
+    finetune(task, base, data, tmp_path / "tuned", merge_lora_weights=False, tuned_model=alone, max_steps=4)
+    expected = load_merged(tmp_path / "tuned", base).state_dict()
+    inputs = {"pytorch_model_folder": alone, "preprocess_output": data, "mlflow_model_folder": exported}
     execute(steps.load("model_export", task)(**inputs))
-    assert read_manifest(MLflowModel(tmp_path / "mlflow"))["inputs"].keys() == {
-        "preprocess_output",
-        "pytorch_model_folder",
-    }
+    moved = tmp_path / "elsewhere" / "down" / "here"
+    shutil.copytree(alone if given == "pytorch_model_path" else exported, moved)
+    execute(steps.load("model_import")(**{given: moved}, model_selector_output=tmp_path / "on"))
+    taken = load_file(tmp_path / "on" / "model.safetensors")
+    assert all(torch.equal(expected[name], taken[name]) for name in taken) and len(taken) > 10
+    assert not list((tmp_path / "on").glob("adapter_*")) and not (tmp_path / "on" / "base_model").exists()
 
 
 def test_an_adapter_is_not_exported_without_its_base_model_nor_with_another(
