@@ -78,7 +78,8 @@ class ModelLoader:
         own = Machine().own_type(adapter.base)
         config = config or transformers.AutoConfig.from_pretrained(adapter.folder)
         verbosity = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()  # it would warn of a head that is random until the adapter is added
+        # It would warn of a head that is random until the adapter is added.
+        transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
             base = self(adapter.base, new_head=True, config=config, dtype=own, **loading)
             if lacking := self.lacked_by(adapter):
