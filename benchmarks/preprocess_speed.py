@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -312,15 +313,18 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def compare_cores(case: Case, rows: Path, root: Path, pairs: int) -> dict[str, Any]:
-    """Time the stage on one CPU and on two, in turns, by wall seconds: on a quiet machine alone they say something."""
+    """Time the stage on one CPU and on two, in turns, by wall seconds: on a quiet machine alone they say something.
+
+    What a second CPU gives at most is measured beside that: two such stages at once, each on a CPU of its own.
+    """
     flags = [f"--{name}={value}" for name, value in columns(case.task_name).items() if value is not None]
     stage = [sys.executable, "-m", "steps", "preprocess", "--task_name", case.task_name, *flags]
     stage += ["--model_selector_output", str(case.model), "--train_file_path", str(rows)]
     stage += ["--max_seq_length", str(case.max_length)]
-    cpus = sorted(os.sched_getaffinity(0))[:2]
+    cpus, freely = sorted(os.sched_getaffinity(0))[:2], dict.fromkeys(ONE_THREAD, "")
     if len(cpus) < 2:
         sys.exit("cores: this machine has one CPU; expected two.")
-    found, loads, times, outputs = [], [], [], []
+    found, loads, times, outputs, possible = [], [], [], [], []
     for _ in range(pairs):
         with tempfile.TemporaryDirectory(dir=root) as out:
             loads.append(round(os.getloadavg()[0], 2))
@@ -328,18 +332,27 @@ def compare_cores(case: Case, rows: Path, root: Path, pairs: int) -> dict[str, A
             for count in (1, 2):
                 started = time.perf_counter()
                 command = [*stage, "--preprocess_output", f"{out}/{count}"]
-                cpu = process_time(command, cpus[:count], dict.fromkeys(ONE_THREAD, ""))
+                cpu = process_time(command, cpus[:count], freely)
                 pair.append(time.perf_counter() - started)
                 found.append(cpu)
                 outputs.append((Path(out, str(count), "manifest.json")).read_bytes())
             times.append((pair[0], pair[1]))
+            started = time.perf_counter()
+            with ThreadPoolExecutor(2) as threads:
+                both = [
+                    threads.submit(process_time, [*stage, "--preprocess_output", f"{out}/at-once-{cpu}"], [cpu], freely)
+                    for cpu in cpus
+                ]
+            found += [one.result() for one in both]
+            possible.append(round(2 * pair[0] / (time.perf_counter() - started), 2))
     lines = sum(1 for _ in rows.open("rb"))
     result = report(case, "two cores against one, wall", times, lines, CORES_GOAL)
     result["wall_seconds"] = [{"one": round(a, 3), "two": round(b, 3)} for a, b in times]
     del result["cpu_seconds"]
     same = len(set(outputs)) == 1
     print(f"  CPU seconds: {', '.join(f'{cpu:.2f}' for cpu in found)}; load before each: {loads}; same bytes: {same}")
-    return result | {"load_before": loads, "same_bytes": same, "machine": machine()}
+    print(f"  two stages at once, each on a CPU of its own, against one after the other: {possible}")
+    return result | {"two_stages_at_once": possible, "load_before": loads, "same_bytes": same, "machine": machine()}
 
 
 def process_time(
