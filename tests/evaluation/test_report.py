@@ -195,6 +195,8 @@ def test_words_that_the_answer_lacks_and_adds_are_told_apart():
     assert reference == [("a", "", ""), (" cat", "lacking", ""), (" sat on it", "", "")]
     assert answer == [("a", "", ""), (" dog", "added", ""), (" sat on it", "", ""), (" now", "added", "")]
     assert differing("", "all new") == ([("", "", "")], [("all new", "", "")])
+    assert differing(" pink", "pink") == ([(" pink", "", "")], [("pink", "", "")])
+    assert differing("a cat", "cat") == ([("a", "lacking", ""), (" cat", "", "")], [("cat", "", "")])
 
 
 def test_marks_cut_a_text_into_pieces_in_their_order():

@@ -95,12 +95,16 @@ def segments(text: str, marks: Sequence[Mark]) -> list[Segment]:
 
 
 def differing(reference: str, text: str) -> tuple[list[Segment], list[Segment]]:
-    """Both texts in pieces: words of the reference that the text lacks are marked, and words that it adds."""
+    """Both texts in pieces: words of the reference that the text lacks are marked, and words that it adds.
+
+    What stands between words makes no difference.
+    """
     a, b = (re.findall(r"\s*\S+", words) or [words] for words in (reference, text))
     if not reference or not text or max(len(a), len(b)) > COMPARED_WORDS:
         return [(reference, "", "")], [(text, "", "")]
     left, right = list[Segment](), list[Segment]()
-    for what, i, j, k, n in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+    one, other = ([word.lstrip() for word in words] for words in (a, b))
+    for what, i, j, k, n in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
         same = what == "equal"
         left += [("".join(a[i:j]), "" if same else "lacking", "")] if j > i else []
         right += [("".join(b[k:n]), "" if same else "added", "")] if n > k else []
