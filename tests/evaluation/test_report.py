@@ -1,8 +1,10 @@
 """The report as a page: it opens in a browser without network and without a complaint, also from odd inputs."""
 
+import json
 import re
 import shutil
 import subprocess
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +39,17 @@ def evaluation(labels, rows, skill, seed=0):
 
 
 def page(
-    *, labels=("desc", "hum", "loc"), rows=90, skill=0.3, text="who wrote it", history=None, data=None, answers=None
+    *,
+    labels=("desc", "hum", "loc"),
+    rows=90,
+    skill=0.3,
+    text="who wrote it",
+    history=None,
+    data=None,
+    answers=None,
+    task="text_classification",
+    comparison=None,
+    subject="bert-4.4M, tuned on a.csv",
 ):
     labels = list(labels)
     counts = dict.fromkeys(labels, 10)
@@ -61,9 +73,9 @@ def page(
         bytes=1_500_000,
     )
     return report.render(
-        task_name="text_classification",
-        comparison=Comparison(tuned, base, False, {"luck": luck}, 0),
-        subject="bert-4.4M, tuned on a.csv",
+        task_name=task,
+        comparison=comparison or Comparison(tuned, base, False, {"luck": luck}, 0),
+        subject=subject,
         answers=[wrong] if answers is None else answers,
         parts=[Slice(kind="label", name=labels[0], rows=30, value=0.5, interval=(0.4, 0.6), base=0.3)],
         confidence=report.Confidence(probabilities=[0.9, 0.6, 0.8, 0.4] * 5, hits=[True, False, True, False] * 5),
@@ -157,6 +169,15 @@ def test_duplicates_that_were_left_in_are_named_with_their_splits():
         },
     }
     assert "4 rows repeat the text of another one and were kept (3 test rows also in train)." in page(data=data)
+    across = {"validation rows also in train": 0, "test rows also in train": 1, "test rows also in validation": 2}
+    data["duplicates"] |= {"duplicates": 1, "across": {"test rows also in train": 1}}
+    near = {"threshold": 0.8, "checked_rows": 9, "rows": 9, "across": across}
+    html = page(data=data | {"near_duplicates": near | {"near_duplicates": 3}})
+    assert "1 row repeats the text of another one and was kept (1 test row also in train)." in html
+    kept = "and were kept (1 test row also in train, 2 test rows also in validation)."
+    assert f"3 are near duplicates of another one (Jaccard index of at least 0.8) {kept}" in html
+    html = page(data=data | {"near_duplicates": near | {"near_duplicates": 0}})
+    assert "Of 9 rows, none is a near duplicate of another one (Jaccard index of at least 0.8)." in html
 
 
 def test_a_curve_of_many_points_is_thinned_and_keeps_its_last_point():
@@ -251,7 +272,7 @@ def test_parts_of_the_rows_are_scored_as_a_recount_says():
         )
         assert part.interval[0] < part.value < part.interval[1]
     assert [part.name for part in found.values() if part.kind == "words"] == [
-        "0 to 0 words",
+        "0 words",
         "1 to 2 words",
         "3 to 4 words",
         "5 to 6 words",
@@ -333,6 +354,61 @@ def test_chromium_finds_a_row_among_all_errors(tmp_path):
     assert "<b>57</b>" not in rendered and lines == []
     rendered, _ = browse(html, tmp_path / "filtered", "#truth=a&source=y.csv")
     assert "9 of 9 shown" in rendered
+
+
+LONG = "an_unbroken_name_" * 20
+TURNS = [{"role": "user", "content": LONG}, {"role": "assistant", "content": f"a cat {LONG}"}]
+WRITTEN = {  # of each task that writes: a row with its reference, what of an answer is the text
+    "text_generation": ({"text": f"a prompt {LONG}", "ground_truth": f"a cat {LONG}"}, "text"),
+    "chat_completion": ({"messages": json.dumps(TURNS)}, "content"),
+    "summarization": ({"document": f"a text {LONG}", "summary": f"a cat {LONG}"}, "summary"),
+    "translation": ({"source": f"ein Text {LONG}", "target": f"a cat {LONG}"}, "translation"),
+}
+WIDTHS = """
+<script>
+addEventListener("load", () => {
+  const page = document.querySelector("iframe").contentDocument;
+  const seen = page.querySelectorAll(".verdict, section, .finder, #answer-table");
+  const wide = [page.documentElement, ...seen].filter(part => part.scrollWidth > part.clientWidth + 1);
+  const shown = document.createElement("pre");
+  shown.id = "found";
+  const found = wide.map(part => part.tagName + "." + part.className);
+  shown.textContent = JSON.stringify([page.documentElement.clientWidth, found, page.querySelectorAll("svg").length]);
+  document.body.append(shown);
+});
+</script>"""
+
+
+def written_page(name: str) -> str:
+    """The report of a task that writes, of answers and names that no line of a phone takes."""
+    task, (row, key) = tasks.load(name), WRITTEN[name]
+    rows = [{"row_id": f"{LONG}.jsonl:{i}"} | row for i in range(6)]
+    likelihood = {"negative_log_likelihood": 8.0, "tokens": 4, "tokens_right": 2}
+    tuned, base = [likelihood | {key: f"a dog {LONG}"}] * len(rows), [likelihood | {key: ""}] * len(rows)
+    meta = {"target_code": "de"}
+    found, other = (task.evaluate(rows, answers, meta, 0) for answers in (tuned, base))
+    return page(
+        task=name,
+        comparison=Comparison(found, other, True, {f"a baseline of {LONG}": other}, 0),
+        subject=f"a model, tuned on {LONG}.jsonl",
+        answers=shown_rows(task, rows, tuned, base, found),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_phone_shows_a_report_of_written_answers_within_its_width(name, tmp_path):
+    frame = f'<iframe width="390" height="800" srcdoc="{escape(written_page(name))}"></iframe>'
+    rendered, lines = browse(f"<!doctype html>{frame}{WIDTHS}", tmp_path / name, flags=("--virtual-time-budget=20000",))
+    width, wide, figures_shown = json.loads(re.findall(r'<pre id="found">(.*?)</pre>', rendered)[0])
+    assert 370 <= width <= 390 and wide == [] and figures_shown and lines == []
+
+
+def test_an_answer_without_text_says_so_and_marks_are_named_as_written_answers_have_them():
+    html = written_page("translation")
+    assert '<td class="text answer" data-name="Base model"></td>' in html and ".answer:empty::after" in html
+    assert "in the reference alone" in html and "true and predicted" not in html
 
 
 @pytest.mark.slow

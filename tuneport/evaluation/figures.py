@@ -272,7 +272,9 @@ def token_lengths(histograms: Mapping[str, Mapping[str, Sequence[float]]]) -> st
             axes.stairs(heights, edges, color=colour, alpha=alpha, label=split, linewidth=1.5, fill=False)
         axes.set(title="Sequence lengths", xlabel="tokens", ylabel="% of rows per token")
         axes.set_ylim(bottom=0)
-        axes.legend(loc="upper right")
+        axes.locator_params(axis="x", integer=True)
+        look: dict[str, t.Any] = {"borderaxespad": 0.2, "handlelength": 1.2, "columnspacing": 1, "handletextpad": 0.5}
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(histograms), **look)
 
     return _svg("lengths", (4.75, 2.8), "Sequence lengths in tokens", draw)
 

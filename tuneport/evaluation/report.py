@@ -116,7 +116,7 @@ def render(
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"score": _score, "size": _size, "duration": _duration}
+    environment.filters |= {"score": _score, "size": _size, "duration": _duration, "counted": _counted}
     template, script = (files(__package__).joinpath(f"report.{kind}").read_text("utf-8") for kind in ("html.j2", "js"))
     wrong = None if (right := comparison.tuned.row_correct) is None else sum(not correct for correct in right)
     columns = _columns(comparison, written=wrong is None)
@@ -254,6 +254,10 @@ def _parameter(value: t.Any) -> str:
 
 def _score(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _size(value: float) -> str:

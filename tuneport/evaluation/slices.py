@@ -83,8 +83,14 @@ def _ranges(words: Sequence[int]) -> list[str]:
         return ["all"] * len(words)
     last = len(edges) - 2
     places = np.clip(np.searchsorted(edges, counts, side="right") - 1, 0, last)
-    names = [f"{low:,} to {high - (i < last):,} words" for i, (low, high) in enumerate(pairwise(edges.tolist()))]
+    names = [_range(low, high - (i < last)) for i, (low, high) in enumerate(pairwise(edges.tolist()))]
     return [names[place] for place in places]
+
+
+def _range(low: int, high: int) -> str:
+    if low < high:
+        return f"{low:,} to {high:,} words"
+    return f"{low:,} word{'s' if low != 1 else ''}"
 
 
 def _begins(name: str) -> int:
