@@ -18,6 +18,8 @@ SIZES: dict[str, dict[str, Any]] = {
     | {"intermediate_size": 1024, "vocab_size": 32000, "tie_word_embeddings": True},
     "135M": {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
     | {"intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True},  # SmolLM2's
+    "500M": {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
+    | {"intermediate_size": 4864, "vocab_size": 151936, "tie_word_embeddings": True},  # Qwen 2.5's of 0.5 B
     "1B": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
     | {"intermediate_size": 8192, "vocab_size": 128256, "tie_word_embeddings": True, "head_dim": 64},  # Llama 3.2's
     "8B": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
