@@ -152,6 +152,22 @@ def test_a_tracking_uri_that_cannot_be_used_is_refused_at_once(
     assert uri in str(e.value)
 
 
+def test_processes_that_begin_at_once_make_one_store(new: Context) -> None:
+    code = "import sys\nfrom tuneport.step import Context\nfrom tuneport.tracking import tracked\n"
+    code += (
+        "sys.stdin.read()\nwith tracked(Context(tracking_uri=sys.argv[1]), 'finetune') as run:\n    print(run.run_id)"
+    )
+    command = [sys.executable, "-c", f"import mlflow\n{code}", str(new.tracking_uri)]
+    made = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in made:  # all of them have imported mlflow, or nearly so
+        assert process.stdin is not None
+        process.stdin.close()
+    ids = {process.stdout.read().strip() for process in made if process.stdout is not None}
+    assert [process.wait(timeout=300) for process in made] == [0, 0, 0]
+    found = client(new).search_runs([e.experiment_id for e in client(new).search_experiments()])
+    assert {run.info.run_id for run in found} == ids and len(ids) == 3
+
+
 def test_a_file_that_is_no_database_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "notes.db").write_text("not a database, but longer than its header would be" * 10)
     uri = f"sqlite:///{tmp_path}/notes.db"

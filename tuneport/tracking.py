@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses as dc
+import fcntl
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ import typing as t
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -283,7 +284,12 @@ def connect(tracking_uri: str) -> MlflowClient:
     quieten()
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri)
+    if (database := _sqlite_file(tracking_uri)) is None:
+        return MlflowClient(tracking_uri)
+    with _one_at_a_time(database):
+        client = MlflowClient(tracking_uri)
+        client.search_experiments(max_results=1)  # by now a new file has its tables
+    return client
 
 
 def quieten() -> None:
@@ -413,6 +419,16 @@ def _sqlite_file(tracking_uri: str) -> Path | None:
         return None
     path = unquote(tracking_uri.removeprefix("sqlite:///").partition("?")[0])
     return Path(path).resolve() if path not in ("", ":memory:") else None
+
+
+@contextmanager
+def _one_at_a_time(database: Path) -> Iterator[None]:
+    """While entered, no other process of ours is: of two that make the tables of one file, MLflow lets one fail."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # in a folder that is not ours to write to, there are tables already
+            lock = stack.enter_context(database.with_name(f".{database.name}.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _check_sqlite(tracking_uri: str) -> None:
