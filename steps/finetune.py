@@ -10,6 +10,7 @@ from tuneport.errors import UserError
 from tuneport.links import link_tree
 from tuneport.modeling.merged_adapters import ADAPTER_FILES, is_adapter
 from tuneport.parameters import COMPUTE, INSTANCE_TYPE
+from tuneport.serving.adapter_sum import LoraAdapter
 from tuneport.stage import changed, parameters, save_json
 from tuneport.step import Least, Step, View, consumes, produces, resource
 from tuneport.tasks import TaskParams
@@ -160,7 +161,7 @@ class Finetune(Step, TaskParams, TrainingParams):
             if self.tuned_model is not None:
                 alone = self.tuned_model.path
                 there = [path.name for path in alone.iterdir()]
-                was_merged = is_adapter(output) and bool(list(alone.glob("*.safetensors")))
+                was_merged = is_adapter(output) and LoraAdapter.BASE not in there
                 left_out = [INCOMPLETE, *self.keeps_on_failure, *there, *(ADAPTER_FILES if was_merged else ())]
                 link_tree(output, alone, left_out)
                 if was_merged:  # the card of the other is of adapters

@@ -153,11 +153,9 @@ def test_a_tracking_uri_that_cannot_be_used_is_refused_at_once(
 
 
 def test_processes_that_begin_at_once_make_one_store(new: Context) -> None:
-    code = "import sys\nfrom tuneport.step import Context\nfrom tuneport.tracking import tracked\n"
-    code += (
-        "sys.stdin.read()\nwith tracked(Context(tracking_uri=sys.argv[1]), 'finetune') as run:\n    print(run.run_id)"
-    )
-    command = [sys.executable, "-c", f"import mlflow\n{code}", str(new.tracking_uri)]
+    code = "import mlflow, sys\nfrom tuneport.step import Context\nfrom tuneport.tracking import tracked\n"
+    code += "sys.stdin.read()\nwith tracked(Context(tracking_uri=sys.argv[1]), 'finetune') as r:\n    print(r.run_id)"
+    command = [sys.executable, "-c", code, str(new.tracking_uri)]
     made = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     for process in made:  # all of them have imported mlflow, or nearly so
         assert process.stdin is not None

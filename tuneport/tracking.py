@@ -287,9 +287,7 @@ def connect(tracking_uri: str) -> MlflowClient:
     if (database := _sqlite_file(tracking_uri)) is None:
         return MlflowClient(tracking_uri)
     with _one_at_a_time(database):
-        client = MlflowClient(tracking_uri)
-        client.search_experiments(max_results=1)  # by now a new file has its tables
-    return client
+        return MlflowClient(tracking_uri)  # which makes the tables of a new file
 
 
 def quieten() -> None:

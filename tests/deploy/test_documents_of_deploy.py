@@ -112,12 +112,14 @@ def test_vllm_gets_a_greatest_rank_that_it_takes(rank: int, most: int, tmp_path:
     assert f"--max-lora-rank={most}" in manifest["spec"]["predictor"]["model"]["args"]
 
 
-def test_a_rank_that_vllm_does_not_take_is_refused(tmp_path: Path) -> None:
+def test_a_rank_that_vllm_does_not_take_is_refused_and_the_merged_model_is_served(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", "chat_completion", adapter=True, rank=513)
+    exported = run / "model_export" / "mlflow_model_folder"
     with pytest.raises(
         UserError, match=r"rank 513; vLLM serves ranks <= 512. Merge it \(merge_lora_weights=true\), or"
     ):
         rendered(run, "vllm")
+    assert "--max-lora-rank" not in rendered(exported, "vllm").commands[0]
 
 
 def test_an_exported_model_that_holds_an_adapter_and_its_base_is_enough(

@@ -68,10 +68,8 @@ def load_merged(adapter: Path, base: Path, **loading: t.Any) -> t.Any:
     adapter does not fit it.
     """
     model, _ = _base_model(adapter, base, **{"dtype": "float32", **loading})
-    try:
-        return LoraAdapter(str(adapter)).added_to(model)
-    except ValueError as e:
-        raise _unfit(adapter, base, str(e)) from None
+    with _fitting(adapter, base) as lora:
+        return lora.added_to(model)
 
 
 def merged_type(adapter: Path, base: Path) -> torch.dtype:
@@ -94,18 +92,16 @@ def _base_model(adapter: Path, base: Path, **loading: t.Any) -> tuple[t.Any, Mod
     loader = ModelLoader(_architecture(adapter, settings, config))
     # What the base model lacks or has in another size, the head, is in the adapter.
     model = pretrained.load_by(loader, base, new_head=True, config=config, **loading)
-    if lacking := loader.lacked_by(LoraAdapter(str(adapter))):
-        raise _unfit(adapter, base, f"neither of them has {', '.join(lacking[:3])}")
+    with _fitting(adapter, base) as lora:
+        loader.check_brought(lora)
     return model, loader
 
 
-def _adapted(adapter: Path, base: Path, model: t.Any) -> t.Any:
-    """A model with the adapter beside its weights, in 32 bits.
-
-    Raises `UserError` where the adapter does not fit the model.
-    """
+@contextmanager
+def _fitting(adapter: Path, base: Path) -> Iterator[LoraAdapter]:
+    """The adapter; while entered, what it says of a model that it does not fit becomes a `UserError`."""
     try:
-        return LoraAdapter(str(adapter)).beside(model)
+        yield LoraAdapter(str(adapter))
     except ValueError as e:
         raise _unfit(adapter, base, str(e)) from None
 
@@ -160,21 +156,26 @@ def write_merged_weights(adapter: Path, base: Path, destination: Path, output_dt
     from peft import PeftConfig
 
     dtype = weight_types.for_output(output_dtype, base)
-    quantized = "quantization_config" in read_json(base / "config.json")
-    if not quantized and can_be_streamed(PeftConfig.from_pretrained(str(adapter)), _names(adapter)):
+    if not _is_quantized(base) and can_be_streamed(PeftConfig.from_pretrained(str(adapter)), _names(adapter)):
         model, loader = _base_model(adapter, base, device_map="meta", dtype="float32")
         outline = Outline(model, loader.conversions, base, dtype)
         outline.hollow()
-        weights = outline.merged(_adapted(adapter, base, model))
+        with _fitting(adapter, base) as lora:
+            adapted = lora.beside(model)
+        weights = outline.merged(adapted)
         if weights is not None:
             write(destination, weights)
             _write_config(model, destination, dtype)
             return
-        del model, outline
+        del model, outline, adapted
     log.info("%s: is merged in memory, as its weights are not of single layers", adapter)
     merged = load_merged(adapter, base)
     weight_types.cast(merged, dtype)
     merged.save_pretrained(destination, max_shard_size=MAX_SHARD)
+
+
+def _is_quantized(base: Path) -> bool:
+    return "quantization_config" in read_json(base / "config.json")
 
 
 def _write_in_type(folder: Path, destination: Path, dtype: torch.dtype) -> None:
@@ -201,8 +202,7 @@ def keep_together(base: Path, adapter: Path, output_dtype: str = weight_types.AU
 
     False, and nothing done, where the sum is to be written in another type than the base model has.
     """
-    own = weight_types.of_files(base)
-    if weight_types.for_output(output_dtype, base) != own or "quantization_config" in read_json(base / "config.json"):
+    if _is_quantized(base) or not weight_types.stays(output_dtype, base):
         return False
     link_tree(base, adapter / LoraAdapter.BASE, leave_out=[MANIFEST, INCOMPLETE])
     return True
@@ -216,18 +216,17 @@ def merged(folder: Path, base: Path | None, scratch: Path, output_dtype: str = w
     type; and of a model in another type. Raises `UserError` for an adapter without its base model.
     """
     if not is_adapter(folder):
-        dtype = None if output_dtype == weight_types.AUTO else weight_types.for_output(output_dtype, folder)
-        if dtype is None or dtype == weight_types.of_files(folder):
+        if weight_types.stays(output_dtype, folder):
             yield folder
             return
         with tempfile.TemporaryDirectory(prefix=".casting-", dir=scratch) as made:
-            _write_in_type(folder, Path(made), dtype)
+            _write_in_type(folder, Path(made), weight_types.for_output(output_dtype, folder))
             yield Path(made)
         return
     together = LoraAdapter(str(folder))
     if together.has_base():
         base = Path(together.base)
-        if weight_types.for_output(output_dtype, base) == weight_types.of_files(base):
+        if weight_types.stays(output_dtype, base):
             yield folder
             return
     if base is None:

@@ -75,6 +75,11 @@ def for_output(wanted: str, base: Path) -> torch.dtype:
     return of_files(base) if wanted == AUTO else t.cast("torch.dtype", getattr(torch, wanted))
 
 
+def stays(wanted: str, folder: Path) -> bool:
+    """Whether what is made of the model in ``folder`` has the type of its files, if ``wanted`` is asked for."""
+    return wanted == AUTO or for_output(wanted, folder) == of_files(folder)
+
+
 def cast(model: t.Any, dtype: torch.dtype) -> None:
     """Bring a model's floating-point weights into a type, where they are, one after the other.
 

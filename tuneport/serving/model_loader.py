@@ -60,10 +60,12 @@ class ModelLoader:
             raise ValueError(self._problem(model, refused, mismatched))
         return model
 
-    def lacked_by(self, adapter: LoraAdapter) -> list[str]:
-        """After a base model was loaded: its weights that are random and that the adapter does not bring."""
+    def check_brought(self, adapter: LoraAdapter) -> None:
+        """After a base model was loaded: raise ValueError for weights that are random and not the adapter's."""
         whole = adapter.trained_in_full()
-        return [name for name in self.new if not any(f".{module}." in f".{name}" for module in whole)]
+        lacking = [name for name in self.new if not any(f".{module}." in f".{name}" for module in whole)]
+        if lacking:
+            raise ValueError(f"neither of them has {', '.join(lacking[:3])}")
 
     def _sum(self, adapter: LoraAdapter, *, dtype: t.Any = None, config: t.Any = None, **loading: t.Any) -> t.Any:
         """The base model with the adapter added: each sum is rounded to the type of the base model's files, as it would
@@ -82,8 +84,7 @@ class ModelLoader:
         transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
             base = self(adapter.base, new_head=True, config=config, dtype=own, **loading)
-            if lacking := self.lacked_by(adapter):
-                raise ValueError(f"neither of them has {', '.join(lacking[:3])}")
+            self.check_brought(adapter)
             model = adapter.added_to(base)
         except ValueError as e:
             raise ValueError(f"the LoRA adapter does not fit the model in {adapter.base}: {e}") from None
