@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import SchedulerType, TrainerCallback
 
 import steps
@@ -93,3 +94,11 @@ def test_a_plateau_is_seen_in_the_metric_s_own_direction(
 ) -> None:
     values = {"lr_scheduler_type": "reduce_lr_on_plateau", "max_steps": 13, "eval_steps": 1}
     assert rates(still, tmp_path / "output", metric, **values).schedule.mode == mode
+
+
+def test_a_checkpoint_has_the_rate_that_its_own_evaluation_lowered(still: SimpleNamespace, tmp_path: Path) -> None:
+    values = {"lr_scheduler_type": "reduce_lr_on_plateau", "max_steps": 13, "eval_steps": 1}
+    rates(still, tmp_path / "output", **values)
+    optimizer = torch.load(tmp_path / "output" / "checkpoints" / "checkpoint-12" / "optimizer.pt", weights_only=True)
+    default = float(TrainingParams.ports()["learning_rate"].default)
+    assert optimizer["param_groups"][0]["lr"] == pytest.approx(default / 10)

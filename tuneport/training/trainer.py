@@ -9,7 +9,9 @@ import math
 import random
 import time
 import typing as t
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +68,7 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
         self.args.save_total_limit = None  # `checkpoints` deletes; transformers would delete the last one as well
         self.writer = Writer()
         self.host_copy = HostCopy()
+        self.begun: tuple[int, bool] | None = None  # the step of a checkpoint under way, and whether it is resumable
         self.resumed_from: Checkpoint | None = None
         self.owes_evaluation = False
         self.rng_before_evaluation: dict[str, t.Any] | None = None
@@ -87,6 +90,7 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
             self.peers.hurry()
             raise
         finally:
+            self._give_up_checkpoint()
             self.writer.join()  # after an error: what is being saved is saved
 
     def wait_until_written(self) -> None:
@@ -137,6 +141,8 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
 
     def _evaluate(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
         self.rng_before_evaluation = rng_state()
+        if self._begins_before_evaluation():
+            self._begin_checkpoint(resumable=self.saves_states)
         try:
             metrics = super()._evaluate(*args, **kwargs)
         except EvaluationStopped:
@@ -178,39 +184,75 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
         (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)  # a pickle
 
     def _save_checkpoint(self, model: t.Any, trial: t.Any) -> None:
-        """Copy all states and let a thread write them; returns as soon as the weights may change again.
+        """Let a thread write a checkpoint; returns as soon as the weights may change again.
 
         Each process writes, reads for their digests and reports its own files; rank 0 seals the checkpoint.
         """
-        self.wait_until_written()
-        self.store_flos()
         step, best = self.state.global_step, self.state.best_global_step
+        resumable = self.saves_states or self.is_stopping
+        if self.begun != (step, resumable):
+            self._begin_checkpoint(resumable=resumable)
+        self.store_flos()
         if best:
             self.state.best_model_checkpoint = str(self.checkpoints.checkpoint(best).path)
-        if self.args.should_save:
-            self.checkpoints.begin(step)
-        elif self.checkpoints.store is not None and self.args.local_process_index == 0:  # this machine's own disk
-            self.checkpoints.tidy()
-            self.checkpoints.begin(step)
         try:
             losses = self.peers.gather("the loss since the last log line", float(self._tr_loss))
-            resumable = self.saves_states or self.is_stopping
             texts = self._texts(losses)
             if not resumable:
                 del texts[RUN_STATE]
             rng = (self.rng_before_evaluation or rng_state()) if resumable else None
             own = self._save_shards(self.checkpoints.partial(step)) if self.is_sharded else []
-            states = {}
-            if self.args.should_save and not self.is_sharded:
-                states = self.host_copy.copy(self._states() if resumable else {"": self._weights()})
         except BaseException:
-            if self.args.should_save:
-                self.checkpoints.abandon(step)
+            self._give_up_checkpoint()
             raise
+        self.begun = None
         if self.args.should_save:
-            self.writer.start(partial(self._write, step, best, states, texts, rng))
+            self.writer.go_on(partial(self._seal, step, best, texts, rng))
         else:
             self.writer.start(partial(self._write_part, step, rng, own))
+
+    def _begin_checkpoint(self, *, resumable: bool) -> None:
+        """Copy the states and let a thread write them; `_save_checkpoint` adds the rest.
+
+        After the last step nothing changes them any more, and CPUs write them as they are.
+        """
+        self.wait_until_written()
+        step = self.state.global_step
+        if self.args.should_save:
+            self.checkpoints.begin(step)
+        elif self.checkpoints.store is not None and self.args.local_process_index == 0:  # this machine's own disk
+            self.checkpoints.tidy()
+            self.checkpoints.begin(step)
+        self.begun = (step, resumable)
+        if not self.args.should_save or self.is_sharded:
+            return
+        try:
+            states = self._states() if resumable else {"": self._weights()}
+            if not (self._is_trained() and self.args.device.type == "cpu"):
+                states = self.host_copy.copy(states)
+        except BaseException:
+            self._give_up_checkpoint()
+            raise
+        self.writer.start(partial(self._write_states, step, states))
+
+    def _begins_before_evaluation(self) -> bool:
+        """Whether a checkpoint follows the evaluation that is due, of states that the evaluation does not change."""
+        follows_metric = isinstance(self.lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        return bool(self.control.should_save) and not self.is_sharded and not follows_metric
+
+    def _is_trained(self) -> bool:
+        """Whether no step follows in this process."""
+        ended = self.control.should_training_stop or self.state.global_step >= self.state.max_steps
+        return bool(self.is_stopping or ended)
+
+    def _give_up_checkpoint(self) -> None:
+        """Delete what was written of a checkpoint that does not get whole."""
+        if self.begun is None:
+            return
+        self.writer.join()
+        if self.args.should_save:
+            self.checkpoints.abandon(self.begun[0])
+        self.begun = None
 
     def _save_shards(self, folder: Path) -> list[str]:
         """DeepSpeed and FSDP: every process writes its own part, while training waits; returns its files' names."""
@@ -260,19 +302,23 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
         state = dc.asdict(self.state)
         return {TRAINER_STATE: to_json(_relative(state), indent=2, sort_keys=True), RUN_STATE: to_json(run_state)}
 
-    def _write(self, step: int, best: int | None, states: dict[str, t.Any], texts: dict[str, str], rng: t.Any) -> None:
-        """In rank 0's writer thread: every file that is its own, then the whole checkpoint into its place."""
-        try:
+    def _write_states(self, step: int, states: dict[str, t.Any]) -> None:
+        """In rank 0's writer thread: the files that are large."""
+        folder = self.checkpoints.partial(step)
+        with self._or_abandoned(step), ThreadPoolExecutor(1, thread_name_prefix="sha256") as reader:
+            for name, state in states.items():
+                if name:
+                    with HashedFile(folder / name) as f:
+                        torch.save(state, t.cast("t.IO[bytes]", f))
+                else:
+                    self._save(str(folder), state_dict=state)
+                    for file in folder.glob("*.safetensors"):  # while the others are written
+                        reader.submit(known.read_own, file)
+
+    def _seal(self, step: int, best: int | None, texts: dict[str, str], rng: t.Any) -> None:
+        """In rank 0's writer thread: what is small of its own, then the whole checkpoint into its place."""
+        with self._or_abandoned(step):
             folder = self.checkpoints.partial(step)
-            with ThreadPoolExecutor(1, thread_name_prefix="sha256") as reader:
-                for name, state in states.items():
-                    if name:
-                        with HashedFile(folder / name) as f:
-                            torch.save(state, t.cast("t.IO[bytes]", f))
-                    else:
-                        self._save(str(folder), state_dict=state)
-                        for file in folder.glob("*.safetensors"):  # while the others are written
-                            reader.submit(known.read_own, file)
             if rng is not None:
                 torch.save(rng, folder / self._rng_name())
             for name, text in texts.items():
@@ -284,6 +330,12 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
                     raise OSError(said["errno"], f"rank {rank} could not write its part: {said['error']}")
                 parts |= said["files"]
             self.checkpoints.publish(step, best, parts)
+
+    @contextmanager
+    def _or_abandoned(self, step: int) -> Iterator[None]:
+        """While entered, an error deletes what was written of a checkpoint."""
+        try:
+            yield
         except BaseException:
             self.checkpoints.abandon(step)
             raise

@@ -4,7 +4,10 @@ import errno
 import json
 import logging
 import shutil
+import threading
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from tuneport.links import link_or_copy
 from tuneport.stage import execute
 from tuneport.training.checkpoint.async_writer import HostCopy, Writer
 from tuneport.training.checkpoint.checkpoint_folder import Checkpoint, CheckpointFolder
+from tuneport.training.trainer import BestModelTrainer
 
 VALUES = {"learning_rate": 3e-3, "per_device_train_batch_size": 8, "save_total_limit": 4}
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "run_state.json"]
@@ -150,6 +154,53 @@ def test_a_failed_save_surfaces_and_leaves_what_was_saved(
     assert not list(left.path.glob(".*")), "nothing half-written"
 
 
+def wait_for_states(trainer: BestModelTrainer) -> None:
+    """Wait until a thread has written the states of the checkpoint that follows this evaluation."""
+    folder = trainer.checkpoints.partial(trainer.state.global_step)
+    for _ in range(3000):
+        if (folder / "scheduler.pt").exists():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{folder}: nothing is written before the evaluation ends")
+
+
+def test_a_checkpoint_is_written_while_its_evaluation_is_made_and_the_last_one_without_a_copy(
+    earlier: Path, imported_model: Path, prepared_questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, copy, copied = BestModelTrainer.evaluation_loop, HostCopy.copy, list[int]()
+
+    def evaluate_late(self: BestModelTrainer, *args: Any, **kwargs: Any) -> Any:
+        wait_for_states(self)
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(BestModelTrainer, "evaluation_loop", evaluate_late)
+    monkeypatch.setattr(HostCopy, "copy", lambda self, states: copied.append(1) or copy(self, states))
+    output = finetune(imported_model, prepared_questions, tmp_path / "out", num_train_epochs=3)
+    assert len(copied) == 2, "nothing changes the weights after the third"
+    for step in (12, 24, 36):
+        names = [f"checkpoints/checkpoint-{step}/{name}" for name in ("model.safetensors", "optimizer.pt")]
+        assert [(output / name).read_bytes() for name in names] == [(earlier / name).read_bytes() for name in names]
+
+
+def test_an_evaluation_that_fails_leaves_no_half_of_its_checkpoint(
+    imported_model: Path, prepared_questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = BestModelTrainer.evaluation_loop
+
+    def fail(self: BestModelTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 24:
+            wait_for_states(self)
+            raise UserError("no more")
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(BestModelTrainer, "evaluation_loop", fail)
+    with pytest.raises(UserError, match="no more"):
+        finetune(imported_model, prepared_questions, tmp_path / "out", num_train_epochs=3)
+    left = CheckpointFolder(path=tmp_path / ".out.partial" / "checkpoints")
+    assert [c.step for c in left.all()] == [12] and not left.all()[0].damage()
+    assert not list(left.path.glob(".*")), "nothing half-written"
+
+
 def test_copies_share_memory_where_the_tensors_do_and_do_not_follow_them() -> None:
     weight = torch.ones(3)
     copier = HostCopy()
@@ -170,6 +221,25 @@ def test_the_error_of_a_save_is_raised_once() -> None:
     with pytest.raises(OSError, match="broken"):
         writer.wait()
     writer.wait()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_work_goes_on_after_what_is_under_way_unless_that_fails(fails: bool) -> None:
+    writer, may_end, done = Writer(), threading.Event(), list[str]()
+
+    def first() -> None:
+        may_end.wait(60)
+        done.append("first")
+        if fails:
+            raise OSError("broken")
+
+    writer.start(first)
+    writer.go_on(lambda: done.append("second"))
+    assert done == []
+    may_end.set()
+    with pytest.raises(OSError, match="broken") if fails else nullcontext():
+        writer.wait()
+    assert done == (["first"] if fails else ["first", "second"])
 
 
 def test_a_link_is_a_copy_where_a_link_cannot_be(tmp_path: Path) -> None:

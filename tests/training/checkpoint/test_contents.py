@@ -99,6 +99,27 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from_whatever_they_hold(
     assert (found.path / "../model.safetensors").read_bytes() == (whole.path / "../model.safetensors").read_bytes()
 
 
+def test_a_signal_while_weights_alone_are_written_beside_an_evaluation_leaves_states_too(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = BestModelTrainer.evaluation_loop
+
+    def stopped(self: BestModelTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 24:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(BestModelTrainer, "evaluation_loop", stopped)
+        with pytest.raises(Preempted) as preempted:
+            train("out", checkpoint_contents="weights")
+    assert preempted.value.checkpoint.name == "checkpoint-24"
+    assert (preempted.value.checkpoint / "optimizer.pt").exists()
+    found = train("out", checkpoint_contents="weights", resume_from_checkpoint="true")
+    whole = train("whole")
+    assert (found.path / "../model.safetensors").read_bytes() == (whole.path / "../model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("contents", "limit", "total", "peak"),
     [

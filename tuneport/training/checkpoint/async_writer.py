@@ -60,6 +60,19 @@ class Writer:
         self.thread = threading.Thread(target=self._run, args=(work,), name="checkpoint")
         self.thread.start()
 
+    def go_on(self, work: Callable[[], None]) -> None:
+        """Start work that is done once what is under way has ended, and not at all if that fails."""
+        before = self.thread
+
+        def then() -> None:
+            if before is not None:
+                before.join()
+            if self.error is None:
+                work()
+
+        self.thread = threading.Thread(target=self._run, args=(then,), name="checkpoint")
+        self.thread.start()
+
     def _run(self, work: Callable[[], None]) -> None:
         try:
             work()
