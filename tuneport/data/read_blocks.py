@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from tuneport.data.duplicates import identity_hash
 from tuneport.data.options import PrepareParams
-from tuneport.data.readers import RawRow, Source
+from tuneport.data.readers import RawRow, Source, Unread
 from tuneport.data.shards import with_row_id
 from tuneport.data.workers import Work, cores, mapped
 from tuneport.errors import UserError, excerpt
@@ -59,18 +59,21 @@ class BlockRead:
 class Blocks:
     """The rows of a source, ``size`` at a time; ``most``: so many of them are to be read."""
 
-    def __init__(self, rows: Iterator[RawRow | None], size: int, most: int | None) -> None:
+    def __init__(self, rows: Iterator[RawRow | int], size: int, most: int | None) -> None:
         self.rows, self.size, self.most = rows, size, most
         self.number, self.cut = 0, False
-        self._ahead: list[RawRow | None] = []
+        self._ahead: list[RawRow | int] = []
 
-    def block(self) -> Iterator[RawRow | None]:
-        """The rows of the next block; None for those whose values are not read."""
+    def block(self) -> Iterator[RawRow]:
+        """The rows of the next block, whose values must be read."""
         for _ in range(self.size):
             if self.over():
                 return
+            row = self._ahead.pop()
+            if isinstance(row, int):
+                raise RuntimeError("a block was asked for whose rows are not read")
             self.number += 1
-            yield self._ahead.pop()
+            yield row
 
     def over(self) -> bool:
         """Whether no row is left to be read."""
@@ -85,8 +88,14 @@ class Blocks:
 
     def skip(self) -> None:
         """Go past the next block."""
-        for _ in self.block():
-            pass
+        end = self.number + self.size if self.most is None else min(self.number + self.size, self.most)
+        while self.number < end and not self.over():
+            row = self._ahead.pop()
+            rows = row if isinstance(row, int) else 1
+            passed = min(rows, end - self.number)
+            self.number += passed
+            if passed < rows:
+                self._ahead.append(rows - passed)
 
 
 class BlockReader:
@@ -106,9 +115,9 @@ class BlockReader:
         self.equal: t.Any = getattr(options, "equal_labels", "normal")
         self._read = task.reader(options)
 
-    def blocks(self, mine: Callable[[int], bool] | None = None) -> Blocks:
-        """All blocks from the first on; of rows for whose number ``mine`` is false the values stay unread."""
-        rows = self.source.rows_apart(self.wanted, self.optional, mine)
+    def blocks(self, unread: Unread | None = None) -> Blocks:
+        """All blocks from the first on; those with rows that are ``unread`` can only be skipped."""
+        rows = self.source.rows_apart(self.wanted, self.optional, unread)
         return Blocks(rows, self.options.batch_size, self.source.max_rows)
 
     def read(self, blocks: Blocks, spellings: Spellings | None = None) -> BlockRead:
@@ -119,8 +128,6 @@ class BlockReader:
         found, codes = _Found(), dict[tuple[str, ...], int]()
         own = Spellings(self.equal)
         for raw in blocks.block():
-            if raw is None:
-                raise RuntimeError("a block was asked for whose rows are not read")
             found.read += 1
             try:
                 if raw.values.get(self.first_column) == self.first_column and _is_header(raw.values):
@@ -229,7 +236,13 @@ class _Turn(t.NamedTuple):
 def _turns(reader: BlockReader, done: int, first: int, step: int) -> Iterator[_Turn]:
     """The blocks after those that are ``done``, of which every ``step``-th, from ``first`` on, is read."""
     size = reader.options.batch_size
-    blocks = reader.blocks(lambda row: row >= done * size and (row // size - done) % step == first)
+
+    def unread(row: int) -> int:
+        block = row // size
+        own = block + (first - (block - done)) % step if block >= done else done
+        return max(0, own * size - row)
+
+    blocks = reader.blocks(unread)
     for _ in range(done):
         blocks.skip()
     for number in itertools.count():
@@ -243,7 +256,7 @@ def _turns(reader: BlockReader, done: int, first: int, step: int) -> Iterator[_T
 def _turns_here(reader: BlockReader, done: int) -> Iterator[_Turn]:
     """The same without end, which others say; a block is only read if its process is lost."""
     size, wanted, at = reader.options.batch_size, done - 1, 0
-    blocks = reader.blocks(lambda row: row // size - wanted in (0, 1))  # one more row is looked at
+    blocks = reader.blocks(lambda row: max(0, wanted * size - row))
 
     def here() -> Blocks:
         nonlocal at

@@ -43,12 +43,11 @@ PARQUET_BATCH = 1000  # rows that are read at once
 PARQUET_BATCH_BYTES = 64 * MEBIBYTE  # or fewer, where that many bytes hold fewer
 PEEKED_ROWS = 100  # a JSON row may lack a null column: the columns of a file are those of its first rows together
 LONGEST_CELL = 2**31 - 1
-UNREAD: Values = {}  # the values of a row that is not asked for
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 UNDECODED = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of a byte that is no text
 
 
-Mine: t.TypeAlias = Callable[[int], bool]
+Unread: t.TypeAlias = Callable[[int], int]  # how many rows from a place on, counted from 0, are not asked for
 
 
 class RawRow(t.NamedTuple):
@@ -92,27 +91,33 @@ class Shard:
     path_in_json: str | None = None  # where the rows stand in a JSON file, as ijson writes it
     doubt: str = ""  # what to say where its first row turns out to be none
 
-    def rows(self, used: Collection[str] = (), mine: Mine | None = None) -> Iterator[tuple[int, Values]]:
+    def rows(self, used: Collection[str] = ()) -> Iterator[tuple[int, Values]]:
+        """As `rows_apart`, every row."""
+        return ((number, values) for number, values in self.rows_apart(used) if not isinstance(values, int))
+
+    def rows_apart(
+        self, used: Collection[str] = (), unread: Unread | None = None
+    ) -> Iterator[tuple[int, Values | int]]:
         """Stream numbered rows; what cannot be read in columns that are not ``used`` (none: all are) does no harm.
 
-        ``mine`` says of a row's place, counted from 0, whether its values are asked for; if not they are `UNREAD`.
+        In place of rows that are ``unread`` there is how many of them follow each other; the first is always by itself.
         Raises `UserError` naming the file, and the row where there is one; also where a file that lies elsewhere
         changed since it was found.
         """
         number = 0
         try:
-            for number, values in self._rows(used, mine or _every):
+            for number, values in self._rows(used, unread or _none):
                 yield number, values
         except Broken as e:
             raise broken(f"{self.name} row {number + 1}", e) from None
         self.file.check_unchanged()
 
-    def _rows(self, used: Collection[str], mine: Mine) -> Iterator[tuple[int, Values]]:
+    def _rows(self, used: Collection[str], unread: Unread) -> Iterator[tuple[int, Values | int]]:
         with _file_errors(self):
             if self.format == "parquet":
-                yield from _parquet_rows(self, used, mine)
+                yield from _parquet_rows(self, used, unread)
             elif self.dialect is not None:
-                yield from _delimited_rows(self, self.dialect, used, mine)
+                yield from _delimited_rows(self, self.dialect, used, unread)
             else:
                 with _open(self) as f:
                     if self.path_in_json is not None:
@@ -120,7 +125,7 @@ class Shard:
                     elif self.format == "json" and _starts_with(f, b"["):
                         yield from _json_item_rows(f, self, "item")
                     else:
-                        yield from _json_lines_rows(f, self, used, mine)
+                        yield from _json_lines_rows(f, self, used, unread)
 
     def columns(self, wanted: Collection[str] = ()) -> list[str] | None:
         """The columns, from the header, the schema or the first rows; None where the file is empty.
@@ -186,16 +191,15 @@ class Source:
 
     def rows(self, wanted: Mapping[str, str], optional: Collection[str] = ()) -> Iterator[RawRow]:
         """As `rows_apart`, every row."""
-        return (row for row in self.rows_apart(wanted, optional) if row is not None)
+        return (row for row in self.rows_apart(wanted, optional) if not isinstance(row, int))
 
     def rows_apart(
-        self, wanted: Mapping[str, str], optional: Collection[str] = (), mine: Mine | None = None
-    ) -> Iterator[RawRow | None]:
+        self, wanted: Mapping[str, str], optional: Collection[str] = (), unread: Unread | None = None
+    ) -> Iterator[RawRow | int]:
         """Stream every row; ``wanted`` maps the option that names a column to the column, and each file must have them.
 
-        ``optional`` are columns that are used where there are any. ``mine`` says of a row's place, counted from 0,
-        whether it is asked for; None stands for any other, whose values are not read where that is possible.
-        What is found of how files are written is counted in ``read_as``. Raises `UserError` where a file cannot be
+        ``optional`` are columns that are used where there are any. Rows that are ``unread`` are not read where that is
+        possible, and a number says how many they are, as in `Shard.rows_apart`. What is found of how files are written is counted in ``read_as``. Raises `UserError` where a file cannot be
         read, lacks a column or holds a row that is none, or no file has rows.
         """
         number, place, used = 0, 0, frozenset(self.map.read(wanted.values()))
@@ -210,12 +214,13 @@ class Source:
             if read_as:
                 self.read_as[read_as] = self.read_as.get(read_as, 0) + 1
             changes, name = self.kept is not None or self.hidden or self.map.places, shard.name
-            asked = mine and partial(_counted_from, mine, place)
-            for number, values in (found or shard).rows(used and used | extra, asked):
-                place += 1
-                if values is UNREAD:
-                    yield None
+            from_here = unread and partial(_counted_from, unread, place)
+            for number, values in (found or shard).rows_apart(used and used | extra, from_here):
+                if isinstance(values, int):
+                    place += values
+                    yield values
                 else:
+                    place += 1
                     yield RawRow(name, number, self.map.apply(self._shown(values)) if changes else values)
         if number == 0:
             raise self._no_rows()
@@ -446,30 +451,40 @@ def _starts_with(f: io.BufferedReader, sign: bytes) -> bool:
     return f.peek(BUFFER).lstrip()[:1] == sign
 
 
-def _every(place: int) -> bool:
-    return True
+def _none(place: int) -> int:
+    return 0
 
 
-def _counted_from(mine: Mine, first: int, place: int) -> bool:
-    return mine(first + place)
+def _counted_from(unread: Unread, first: int, place: int) -> int:
+    return unread(first + place)
 
 
 def _json_lines_rows(
-    f: io.BufferedReader, shard: Shard, used: Collection[str], mine: Mine
-) -> Iterator[tuple[int, Values]]:
+    f: io.BufferedReader, shard: Shard, used: Collection[str], unread: Unread
+) -> Iterator[tuple[int, Values | int]]:
     wanted = (
         "one JSON object per line" if shard.format == "jsonl" else "an array of objects, or one JSON object per line"
     )
-    most, place = shard.limits.max_row_bytes, 0
+    most, place, number = shard.limits.max_row_bytes, 0, 0
+    left, passed = 0, 0  # rows that are not asked for: that follow, and that were passed
     for number, line in enumerate(iter(partial(f.readline, most + 1), b""), 1):
         if line.isspace():
             continue
         if len(line) > most:
             raise too_large(f"{shard.name} row {number}", most)
-        place += 1
-        if not mine(place - 1):
-            yield number, UNREAD
+        if left:
+            left -= 1
+            passed += 1
             continue
+        if passed:
+            yield number - 1, passed
+            passed = 0
+        if left := unread(place):
+            place += left
+            left -= 1
+            yield number, 1
+            continue
+        place += 1
         try:
             values = _loads(line.decode("utf-8"))
         except UnicodeDecodeError as e:
@@ -485,6 +500,8 @@ def _json_lines_rows(
                 f"{shard.name} row {number}: is not a JSON object; expected {wanted}. Got: {excerpt(line, 80)}"
             )
         yield number, values
+    if passed:
+        yield number, passed
 
 
 def _loads(text: str) -> t.Any:
@@ -554,20 +571,22 @@ def _cells(f: io.BufferedReader, shard: Shard, dialect: Dialect, errors: str) ->
     return reader, rows()
 
 
-def _delimited_rows(shard: Shard, dialect: Dialect, used: Collection[str], mine: Mine) -> Iterator[tuple[int, Values]]:
+def _delimited_rows(
+    shard: Shard, dialect: Dialect, used: Collection[str], unread: Unread
+) -> Iterator[tuple[int, Values | int]]:
     number = 0
     try:
         with _open(shard) as f:
-            for number, values in _records(f, shard, dialect, "strict", mine):
+            for number, values in _records(f, shard, dialect, "strict", unread):
                 yield number, values
         return
     except UnicodeDecodeError as e:
         error = e
     try:
         with _open(shard) as f:
-            for row, values in _records(f, shard, dialect, "surrogateescape", mine):
-                for column in used or values:
-                    if UNDECODED.search(cell := values.get(column) or ""):
+            for row, values in _records(f, shard, dialect, "surrogateescape", unread):
+                for column in () if isinstance(values, int) else used or values:
+                    if UNDECODED.search(cell := t.cast(Values, values).get(column) or ""):
                         raise _not_text(shard, row, _byte_of(cell), dialect.encoding)
                 if row > number:
                     yield row, values
@@ -582,8 +601,8 @@ def _byte_of(text: str) -> int:
 
 
 def _records(
-    f: io.BufferedReader, shard: Shard, dialect: Dialect, errors: str, mine: Mine
-) -> Iterator[tuple[int, Values]]:
+    f: io.BufferedReader, shard: Shard, dialect: Dialect, errors: str, unread: Unread
+) -> Iterator[tuple[int, Values | int]]:
     """Numbered rows, and the number of the line on which each begins in messages."""
     reader, rows = _cells(f, shard, dialect, errors)
     header, first = _header(rows, shard, dialect)
@@ -597,8 +616,8 @@ def _records(
             if not cells:
                 continue
             number += 1
-            if not mine(number - 1):
-                yield number, UNREAD
+            if unread(number - 1):
+                yield number, 1
                 continue
             if len(cells) != width:
                 raise _wrong_cells(shard, dialect, f"row {number}: has {len(cells)} cells", header, (begin, end))
@@ -668,7 +687,7 @@ def _parquet_columns(shard: Shard) -> list[str]:
         return list(file.schema_arrow.names)
 
 
-def _parquet_rows(shard: Shard, used: Collection[str], mine: Mine) -> Iterator[tuple[int, Values]]:
+def _parquet_rows(shard: Shard, used: Collection[str], unread: Unread) -> Iterator[tuple[int, Values | int]]:
     number = 0
     with _parquet(shard) as file:
         columns = [name for name in file.schema_arrow.names if name in used] if used else None
@@ -680,10 +699,13 @@ def _parquet_rows(shard: Shard, used: Collection[str], mine: Mine) -> Iterator[t
                 batch = next(batches, None)
                 if batch is None:
                     return
-                asked = any(map(mine, range(number, number + len(batch))))
-                found = batch.to_pylist() if asked else [UNREAD] * len(batch)
+                found = batch.to_pylist() if unread(number) < len(batch) else []
+            if not found:
+                for rows in filter(None, (1, len(batch) - 1)):
+                    number += rows
+                    yield number, rows
             for number, values in enumerate(found, number + 1):  # noqa: B020
-                yield number, {**values, **{n: _given(values[n]) for n in listed if n in values}} if asked else UNREAD
+                yield number, {**values, **{n: _given(values[n]) for n in listed if n in values}}
 
 
 def _rows_at_once(metadata: t.Any) -> int:
