@@ -73,17 +73,16 @@ def encode(
             theirs=lambda *_: _kept(pa.memory_map, scratch, splits),  # most of which each of them skips
         )
         for kept, found in stack.enter_context(closing(made)):
-            batch, codes = kept.rows, kept.codes
-            of_encoded = codes[found.made_from]
+            of_encoded = kept.codes[found.made_from]
             untrainable.add(found.untrainable)
-            _note(found.notes, [SPLITS[code] for code in of_encoded], found.batch["row_id"], notes)
+            _note(found.notes, of_encoded, found.batch["row_id"], notes)
             for split, row_ids in found.lost(of_encoded).items():
                 lost[split].add(row_ids)
             encoded, of_encoded, truncated = found.with_label(of_encoded)
-            for code, writer in enumerate(writers):
-                chosen, of_chosen = codes == code, of_encoded == code
-                writer.write(encoded.filter(pa.array(of_chosen)), batch.filter(pa.array(chosen)), truncated[of_chosen])
-            progress.advance(len(batch))
+            parts = zip(writers, _by_split(encoded, of_encoded), _by_split(kept.rows, kept.codes), strict=True)
+            for code, (writer, of_split, rows) in enumerate(parts):
+                writer.write(of_split, rows, truncated[of_encoded == code])
+            progress.advance(len(kept.codes))
         untrainable.refuse(max_seq_length)
         for split in ("train", "validation"):
             if lost[split].rows and lost[split].rows == int((splits == SPLITS.index(split)).sum()):
@@ -105,7 +104,7 @@ class Encoded:
     truncated: npt.NDArray[np.bool_]
     without_label: npt.NDArray[np.bool_]
     untrainable: list[str]  # ids of rows
-    notes: Sequence[Sequence[str]]
+    notes: Sequence[Sequence[str]]  # none where nothing is to be said of any
 
     def lost(self, codes: Codes) -> dict[str, list[str]]:
         """By split, the ids of the rows that have no label left; ``codes``: the split of each encoded row."""
@@ -131,7 +130,8 @@ class Kept:
 
     @cached_property
     def rows(self) -> pa.RecordBatch:
-        return self._stored.filter(pa.array(self._splits != REMOVED))
+        kept = self._splits != REMOVED
+        return self._stored if kept.all() else self._stored.filter(pa.array(kept))
 
     @cached_property
     def codes(self) -> Codes:
@@ -153,11 +153,13 @@ def _kept(opened: t.Callable[[bytes], t.Any], scratch: Path, splits: Codes) -> I
 def _encoded(kept: Kept, *, to_columns: Encoder, schema: pa.Schema) -> Encoded:
     batch = kept.rows
     columns = to_columns(batch.to_pylist())
-    made_from = np.array(columns.pop("row", range(len(batch))), np.int64)
+    made_from = np.array(columns.pop("row", np.arange(len(batch))), np.int64)
     truncated = np.array(columns.pop("truncated"), bool)
     row_ids = batch["row_id"].take(pa.array(made_from))
     trainable = np.array(columns.pop("trainable", np.ones(len(truncated))), bool)
     notes = columns.pop("notes", ())
+    if not any(notes):
+        notes = ()
     without_label = np.array(columns.pop("lost", np.zeros(len(truncated))), bool)
     input_ids = columns["input_ids"]
     if not isinstance(input_ids, pa.Array):
@@ -200,12 +202,20 @@ def _processes(scratch: Path, batches: int) -> int:
     return max(1, min(cores(), batches // BATCHES_EACH))
 
 
+def _by_split(batch: pa.RecordBatch, codes: Codes) -> Iterator[pa.RecordBatch]:
+    """The rows of each split, in order; ``codes``: the split of each row."""
+    ordered = batch.take(pa.array(np.argsort(codes, kind="stable")))
+    ends = np.bincount(codes, minlength=len(SPLITS)).cumsum().tolist()
+    return (ordered.slice(start, end - start) for start, end in zip((0, *ends), ends, strict=False))
+
+
 def _note(
-    noted: Sequence[Sequence[str]], splits: Sequence[str], row_ids: pa.StringArray, notes: Mapping[str, Notes]
+    noted: Sequence[Sequence[str]], codes: Codes, row_ids: pa.StringArray, notes: Mapping[str, Notes]
 ) -> None:
+    """Remember what has to be said of rows; ``codes``: the split of each."""
     for number, of_row in enumerate(noted):
         for note in of_row:
-            notes[splits[number]].add(note, row_ids[number].as_py())
+            notes[SPLITS[codes[number]]].add(note, row_ids[number].as_py())
 
 
 @dataclass

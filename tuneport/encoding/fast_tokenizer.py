@@ -207,7 +207,8 @@ def probes(added_tokens: t.Iterable[str]) -> Iterator[str]:
     yield from PROBES
     rng = random.Random(0)
     for _ in range(RANDOM_PROBES):
-        words = ("".join(chr(rng.randint(*rng.choice(RANGES))) for _ in range(rng.randint(1, 6))) for _ in range(6))
+        ranges = (rng.choices(RANGES, k=rng.randint(1, 6)) for _ in range(6))
+        words = ("".join(chr(int(rng.uniform(low, high + 1))) for low, high in word) for word in ranges)
         yield rng.choice((" ", "  ", "\n", "")).join(words)
     for token in added_tokens:
         yield from (token, f"a{token}b", f" {token}  {token}\n{token[:-1]} {token.upper()} x")
