@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import typing as t
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pyarrow as pa
 
@@ -17,17 +19,36 @@ COMPARED_ROWS = 300  # that both encoders encode
 WORTHWHILE = 4 << 20  # bytes of rows that take the tokenizers library longer than the fast core takes to load
 
 
+@contextmanager
+def loading_beside(tokenizer: t.Any, size: int) -> Iterator[Future[FastTokenizer] | None]:
+    """While entered, a thread loads the fast tokenizer where ``size`` bytes are to be read; None where that is idle.
+
+    Once this is left, it is loaded, or its result raises `Unfit`.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="fast tokenizer") as thread:
+        wanted = size >= WORTHWHILE and is_byte_level_bpe(tokenizer)
+        yield thread.submit(FastTokenizer, tokenizer) if wanted else None
+
+
 def choose_encoder(
-    task: Task, options: t.Any, *, tokenizer: t.Any, meta: Meta, sample: Iterable[Row], size: int
+    task: Task,
+    options: t.Any,
+    *,
+    tokenizer: t.Any,
+    meta: Meta,
+    sample: Iterable[Row],
+    size: int,
+    loaded: Future[FastTokenizer] | None = None,
 ) -> Encoder:
     """The task's fast encoder for rows of ``size`` bytes, if both find the same of a ``sample`` of them.
 
-    The sample is read only where there is a fast encoder to try.
+    The sample is read only where there is a fast encoder to try; it is loaded here if `loading_beside` did not.
     """
     fast, reason = None, None
     if size >= WORTHWHILE and is_byte_level_bpe(tokenizer):
         try:
-            fast = task.fast_encoder(FastTokenizer(tokenizer), meta, options)
+            found = loaded.result() if loaded else FastTokenizer(tokenizer)
+            fast = task.fast_encoder(found, meta, options)
         except Unfit as e:
             reason = str(e)
     encode = task.encoder(tokenizer, meta, options)

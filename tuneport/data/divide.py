@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import typing as t
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tuneport.data.data_report import duplicates_report, groups_report, near_duplicates_report
 from tuneport.data.duplicates import Duplicates, find_duplicates, repeated_rows
 from tuneport.data.mixtures import Parts, leave_out
-from tuneport.data.near_duplicates import NearDuplicateIndex, NearDuplicates
+from tuneport.data.near_duplicates import NearDuplicates
 from tuneport.data.options import PrepareParams
 from tuneport.data.read_rows import Collected
 from tuneport.data.source_count import SourceCount
@@ -30,13 +30,16 @@ from tuneport.errors import UserError
 
 log = logging.getLogger("tuneport.preprocess")
 
+Leakage = dict[str, dict[str, t.Any]]
+
 
 def divide(
-    collected: Collected, options: PrepareParams, near: NearDuplicateIndex
-) -> tuple[Codes, dict[str, dict[str, t.Any]]]:
-    """Return the split of each row (or `REMOVED`) and what the data report says of duplicates and groups.
+    collected: Collected, options: PrepareParams, find_near_duplicates: Callable[[], NearDuplicates]
+) -> tuple[Codes, Callable[[], Leakage]]:
+    """Return the split of each row (or `REMOVED`) and a function that finds what the data report says of duplicates
+    and groups, and warns of what may leak.
 
-    Raises `UserError` where too few rows are left.
+    Near duplicates are waited for here only where they are removed. Raises `UserError` where too few rows are left.
     """
     identities = np.frombuffer(collected.identities, np.uint64)
     classes = np.frombuffer(collected.classes, np.int32)
@@ -51,9 +54,8 @@ def divide(
     if options.deduplicate != "none":
         keep[duplicates.rows] = False
         _note_removed(collected, parts, duplicates, others)
-    near_duplicates = near.find(same_inputs.rows, remove=options.deduplicate == "near")
     if options.deduplicate == "near":
-        near_duplicates = _with_other_answers(near_duplicates, same_inputs, keep)
+        near_duplicates = _with_other_answers(find_near_duplicates(), same_inputs, keep)
         keep[near_duplicates.rows] = False
         _note_near_removed(collected, parts, near_duplicates, classes)
     leave_out(collected.sources, keep, parts, options.split_seed)
@@ -81,29 +83,34 @@ def divide(
     _check_sizes(splits, collected.total("train"), options)
     if options.deduplicate == "none":
         duplicates = duplicates.of(keep[duplicates.rows])
-    if options.deduplicate != "near":
-        near_duplicates = near_duplicates.of(keep[near_duplicates.rows] & keep[near_duplicates.originals])
-    leakage = {
-        "duplicates": duplicates_report(
-            options.deduplicate,
-            duplicates,
-            splits=splits,
-            sources=sources,
-            identities=identities,
-            contents=contents,
-            others=others,
-        ),
-        "near_duplicates": near_duplicates_report(
-            near_duplicates,
-            splits=splits,
-            sources=sources,
-            threshold=near.threshold,
-            removed=options.deduplicate == "near",
-        ),
-    }
-    if options.group_key is not None:
-        leakage["groups"] = groups_report(options.group_key, groups, splits)
-    _warn(leakage)
+
+    def leakage() -> Leakage:
+        removed = options.deduplicate == "near"
+        found = near_duplicates if removed else find_near_duplicates()
+        near = found if removed else found.of(keep[found.rows] & keep[found.originals])
+        reports = {
+            "duplicates": duplicates_report(
+                options.deduplicate,
+                duplicates,
+                splits=splits,
+                sources=sources,
+                identities=identities,
+                contents=contents,
+                others=others,
+            ),
+            "near_duplicates": near_duplicates_report(
+                near,
+                splits=splits,
+                sources=sources,
+                threshold=options.near_duplicate_threshold,
+                removed=removed,
+            ),
+        }
+        if options.group_key is not None:
+            reports["groups"] = groups_report(options.group_key, groups, splits)
+        _warn(reports)
+        return reports
+
     return splits, leakage
 
 

@@ -209,9 +209,7 @@ def _by_split(batch: pa.RecordBatch, codes: Codes) -> Iterator[pa.RecordBatch]:
     return (ordered.slice(start, end - start) for start, end in zip((0, *ends), ends, strict=False))
 
 
-def _note(
-    noted: Sequence[Sequence[str]], codes: Codes, row_ids: pa.StringArray, notes: Mapping[str, Notes]
-) -> None:
+def _note(noted: Sequence[Sequence[str]], codes: Codes, row_ids: pa.StringArray, notes: Mapping[str, Notes]) -> None:
     """Remember what has to be said of rows; ``codes``: the split of each."""
     for number, of_row in enumerate(noted):
         for note in of_row:

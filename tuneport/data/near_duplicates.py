@@ -124,6 +124,7 @@ class NearDuplicateIndex:
         if not self.pending:
             return
         found = shingles(self.pending)
+        self.file.seek(self.end)  # a process that was lost may have written to the same file
         for row in found:
             self.offsets.append(self.end)
             self.sizes.append(len(row))

@@ -9,6 +9,7 @@ streams the scratch file through the tokenizer, in several processes, too.
 from __future__ import annotations
 
 import logging
+import pickle
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,14 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-from tuneport.data.choose_encoder import COMPARED_ROWS, choose_encoder
+from tuneport.data.choose_encoder import COMPARED_ROWS, choose_encoder, loading_beside
 from tuneport.data.divide import divide, label_histograms
-from tuneport.data.encode_rows import encode
+from tuneport.data.duplicates import find_duplicates
+from tuneport.data.encode_rows import WORTHWHILE, encode
 from tuneport.data.label_spellings import check_spellings
 from tuneport.data.load_tokenizer import chat_template, load_tokenizer, longest_input, read_json, resolve_length
-from tuneport.data.near_duplicates import NearDuplicateIndex, sample_rows
+from tuneport.data.near_duplicates import NearDuplicateIndex, NearDuplicates, sample_rows
 from tuneport.data.options import PrepareParams
 from tuneport.data.read_rows import (
+    Collected,
     collect,
     files_by_source,
     read_column,
@@ -33,6 +36,7 @@ from tuneport.data.read_rows import (
 )
 from tuneport.data.readers import Source
 from tuneport.data.splits import SPLITS
+from tuneport.data.workers import Work, aside, cores
 from tuneport.encoding.base_model import BaseModel
 from tuneport.stage import save_json
 from tuneport.tasks.task import Task, TaskData
@@ -62,46 +66,51 @@ def prepare(
 
     scratch = output / "scratch.arrow"
     near = NearDuplicateIndex(output / "scratch.shingles", options.near_duplicate_threshold)
-    collected = collect(
-        task, options, sources=sources, wanted=wanted, scratch=scratch, dropped=output / "dropped.jsonl", near=near
+    size = sum(source.bytes_here for given in sources.values() for source in given)
+    with loading_beside(tokenizer, size) as fast:
+        collected = collect(
+            task, options, sources=sources, wanted=wanted, scratch=scratch, dropped=output / "dropped.jsonl", near=near
+        )
+    processes = cores() if scratch.stat().st_size >= WORTHWHILE and options.deduplicate != "near" else 1
+    work = Work[None, NearDuplicates](
+        make=lambda _: _near_duplicates(task, options, collected, near, scratch), pack=pickle.dumps, unpack=pickle.loads
     )
-    if options.deduplicate != "near":
-        numbers = sample_rows(len(collected.identities), options.split_seed)
-        for number, row in zip(numbers.tolist(), read_scratch(scratch, numbers), strict=True):
-            near.add(number, task.identity(row))
-    splits, leakage = divide(collected, options, near)
+    with aside(work, processes) as near_duplicates:
+        splits, find_leakage = divide(collected, options, near_duplicates)
+        histograms = label_histograms(collected, splits)
+        spellings = check_spellings(collected.spellings, histograms)
+        base = BaseModel(
+            config=config,
+            tokenizer=tokenizer,
+            tokenizer_config=tokenizer_config,
+            generation_config=read_json(model, GENERATION_CONFIG) if (model / GENERATION_CONFIG).is_file() else {},
+            chat_template=chat_template(model, tokenizer_config),
+            max_seq_length=max_seq_length,
+        )
+        data = TaskData(labels=histograms, training=partial(read_column, scratch, splits == SPLITS.index("train")))
+        meta = task.describe(data, base, options)
+        numbers = np.unique(np.linspace(0, len(splits) - 1, COMPARED_ROWS).astype(np.int64))
+        to_columns = choose_encoder(
+            task,
+            options,
+            tokenizer=tokenizer,
+            meta=meta,
+            sample=read_scratch(scratch, numbers),
+            size=scratch.stat().st_size,
+            loaded=fast,
+        )
+        lengths, lost, notes = encode(
+            task,
+            options,
+            to_columns=to_columns,
+            meta=meta,
+            splits=splits,
+            max_seq_length=max_seq_length,
+            scratch=scratch,
+            output=output,
+        )
+        leakage = find_leakage()
     near.close()
-    histograms = label_histograms(collected, splits)
-    spellings = check_spellings(collected.spellings, histograms)
-    base = BaseModel(
-        config=config,
-        tokenizer=tokenizer,
-        tokenizer_config=tokenizer_config,
-        generation_config=read_json(model, GENERATION_CONFIG) if (model / GENERATION_CONFIG).is_file() else {},
-        chat_template=chat_template(model, tokenizer_config),
-        max_seq_length=max_seq_length,
-    )
-    data = TaskData(labels=histograms, training=partial(read_column, scratch, splits == SPLITS.index("train")))
-    meta = task.describe(data, base, options)
-    numbers = np.unique(np.linspace(0, len(splits) - 1, COMPARED_ROWS).astype(np.int64))
-    to_columns = choose_encoder(
-        task,
-        options,
-        tokenizer=tokenizer,
-        meta=meta,
-        sample=read_scratch(scratch, numbers),
-        size=scratch.stat().st_size,
-    )
-    lengths, lost, notes = encode(
-        task,
-        options,
-        to_columns=to_columns,
-        meta=meta,
-        splits=splits,
-        max_seq_length=max_seq_length,
-        scratch=scratch,
-        output=output,
-    )
     scratch.unlink()
 
     rows = {split: int((splits == code).sum()) for code, split in enumerate(SPLITS)}
@@ -155,3 +164,15 @@ def prepare(
         max_seq_length,
         f"{truncated:,}",
     )
+
+
+def _near_duplicates(
+    task: Task, options: PrepareParams, collected: Collected, near: NearDuplicateIndex, scratch: Path
+) -> NearDuplicates:
+    """Those among all rows where they are removed, else those among a sample, which is read here."""
+    if options.deduplicate != "near":
+        numbers = sample_rows(len(collected.identities), options.split_seed)
+        for number, row in zip(numbers.tolist(), read_scratch(scratch, numbers), strict=True):
+            near.add(number, task.identity(row))
+    same_inputs = find_duplicates(np.frombuffer(collected.identities, np.uint64))
+    return near.find(same_inputs.rows, remove=options.deduplicate == "near")

@@ -273,12 +273,12 @@ def _turns_here(reader: BlockReader, done: int) -> Iterator[_Turn]:
 
 def _processes(reader: BlockReader) -> int:
     """How many processes read: one a CPU, but only of files of this machine with rows enough."""
-    source, files = reader.source, [shard.file for shard in reader.source.shards]
-    if not reader.task.reads_rows_apart or reader.equal == "alike" or any(file.remote is not None for file in files):
+    source = reader.source
+    if not reader.task.reads_rows_apart or reader.equal == "alike" or any(s.file.remote for s in source.shards):
         return 1
     if source.max_rows is not None and source.max_rows <= BLOCKS_EACH * reader.options.batch_size:
         return 1
-    if sum(file.address.path.stat().st_size for file in files if file.address.path.is_file()) < WORTHWHILE:
+    if source.bytes_here < WORTHWHILE:
         return 1
     return cores()
 

@@ -181,6 +181,12 @@ class Source:
         found = [shard.file.remote for shard in self.shards if shard.file.remote is not None]
         return identity(found, self.path) if found else None
 
+    @property
+    def bytes_here(self) -> int:
+        """How many bytes the files have that lie on this machine."""
+        paths = [shard.file.address.path for shard in self.shards if shard.file.remote is None]
+        return sum(path.stat().st_size for path in paths if path.is_file())
+
     def peek(self, wanted: Mapping[str, str]) -> None:
         """Check, by a look at the first file that is not empty, that there is a row with the expected columns."""
         for shard in self.shards:
@@ -199,8 +205,9 @@ class Source:
         """Stream every row; ``wanted`` maps the option that names a column to the column, and each file must have them.
 
         ``optional`` are columns that are used where there are any. Rows that are ``unread`` are not read where that is
-        possible, and a number says how many they are, as in `Shard.rows_apart`. What is found of how files are written is counted in ``read_as``. Raises `UserError` where a file cannot be
-        read, lacks a column or holds a row that is none, or no file has rows.
+        possible; a number says how many they are, as in `Shard.rows_apart`. What is found of how files are written is
+        counted in ``read_as``. Raises `UserError` where a file cannot be read, lacks a column or holds a row that is
+        none, or no file has rows.
         """
         number, place, used = 0, 0, frozenset(self.map.read(wanted.values()))
         extra = self.map.read(optional)

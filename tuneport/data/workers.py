@@ -76,6 +76,26 @@ def mapped(
             worker.end()
 
 
+@contextlib.contextmanager
+def aside(work: Work[None, R], processes: int) -> Iterator[Callable[[], R]]:
+    """What another process makes from now on, given by a function that waits for it.
+
+    With one process it is made here when it is asked for, and so it is where the other process is lost. Raises as
+    `mapped` does.
+    """
+    workers = [] if processes < 2 else _forked(work, lambda *_: iter([None]), 1)
+
+    def made() -> R:
+        found = workers[0].receive() if workers else None
+        return work.make(None) if found is None else work.unpack(found)
+
+    try:
+        yield made
+    finally:
+        for worker in workers:
+            worker.end()
+
+
 class _Worker:
     """A process that works on every n-th item, as its parent sees it."""
 
