@@ -113,6 +113,22 @@ def test_several_processes_find_what_one_finds(name: str, read: Read, tmp_path: 
         assert read(source, processes) == one
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_rows_that_are_not_asked_for_are_numbers_the_first_of_which_stands_for_one_row(
+    name: str, tmp_path: Path
+) -> None:
+    source = find(write(tmp_path, name, ROWS), "train_file_path")
+    found = list(source.rows_apart(WANTED, unread=lambda row: max(0, 25 - row) if row < 60 else 101 - row))
+    assert sum(row if isinstance(row, int) else 1 for row in found) == 101
+    places = [i for i, row in enumerate(found) if isinstance(row, int)]
+    assert all(found[i] == 1 for i in places if i == 0 or i - 1 not in places)
+    every = {row.row_id: row for row in source.rows(WANTED)}
+    read = [row for row in found if not isinstance(row, int)]
+    assert [every[row.row_id] for row in read] == read
+    if name.split(".", 1)[-1] in ("jsonl", "jsonl.gz", "csv"):
+        assert read == [*every.values()][25:60]
+
+
 @pytest.mark.parametrize("deduplicate", ["near", "exact"])
 @pytest.mark.parametrize("most", [None, 1, BLOCK, 2 * BLOCK + 3, 101, 500])
 def test_the_first_rows_alone_are_those_of_one_process(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import steps
-from tuneport.data import encode_rows, read_blocks, workers
+from tuneport.data import encode_rows, prepare, read_blocks, workers
 from tuneport.errors import UserError
 from tuneport.stage import execute
 
@@ -105,6 +105,31 @@ def test_where_no_process_can_be_started_all_is_done_here(
     assert "as no other can be started (Resource temporarily unavailable)" in caplog.text
 
 
+def test_one_thing_is_made_aside_and_here_where_its_process_is_lost_or_there_is_one_cpu(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    here = os.getpid()
+
+    def made(make: Callable[[None], int], processes: int) -> int:
+        work = workers.Work(make=make, pack=lambda n: n.to_bytes(8, "big"), unpack=lambda b: int.from_bytes(b, "big"))
+        with workers.aside(work, processes) as result:
+            return result()
+
+    assert made(lambda _: os.getpid(), 1) == here
+    other = made(lambda _: os.getpid(), 2)
+    assert other != here
+    with pytest.raises(ChildProcessError):  # it has ended, and was waited for
+        os.waitpid(other, os.WNOHANG)
+
+    def die(_: None) -> int:
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 7
+
+    assert made(die, 2) == 7
+    assert "has ended early" in caplog.text
+
+
 def test_pipes_that_may_not_be_larger_do_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: int) -> int:
         raise PermissionError(1, "Operation not permitted")
@@ -140,6 +165,8 @@ def test_what_is_written_does_not_depend_on_the_number_of_processes(
     for processes in (1, 3):
         for module in (encode_rows, read_blocks):
             monkeypatch.setattr(module, "_processes", lambda *_, n=processes: n)
+        monkeypatch.setattr(prepare, "cores", lambda n=processes: n)
+        monkeypatch.setattr(prepare, "WORTHWHILE", 0)
         output = tmp_path / str(processes)
         execute(
             steps.load("preprocess", "text_classification")(
