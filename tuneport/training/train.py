@@ -29,10 +29,10 @@ from tuneport.tracking import Run
 from tuneport.training import conflicts, muon, optimizers, recompute, trackers
 from tuneport.training.auto_batch_size import explained, fit_batch_size
 from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, TrainingProgress
-from tuneport.training.checkpoint import disk_space, plain_model, resume
+from tuneport.training.checkpoint import disk_space, plain_model, resume, shards
 from tuneport.training.checkpoint.checkpoint_folder import Checkpoint, CheckpointFolder
 from tuneport.training.checkpoint.checkpoint_store import CheckpointStore
-from tuneport.training.distributed import deepspeed, sharding, waiting, whole
+from tuneport.training.distributed import contents, deepspeed, sharding, waiting, whole
 from tuneport.training.distributed.waiting import Peers
 from tuneport.training.machine import free_memory, here
 from tuneport.training.model import label_smoothing, neftune, quantization
@@ -114,7 +114,7 @@ def train(
         callbacks=callbacks,
     )
     model, unpadded = t.cast(t.Any, trainer.model), t.cast(PaddingFree, trainer.padding_free)
-    checkpoint = _checkpoint(options, trainer.checkpoints, arguments, peers)
+    checkpoint = _checkpoint(options, trainer.checkpoints, arguments, peers, in_shards=trainer.is_in_shards)
     progress = TrainingProgress(run, trainer)
     trainer.add_callback(progress)
     if _is_spread(options):  # no process has a whole model before training begins
@@ -185,7 +185,8 @@ def assemble(
         "ignore_mismatched_sizes": options.ignore_mismatched_sizes,
         **quantization.loading(options),
     }
-    plain = task.load_model(base, prepared.info.meta, **loading)
+    load = partial(task.load_model, base, prepared.info.meta, **loading)
+    plain = _loaded_once(load, base, arguments.process_index, peers) if options.fsdp else load()
     machine = here(plain)
     conflicts.check(options, machine)
     _regularise(plain, options)
@@ -206,6 +207,8 @@ def assemble(
     if options.fsdp:
         sharding.join_tables(plain)
         arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] = ",".join(sharding.units(plain))
+        kind = peers.share("how checkpoints hold the model", sharding.state_dict_type(model))
+        arguments.fsdp_plugin_args["state_dict_type"] = kind
     tokenizer = TokenizerFiles(base, prepared.info.max_seq_length, task.chat_template(prepared.info.meta))
     _judge_by(arguments, task, metric_for_best_model, options)
     checkpoints = CheckpointFolder(
@@ -237,6 +240,16 @@ def assemble(
         trainer.scores_of_answers = _scores_of_answers(task, base, prepared, options, trainer)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _loaded_once(load: t.Callable[..., t.Any], base: Path, rank: int, peers: Peers) -> t.Any:
+    """The model that FSDP will shard, with its weights on the first process alone."""
+    empty = contents.loading(base, rank)
+    model = load(**empty)
+    names = peers.share("which weights are the same", contents.shared(model) if rank == 0 else None)
+    if empty:
+        contents.hollow(model, names)
+    return model
 
 
 def _weights_dtype(base: Path, options: TrainingParams, arguments: TrainingArguments) -> torch.dtype:
@@ -335,7 +348,12 @@ def _adapted(model: t.Any, base: Path, output: Path, options: TrainingParams, ar
 
 
 def _checkpoint(
-    options: TrainingParams, checkpoints: CheckpointFolder, arguments: TrainingArguments, peers: Peers
+    options: TrainingParams,
+    checkpoints: CheckpointFolder,
+    arguments: TrainingArguments,
+    peers: Peers,
+    *,
+    in_shards: bool,
 ) -> Checkpoint | None:
     """The checkpoint to go on from; the first process looks for it, all use it.
 
@@ -350,6 +368,8 @@ def _checkpoint(
         if checkpoints.store is not None:
             checkpoints.store.clear() if fresh else checkpoints.take()
         checkpoint = resume.prepare(options.resume_from_checkpoint, checkpoints, options.ports(), rows, processes)
+        if checkpoint is not None and in_shards:
+            shards.check(checkpoint.path)
         if checkpoints.store is not None and checkpoint is not None:
             checkpoints.store.mirror(checkpoints.all(), {})
         step = checkpoint.step if checkpoint else None

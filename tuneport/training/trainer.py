@@ -26,8 +26,10 @@ from tuneport.digests import HashedFile, known
 from tuneport.errors import UserError
 from tuneport.json_yaml import read_json, to_json
 from tuneport.stage import Preempted
+from tuneport.training.checkpoint import shards
 from tuneport.training.checkpoint.async_writer import HostCopy, Writer
 from tuneport.training.checkpoint.checkpoint_folder import RUN_STATE, TRAINER_STATE, Checkpoint, CheckpointFolder
+from tuneport.training.distributed import contents, sharding
 from tuneport.training.distributed.deferred_writes import deferred
 from tuneport.training.distributed.waiting import Peers
 from tuneport.training.loss import LossByItem
@@ -39,6 +41,7 @@ from tuneport.training.sampler import Draw, EpochSampler, Order, balanced, packe
 log = logging.getLogger("tuneport.finetune")
 
 PART = "its part of a checkpoint"
+SCHEDULE = "scheduler.pt"  # transformers' own name
 
 
 class EvaluationStopped(BaseException):
@@ -73,12 +76,19 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
         self.owes_evaluation = False
         self.rng_before_evaluation: dict[str, t.Any] | None = None
         self.order: EpochSampler | None = None
+        self.unsharded: dict[str, torch.Tensor] | None = None  # of FSDP: the weights, until they are sharded
+        self.writers: t.Any = None  # the processes that write shards
         self.add_callback(_GoOn(self))
 
     @property
     def is_sharded(self) -> bool:
         """Whether the weights or their optimizer's states are spread over the processes."""
         return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
+
+    @property
+    def is_in_shards(self) -> bool:
+        """Whether each process writes its own shards of FSDP's weights, which no process has whole."""
+        return self.is_fsdp_enabled and sharding.SHARDS in str(self.accelerator.state.fsdp_plugin.state_dict_type)
 
     def train_from(self, checkpoint: Checkpoint | None) -> None:
         """Train from a checkpoint in ``checkpoints``, or from the start; every checkpoint is written on return."""
@@ -121,6 +131,19 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
             return balanced(found, tokens, batch=size, batches=step // size) if unpadded.enabled else found
 
         return balanced_draw
+
+    def create_optimizer(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        """Also keep the weights, which FSDP shards next."""
+        if self.is_fsdp_enabled:
+            self.unsharded = contents.whole(t.cast(t.Any, self.model)) if self.args.process_index == 0 else {}
+        return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        """Also spread the weights over FSDP's shards, which are made by now; a checkpoint is read next."""
+        if self.unsharded is not None:
+            contents.fill(t.cast(t.Any, self.model), self.unsharded)
+            self.unsharded = None
+        return super().create_scheduler(*args, **kwargs)
 
     def _run_epoch(self, *args: t.Any, **kwargs: t.Any) -> None:
         if self.order is not None:
@@ -256,8 +279,11 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
 
     def _save_shards(self, folder: Path) -> list[str]:
         """DeepSpeed and FSDP: every process writes its own part, while training waits; returns its files' names."""
-        with deferred(self.deepspeed):  # a model that is not gathered is in the shards that are written below
-            self.save_model(str(folder), _internal_call=True)
+        if self.is_fsdp_enabled:
+            self._save_model_of_fsdp(folder)
+        else:
+            with deferred(self.deepspeed):  # a model that is not gathered is in the shards that are written below
+                self.save_model(str(folder), _internal_call=True)
         self.peers.meet("rank 0 has written the weights")
         with deferred(self.deepspeed) as writes:
             self._save_optimizer_and_scheduler(str(folder))
@@ -265,12 +291,35 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
         self.peers.meet("the shards are written")
         return [file.relative_to(folder).as_posix() for file in files]
 
+    def _save_model_of_fsdp(self, folder: Path) -> None:
+        """The files of the model: with all that is trained of adapters, without weights where they are in shards."""
+        model: t.Any = self.model
+        if hasattr(model, "peft_config"):
+            self._save(str(folder), state_dict=contents.gathered(model))
+        elif self.is_in_shards:
+            self._save(str(folder), state_dict={})
+            for empty in folder.glob("*.safetensors") if self.args.should_save else ():
+                empty.unlink()
+        else:
+            self.save_model(str(folder), _internal_call=True)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_in_shards:
+            super()._save_optimizer_and_scheduler(output_dir)
+        else:
+            self.writers = self.writers or shards.group()
+            shards.save(Path(output_dir), self.model, self.optimizer, self.writers)
+            if self.args.should_save:
+                torch.save(t.cast(t.Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULE)
+        if self.is_fsdp_enabled:
+            self._save_scaler(output_dir)
+
     def _states(self) -> dict[str, t.Any]:
         """By file name, what is written: the weights, optimizer, schedule and loss scaling."""
         states = {
             "": self._weights(),
             "optimizer.pt": t.cast(t.Any, self.optimizer).state_dict(),
-            "scheduler.pt": t.cast(t.Any, self.lr_scheduler).state_dict(),
+            SCHEDULE: t.cast(t.Any, self.lr_scheduler).state_dict(),
         }
         if (scaler := getattr(self.accelerator, "scaler", None)) is not None:
             states["scaler.pt"] = scaler.state_dict()

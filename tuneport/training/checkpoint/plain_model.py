@@ -20,13 +20,13 @@ from tuneport.links import link_or_copy
 from tuneport.modeling import weight_files
 from tuneport.modeling.weight_files import Weight
 from tuneport.stage import save_json
+from tuneport.training.checkpoint import shards
 from tuneport.training.checkpoint.checkpoint_folder import RUN_STATE, TRAINER_STATE
 
 CONFIG = "config.json"
 # What of a checkpoint is the state of a training: all but the model, its config and its tokenizer.
 STATES = (MANIFEST, SEAL, TRAINER_STATE, RUN_STATE, "latest", "zero_to_fp32.py")
 STATE_SUFFIXES = (".pt", ".pth", ".bin")
-FSDP_WEIGHTS = "pytorch_model_fsdp_0"  # accelerate's name of the folder of shards
 
 
 def write(checkpoint: Path, output: Path, dtype: torch.dtype | None = None) -> None:
@@ -47,7 +47,7 @@ def write(checkpoint: Path, output: Path, dtype: torch.dtype | None = None) -> N
         kept = {name: weight for name, weight in weight_files.stored(checkpoint, dtype) if name not in twice}
         weight_files.write(output, kept)
     else:
-        parts = _of_fsdp if (checkpoint / FSDP_WEIGHTS).is_dir() else _of_zero
+        parts = _of_fsdp if (checkpoint / shards.WEIGHTS).is_dir() else _of_zero
         own = getattr(torch, str(read_json(checkpoint / CONFIG)["dtype"]))
         weight_files.write(output, parts(checkpoint, dtype or own))
     if dtype is not None and (output / CONFIG).is_file():
@@ -87,19 +87,19 @@ def _of_fsdp(checkpoint: Path, dtype: torch.dtype) -> dict[str, Weight]:
     """The weights of which torch's distributed checkpoint holds a part a process."""
     from torch.distributed import checkpoint as library
 
-    shards: t.Any = library
-    reader = shards.FileSystemReader(checkpoint / FSDP_WEIGHTS)
+    torchs: t.Any = library
+    folder, twice = checkpoint / shards.WEIGHTS, _tied(checkpoint)
 
     def read(key: str, size: torch.Size, own: torch.dtype) -> torch.Tensor:
         found = {key: torch.empty(size, dtype=own)}
-        shards.load(found, storage_reader=shards.FileSystemReader(checkpoint / FSDP_WEIGHTS))
+        torchs.load(found, storage_reader=torchs.FileSystemReader(folder))
         return found[key]
 
     lazy = {}
-    for key, entry in reader.read_metadata().state_dict_metadata.items():
-        if isinstance(entry, shards.TensorStorageMetadata):
+    for key, entry in torchs.FileSystemReader(folder).read_metadata().state_dict_metadata.items():
+        name = key.removeprefix("model.")
+        if isinstance(entry, torchs.TensorStorageMetadata) and name not in twice:
             size, own = entry.size, entry.properties.dtype
-            name = key.removeprefix("model.")
             lazy[name] = Weight(dtype=_kept(own, dtype), shape=tuple(size), make=partial(read, key, size, own))
     return lazy
 

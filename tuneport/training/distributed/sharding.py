@@ -14,11 +14,15 @@ from datetime import timedelta
 
 import torch
 from transformers import TrainingArguments
+from transformers.core_model_loading import WeightConverter, revert_weight_conversion
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from tuneport.errors import UserError
 from tuneport.training.distributed import deepspeed
 from tuneport.training.parameters import TrainingParams
+
+SHARDS, WHOLE = "SHARDED_STATE_DICT", "FULL_STATE_DICT"
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def backend(options: TrainingParams) -> str:
@@ -70,7 +74,7 @@ def _load_no_code() -> None:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     torch.serialization.add_safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address])
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # it asks torch to unpickle anything
+    os.environ[WEIGHTS_ONLY] = "1"  # it asks torch to unpickle anything
 
 
 @contextmanager
@@ -87,12 +91,27 @@ def set_aside(arguments: TrainingArguments) -> Iterator[None]:
 
 def fsdp(options: TrainingParams) -> dict[str, t.Any]:
     """FSDP's configuration in transformers' words; each layer of the model is a unit."""
+    os.environ[WEIGHTS_ONLY] = "1"  # torch would unpickle anything in shards
     return {
         "version": 2,
         "reshard_after_forward": options.fsdp == "full_shard",
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "state_dict_type": "FULL_STATE_DICT",
+        "state_dict_type": WHOLE,
     }
+
+
+def state_dict_type(model: t.Any) -> str:
+    """How FSDP's checkpoints of a model hold it: in `SHARDS`, or `WHOLE`.
+
+    Whole are adapters, which are small, and a model whose files have other weights than it has in memory, as some
+    mixtures of experts.
+    """
+    if hasattr(model, "peft_config"):
+        return WHOLE
+    names = {name: torch.empty_like(weight, device="meta") for name, weight in model.state_dict().items()}
+    conversions = vars(model).get("_weight_conversions") or []
+    converted = any(isinstance(entry, WeightConverter) for entry in conversions)
+    return WHOLE if converted or revert_weight_conversion(model, names).keys() != names.keys() else SHARDS
 
 
 def join_tables(model: t.Any) -> None:

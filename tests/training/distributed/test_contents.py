@@ -1,0 +1,153 @@
+"""Of a model that FSDP shards the first process alone reads the weights; each then has its shards of them."""
+
+import faulthandler
+import multiprocessing
+import os
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from tuneport.serving.model_loader import ModelLoader
+from tuneport.training.distributed import contents, sharding
+
+pytestmark = pytest.mark.slow
+
+PATIENCE = 300  # seconds, for two processes that start on a busy machine
+MB = 2**20
+LLAMA = {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 51, "intermediate_size": 64}
+DECODER = transformers.LlamaConfig(hidden_size=32, num_hidden_layers=2, **LLAMA)
+TIED = transformers.LlamaConfig(hidden_size=32, num_hidden_layers=2, tie_word_embeddings=True, **LLAMA)
+T5 = transformers.T5Config(vocab_size=51, d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4)
+BART = transformers.BartConfig(  # has a buffer that is saved
+    vocab_size=51,
+    d_model=32,
+    encoder_layers=1,
+    decoder_layers=1,
+    encoder_ffn_dim=32,
+    decoder_ffn_dim=32,
+    encoder_attention_heads=4,
+    decoder_attention_heads=4,
+)
+LARGE = transformers.LlamaConfig(hidden_size=1024, num_hidden_layers=8, **LLAMA | {"intermediate_size": 3584})
+MODELS: dict[str, tuple[str, str, Any]] = {
+    "a decoder": ("AutoModelForCausalLM", "AutoModelForCausalLM", DECODER),
+    "tied": ("AutoModelForCausalLM", "AutoModelForCausalLM", TIED),
+    "both of a tied pair in the files": ("AutoModelForCausalLM", "AutoModelForCausalLM", TIED),
+    "a new head": ("AutoModel", "AutoModelForSequenceClassification", DECODER),
+    "T5": ("AutoModelForSeq2SeqLM", "AutoModelForSeq2SeqLM", T5),
+    "BART": ("AutoModelForSeq2SeqLM", "AutoModelForSeq2SeqLM", BART),
+}
+
+
+def loaded(architecture: str, folder: Path, **loading: Any) -> Any:
+    torch.manual_seed(0)
+    return ModelLoader(architecture)(str(folder), new_head=True, dtype="float32", **loading)
+
+
+def sharded(architecture: str, folder: Path, rank: int) -> Any:
+    empty = contents.loading(folder, rank)
+    model = loaded(architecture, folder, **empty)
+    names = [contents.shared(model)]
+    torch.distributed.broadcast_object_list(names, 0)
+    if empty:
+        contents.hollow(model, names[0])
+    sharding.join_tables(model)
+    weights = contents.whole(model) if rank == 0 else {}
+    layers = sharding.units(model)
+    for module in [*model.modules()]:
+        if type(module).__name__ in layers:
+            fully_shard(module)
+    fully_shard(model)
+    contents.fill(model, weights)
+    return model
+
+
+def _same(results: Any, rank: int, architecture: str, folder: Path) -> None:
+    """That each has the weights, ties and buffers of a model that it loads by itself."""
+    torch.use_deterministic_algorithms(True)
+    model, alone = sharded(architecture, folder, rank), loaded(architecture, folder)
+    sharding.join_tables(alone)
+    assert contents.shared(model) == contents.shared(alone)
+    expected = dict(alone.named_parameters())
+    for name, weight in model.named_parameters():
+        assert isinstance(weight, DTensor) and torch.equal(weight.full_tensor(), expected[name]), name
+    buffers = dict(alone.named_buffers())
+    assert buffers.keys() == dict(model.named_buffers()).keys()
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+    results.put((rank, True))
+
+
+def _peak(results: Any, rank: int, architecture: str, folder: Path) -> None:
+    before = _resident()
+    model = sharded(architecture, folder, rank)
+    results.put((rank, _resident() - before, sum(weight.numel() for weight in model.parameters()) * 4))
+
+
+def _resident() -> int:
+    """The most memory that this process has held, in bytes."""
+    return int(Path("/proc/self/status").read_text("utf-8").partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def _process(rank: int, port: int, results: Any, work: Any, *given: Any) -> None:
+    faulthandler.dump_traceback_later(PATIENCE - 60)  # says where it waits
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    store = torch.distributed.TCPStore("127.0.0.1", port, timeout=timedelta(seconds=PATIENCE))
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    try:
+        work(results, rank, *given)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # whoever waits for the other process in a collective operation would do so for long
+    torch.distributed.destroy_process_group()
+
+
+def in_two(work: Any, *given: Any) -> list[Any]:
+    """What two processes put into a queue, by rank."""
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    results = context.Queue()
+    server = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    processes = [context.Process(target=_process, args=(rank, server.port, results, work, *given)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(PATIENCE)
+    assert [process.exitcode for process in processes] == [0, 0]
+    return sorted(results.get(timeout=10) for _ in processes)
+
+
+def _all_the_same(results: Any, rank: int, folder: Path) -> None:
+    for number, (_, architecture, _) in enumerate(MODELS.values()):
+        _same(results, rank, architecture, folder / str(number))
+
+
+def write(folder: Path) -> None:
+    """Each of `MODELS` to a folder of its number."""
+    for number, (name, (written_by, _, config)) in enumerate(MODELS.items()):
+        torch.manual_seed(1)
+        model = getattr(transformers, written_by).from_config(config)
+        model.save_pretrained(folder / str(number))
+        if name.startswith("both"):
+            separate = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+            save_file(separate, folder / str(number) / "model.safetensors", {"format": "pt"})
+
+
+def test_each_process_has_its_shards_of_what_the_first_has_read(tmp_path: Path) -> None:
+    write(tmp_path)
+    in_two(_all_the_same, tmp_path)
+
+
+def test_the_other_process_never_holds_more_than_its_shards(tmp_path: Path) -> None:
+    transformers.AutoModelForCausalLM.from_config(LARGE).save_pretrained(tmp_path)
+    (_, first, size), (_, other, _) = in_two(_peak, "AutoModelForCausalLM", tmp_path)
+    assert size > 400 * MB
+    assert first > size  # it has read all
+    assert other < size / 2 + 100 * MB, (first / MB, other / MB, size / MB)
