@@ -210,7 +210,7 @@ def _notes(options: t.Any, prepared: Prepared, tokens: int) -> Iterator[str]:
     if rank_memory.is_computed(options):
         yield f"the states of optim={options.optim} are computed from its description, as no CPU runs it"
     if options.fsdp:
-        yield "with fsdp each process loads the whole model into CPU memory; deepspeed_stage=3 loads its part alone"
+        yield "with fsdp the first process loads the whole model into CPU memory; with deepspeed_stage=3 none does"
     if options.quantization != "none":
         yield f"weights in {options.quantization} are computed from their description, as no CPU runs them"
 

@@ -96,7 +96,7 @@ def per_rank(step: StepMemory, options: TrainingParams, processes: int) -> RankM
         one_layer = options.fsdp == "full_shard"  # that is computed with, and the next on its way
         gathered = 2 * layer if one_layer else width * (step.trained + step.frozen)
         gathered += 2 * layer if step.trained else 0  # a layer's gradients before they are spread
-        host += 4 * (step.trained + step.frozen)  # each process loads them, and the first writes them
+        host += 4 * (step.trained + step.frozen)  # the first process reads them for all
         weights = 4 * (step.trained + step.frozen) // processes
         gradients, optimizer = 4 * step.trained // processes, optimizer // processes
     elif processes > 1:

@@ -186,7 +186,8 @@ def assemble(
         **quantization.loading(options),
     }
     load = partial(task.load_model, base, prepared.info.meta, **loading)
-    plain = _loaded_once(load, base, arguments.process_index, peers) if options.fsdp else load()
+    read_once = bool(options.fsdp) and contents.can_be_absent(base, options)
+    plain = contents.loaded(load, peers) if read_once else load()
     machine = here(plain)
     conflicts.check(options, machine)
     _regularise(plain, options)
@@ -231,6 +232,7 @@ def assemble(
         processing_class=t.cast(t.Any, tokenizer),
         checkpoints=checkpoints,
         peers=peers,
+        read_once=read_once,
         saves_states=options.checkpoint_contents != "weights",
         padding_free=unpadded,
         optimizer_cls_and_kwargs=muon.optimizer(model, arguments) if options.optim == optimizers.MUON else None,
@@ -240,16 +242,6 @@ def assemble(
         trainer.scores_of_answers = _scores_of_answers(task, base, prepared, options, trainer)
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _loaded_once(load: t.Callable[..., t.Any], base: Path, rank: int, peers: Peers) -> t.Any:
-    """The model that FSDP will shard, with its weights on the first process alone."""
-    empty = contents.loading(base, rank)
-    model = load(**empty)
-    names = peers.share("which weights are the same", contents.shared(model) if rank == 0 else None)
-    if empty:
-        contents.hollow(model, names)
-    return model
 
 
 def _weights_dtype(base: Path, options: TrainingParams, arguments: TrainingArguments) -> torch.dtype:

@@ -52,7 +52,8 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
     """A Trainer whose checkpoints are whole or absent, need no unpickling of code, and name no absolute path.
 
     ``checkpoints`` says where they stand; ``saves_states``, whether they have what only a resume needs: the last one of
-    a training that a signal stops (``is_stopping``) always has. No process waits in a collective for what another
+    a training that a signal stops (``is_stopping``) always has. ``read_once``: rank 0 alone has the weights that FSDP
+    shards. No process waits in a collective for what another
     writes or reads, which may take longer than any timeout: it waits by ``peers``. Evaluation adds
     ``scores_of_answers``, metrics of what a model answers, and takes the loss of tasks that count it by the token from
     their own metrics: transformers' is a mean of batches' means.
@@ -61,9 +62,16 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
     scores_of_answers: t.Callable[[t.Any], dict[str, float]] | None = None
 
     def __init__(
-        self, *, checkpoints: CheckpointFolder, peers: Peers, saves_states: bool = True, **kwargs: t.Any
+        self,
+        *,
+        checkpoints: CheckpointFolder,
+        peers: Peers,
+        saves_states: bool = True,
+        read_once: bool = False,
+        **kwargs: t.Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.read_once = read_once
         self.saves_states = saves_states
         self.is_stopping = False
         self.checkpoints = checkpoints
@@ -76,7 +84,9 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
         self.owes_evaluation = False
         self.rng_before_evaluation: dict[str, t.Any] | None = None
         self.order: EpochSampler | None = None
-        self.unsharded: dict[str, torch.Tensor] | None = None  # of FSDP: the weights, until they are sharded
+        self.unsharded: dict[str, torch.Tensor] | None = (
+            None  # of a model read once: on rank 0 the weights, until they are sharded
+        )
         self.writers: t.Any = None  # the processes that write shards
         self.add_callback(_GoOn(self))
 
@@ -134,7 +144,7 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
 
     def create_optimizer(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
         """Also keep the weights, which FSDP shards next."""
-        if self.is_fsdp_enabled:
+        if self.read_once:
             self.unsharded = contents.whole(t.cast(t.Any, self.model)) if self.args.process_index == 0 else {}
         return super().create_optimizer(*args, **kwargs)
 

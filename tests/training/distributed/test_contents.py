@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import traceback
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from tuneport.serving.model_loader import ModelLoader
 from tuneport.training.distributed import contents, sharding
+from tuneport.training.distributed.waiting import Peers
 
 pytestmark = pytest.mark.slow
 
@@ -53,12 +55,9 @@ def loaded(architecture: str, folder: Path, **loading: Any) -> Any:
 
 
 def sharded(architecture: str, folder: Path, rank: int) -> Any:
-    empty = contents.loading(folder, rank)
-    model = loaded(architecture, folder, **empty)
-    names = [contents.shared(model)]
-    torch.distributed.broadcast_object_list(names, 0)
-    if empty:
-        contents.hollow(model, names[0])
+    store = torch.distributed.distributed_c10d._get_default_store()
+    peers = Peers(rank, 2, torch.distributed.PrefixStore(str(folder), store))
+    model = contents.loaded(partial(loaded, architecture, folder), peers)
     sharding.join_tables(model)
     weights = contents.whole(model) if rank == 0 else {}
     layers = sharding.units(model)

@@ -17,16 +17,25 @@ from torch import distributed
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tuneport.serving.adapter_sum import LoraAdapter
+from tuneport.training.distributed.waiting import Peers
+from tuneport.training.parameters import TrainingParams
 
 Names = Mapping[str, str]
 
 
-def loading(base: Path, rank: int) -> dict[str, t.Any]:
-    """What from_pretrained takes for a model without contents; nothing on the first process.
+def can_be_absent(base: Path, options: TrainingParams) -> bool:
+    """Whether a model can be loaded without contents: none that is made of them, quantized or a sum with an adapter."""
+    return options.quantization == "none" and not LoraAdapter(str(base)).has_base()
 
-    Nor where the base model is a sum with an adapter, which is made of contents: that one each process reads.
-    """
-    return {"device_map": "meta"} if rank and not LoraAdapter(str(base)).has_base() else {}
+
+def loaded(load: t.Callable[..., t.Any], peers: Peers) -> t.Any:
+    """The model that ``load`` gives, which takes from_pretrained's arguments; on the first process with its weights."""
+    first = peers.rank == 0
+    model = load() if first else load(device_map="meta")
+    names = peers.share("which weights are the same", shared(model) if first else None)
+    if not first:
+        hollow(model, names)
+    return model
 
 
 def shared(model: torch.nn.Module) -> dict[str, str]:
