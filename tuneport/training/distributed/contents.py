@@ -85,12 +85,12 @@ def fill(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
 def gathered(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """What is trained of a sharded model, whole, on the first process; the others get nothing and help."""
     first = distributed.get_rank() == 0
-    trained = {name: t.cast(DTensor, weight) for name, weight in model.named_parameters() if weight.requires_grad}
+    state = model.state_dict()  # also shards again what a forward pass has gathered
     found = {}
-    for name, weight in trained.items():
-        full = weight.full_tensor()
+    for name in [name for name, weight in model.named_parameters() if weight.requires_grad]:
+        full = state[name].full_tensor()
         if first:
-            found[name] = full.detach().cpu()
+            found[name] = full.cpu()
     return found
 
 
