@@ -53,10 +53,10 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
 
     ``checkpoints`` says where they stand; ``saves_states``, whether they have what only a resume needs: the last one of
     a training that a signal stops (``is_stopping``) always has. ``read_once``: rank 0 alone has the weights that FSDP
-    shards. No process waits in a collective for what another
-    writes or reads, which may take longer than any timeout: it waits by ``peers``. Evaluation adds
-    ``scores_of_answers``, metrics of what a model answers, and takes the loss of tasks that count it by the token from
-    their own metrics: transformers' is a mean of batches' means.
+    will shard. No process waits in a collective for what another writes or reads, which may take longer than any
+    timeout: it waits by ``peers``, and in one with the patience of `shards`. Evaluation adds ``scores_of_answers``,
+    metrics of what a model answers, and takes the loss of tasks that count it by the token from their own metrics:
+    transformers' is a mean of batches' means.
     """
 
     scores_of_answers: t.Callable[[t.Any], dict[str, float]] | None = None
@@ -84,10 +84,8 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
         self.owes_evaluation = False
         self.rng_before_evaluation: dict[str, t.Any] | None = None
         self.order: EpochSampler | None = None
-        self.unsharded: dict[str, torch.Tensor] | None = (
-            None  # of a model read once: on rank 0 the weights, until they are sharded
-        )
-        self.writers: t.Any = None  # the processes that write shards
+        self.unsharded: dict[str, torch.Tensor] | None = None  # the weights, until rank 0's are spread
+        self.writers: t.Any = None  # the processes, as they write shards
         self.add_callback(_GoOn(self))
 
     @property
