@@ -29,7 +29,7 @@ from tuneport.tracking import Run
 from tuneport.training import conflicts, muon, optimizers, recompute, trackers
 from tuneport.training.auto_batch_size import explained, fit_batch_size
 from tuneport.training.callbacks import EarlyStopping, EvaluateLastStep, TrainingProgress
-from tuneport.training.checkpoint import disk_space, plain_model, resume, shards
+from tuneport.training.checkpoint import disk_space, fsdp_shards, plain_model, resume
 from tuneport.training.checkpoint.checkpoint_folder import Checkpoint, CheckpointFolder
 from tuneport.training.checkpoint.checkpoint_store import CheckpointStore
 from tuneport.training.distributed import contents, deepspeed, sharding, waiting, whole
@@ -361,7 +361,7 @@ def _checkpoint(
             checkpoints.store.clear() if fresh else checkpoints.take()
         checkpoint = resume.prepare(options.resume_from_checkpoint, checkpoints, options.ports(), rows, processes)
         if checkpoint is not None and in_shards:
-            shards.check(checkpoint.path)
+            fsdp_shards.check(checkpoint.path)
         if checkpoints.store is not None and checkpoint is not None:
             checkpoints.store.mirror(checkpoints.all(), {})
         step = checkpoint.step if checkpoint else None

@@ -26,7 +26,7 @@ from tuneport.digests import HashedFile, known
 from tuneport.errors import UserError
 from tuneport.json_yaml import read_json, to_json
 from tuneport.stage import Preempted
-from tuneport.training.checkpoint import shards
+from tuneport.training.checkpoint import fsdp_shards
 from tuneport.training.checkpoint.async_writer import HostCopy, Writer
 from tuneport.training.checkpoint.checkpoint_folder import RUN_STATE, TRAINER_STATE, Checkpoint, CheckpointFolder
 from tuneport.training.distributed import contents, sharding
@@ -54,7 +54,7 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
     ``checkpoints`` says where they stand; ``saves_states``, whether they have what only a resume needs: the last one of
     a training that a signal stops (``is_stopping``) always has. ``read_once``: rank 0 alone has the weights that FSDP
     will shard. No process waits in a collective for what another writes or reads, which may take longer than any
-    timeout: it waits by ``peers``, and in one with the patience of `shards`. Evaluation adds ``scores_of_answers``,
+    timeout: it waits by ``peers``, in one only by `fsdp_shards`. Evaluation adds ``scores_of_answers``,
     metrics of what a model answers, and takes the loss of tasks that count it by the token from their own metrics:
     transformers' is a mean of batches' means.
     """
@@ -315,8 +315,8 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
         if not self.is_in_shards:
             super()._save_optimizer_and_scheduler(output_dir)
         else:
-            self.writers = self.writers or shards.group()
-            shards.save(Path(output_dir), self.model, self.optimizer, self.writers)
+            self.writers = self.writers or fsdp_shards.group()
+            fsdp_shards.save(Path(output_dir), self.model, self.optimizer, self.writers)
             if self.args.should_save:
                 torch.save(t.cast(t.Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULE)
         if self.is_fsdp_enabled:

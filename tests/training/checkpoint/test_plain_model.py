@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as library
 
-from tuneport.training.checkpoint import plain_model, shards
+from tuneport.training.checkpoint import fsdp_shards, plain_model
 
 TENSORS = {
     "encoder.weight": torch.randn(6, 5),
@@ -58,7 +58,7 @@ def test_another_type_is_that_of_floating_point_weights_and_of_the_config(
 
 def test_the_shards_of_a_distributed_checkpoint_are_put_together(checkpoint: Path, tmp_path: Path) -> None:
     """As accelerate saves FSDP's: under "model", beside the optimizer's states in a folder of their own."""
-    library.save({"model": TENSORS}, checkpoint_id=checkpoint / shards.WEIGHTS)
+    library.save({"model": TENSORS}, checkpoint_id=checkpoint / fsdp_shards.WEIGHTS)
     plain_model.write(checkpoint, tmp_path / "out")
     assert_same(load_file(tmp_path / "out/model.safetensors"), torch.float32)
 
@@ -75,7 +75,7 @@ import sys, threading, time
 from pathlib import Path
 import torch
 from safetensors import safe_open
-from tuneport.training.checkpoint import plain_model, shards
+from tuneport.training.checkpoint import fsdp_shards, plain_model
 
 plain_model._tied(Path(sys.argv[1]))  # imports what it needs
 

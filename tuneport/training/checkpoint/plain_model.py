@@ -20,7 +20,7 @@ from tuneport.links import link_or_copy
 from tuneport.modeling import weight_files
 from tuneport.modeling.weight_files import Weight
 from tuneport.stage import save_json
-from tuneport.training.checkpoint import shards
+from tuneport.training.checkpoint import fsdp_shards
 from tuneport.training.checkpoint.checkpoint_folder import RUN_STATE, TRAINER_STATE
 
 CONFIG = "config.json"
@@ -47,7 +47,7 @@ def write(checkpoint: Path, output: Path, dtype: torch.dtype | None = None) -> N
         kept = {name: weight for name, weight in weight_files.stored(checkpoint, dtype) if name not in twice}
         weight_files.write(output, kept)
     else:
-        parts = _of_fsdp if (checkpoint / shards.WEIGHTS).is_dir() else _of_zero
+        parts = _of_fsdp if (checkpoint / fsdp_shards.WEIGHTS).is_dir() else _of_zero
         own = getattr(torch, str(read_json(checkpoint / CONFIG)["dtype"]))
         weight_files.write(output, parts(checkpoint, dtype or own))
     if dtype is not None and (output / CONFIG).is_file():
@@ -88,7 +88,7 @@ def _of_fsdp(checkpoint: Path, dtype: torch.dtype) -> dict[str, Weight]:
     from torch.distributed import checkpoint as library
 
     torchs: t.Any = library
-    folder, twice = checkpoint / shards.WEIGHTS, _tied(checkpoint)
+    folder, twice = checkpoint / fsdp_shards.WEIGHTS, _tied(checkpoint)
 
     def read(key: str, size: torch.Size, own: torch.dtype) -> torch.Tensor:
         found = {key: torch.empty(size, dtype=own)}

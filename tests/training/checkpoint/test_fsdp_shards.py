@@ -12,21 +12,21 @@ from safetensors.torch import load_file
 from tests.training.distributed import test_contents
 from tests.training.distributed.test_contents import MODELS, in_two, sharded
 from tuneport.errors import UserError
-from tuneport.training.checkpoint import plain_model, shards
+from tuneport.training.checkpoint import fsdp_shards, plain_model
 
 
 def written(folder: Path) -> None:
     """A checkpoint's shards, of one process."""
     from torch.distributed import checkpoint as library
 
-    for name in (shards.WEIGHTS, shards.STATES):
-        library.save({"model": {"weight": torch.ones(2)}}, storage_writer=shards._Writer(folder / name))
+    for name in (fsdp_shards.WEIGHTS, fsdp_shards.STATES):
+        library.save({"model": {"weight": torch.ones(2)}}, storage_writer=fsdp_shards._Writer(folder / name))
 
 
 def test_what_torch_writes_is_known_and_names_no_path(tmp_path: Path) -> None:
     written(tmp_path)
-    shards.check(tmp_path)
-    assert str(tmp_path).encode() not in (tmp_path / shards.WEIGHTS / shards.METADATA).read_bytes()
+    fsdp_shards.check(tmp_path)
+    assert str(tmp_path).encode() not in (tmp_path / fsdp_shards.WEIGHTS / fsdp_shards.METADATA).read_bytes()
 
 
 def test_metadata_that_would_run_code_is_refused_and_does_not(tmp_path: Path) -> None:
@@ -35,24 +35,24 @@ def test_metadata_that_would_run_code_is_refused_and_does_not(tmp_path: Path) ->
             return Path.touch, (tmp_path / "run",)
 
     written(tmp_path)
-    (tmp_path / shards.STATES / shards.METADATA).write_bytes(pickle.dumps(Harmful()))
+    (tmp_path / fsdp_shards.STATES / fsdp_shards.METADATA).write_bytes(pickle.dumps(Harmful()))
     with pytest.raises(UserError, match="which no shards need"):
-        shards.check(tmp_path)
+        fsdp_shards.check(tmp_path)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_in_one_piece_and_one_without_shards_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Name another checkpoint"):
-        shards.check(tmp_path)
-    (tmp_path / shards.WHOLE).touch()
+        fsdp_shards.check(tmp_path)
+    (tmp_path / fsdp_shards.WHOLE).touch()
     with pytest.raises(UserError, match="an earlier version wrote it, its weights in one piece"):
-        shards.check(tmp_path)
+        fsdp_shards.check(tmp_path)
 
 
 def _train(results: Any, rank: int, folder: Path) -> None:
     """A step of each model, its shards, and what it is then, whole."""
     results.put(rank)
-    processes = shards.group()
+    processes = fsdp_shards.group()
     for number, (_, architecture, _) in enumerate(MODELS.values()):
         base, out = folder / str(number), folder / f"{number}-tuned"
         model = sharded(architecture, base, rank)
@@ -60,7 +60,7 @@ def _train(results: Any, rank: int, folder: Path) -> None:
         for weight in model.parameters():
             weight.grad = torch.ones_like(weight)
         optimizer.step()
-        shards.save(out, model, optimizer, processes)
+        fsdp_shards.save(out, model, optimizer, processes)
         whole = {name: weight.full_tensor().detach() for name, weight in model.named_parameters()}
         if rank == 0:
             model.config.save_pretrained(out)
@@ -73,8 +73,11 @@ def test_the_plain_model_is_the_whole_one(tmp_path: Path) -> None:
     in_two(_train, tmp_path)
     for number, (name, (_, architecture, _)) in enumerate(MODELS.items()):
         checkpoint, expected = tmp_path / f"{number}-tuned", torch.load(tmp_path / f"{number}.pt")
-        shards.check(checkpoint)
-        assert {path.name for path in (checkpoint / shards.WEIGHTS).glob("__*")} == {"__0_0.distcp", "__1_0.distcp"}
+        fsdp_shards.check(checkpoint)
+        assert {path.name for path in (checkpoint / fsdp_shards.WEIGHTS).glob("__*")} == {
+            "__0_0.distcp",
+            "__1_0.distcp",
+        }
         config = transformers.AutoConfig.from_pretrained(checkpoint)
         config.architectures = [type(getattr(transformers, architecture).from_config(config)).__name__]
         config.dtype = torch.float32
