@@ -226,16 +226,12 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
         self.store_flos()
         if best:
             self.state.best_model_checkpoint = str(self.checkpoints.checkpoint(best).path)
-        try:
-            losses = self.peers.gather("the loss since the last log line", float(self._tr_loss))
-            texts = self._texts(losses)
-            if not resumable:
-                del texts[RUN_STATE]
-            rng = (self.rng_before_evaluation or rng_state()) if resumable else None
-            own = self._save_shards(self.checkpoints.partial(step)) if self.is_sharded else []
-        except BaseException:
-            self._give_up_checkpoint()
-            raise
+        losses = self.peers.gather("the loss since the last log line", float(self._tr_loss))
+        texts = self._texts(losses)
+        if not resumable:
+            del texts[RUN_STATE]
+        rng = (self.rng_before_evaluation or rng_state()) if resumable else None
+        own = self._save_shards(self.checkpoints.partial(step)) if self.is_sharded else []
         self.begun = None
         if self.args.should_save:
             self.writer.go_on(partial(self._seal, step, best, texts, rng))
@@ -257,13 +253,9 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
         self.begun = (step, resumable)
         if not self.args.should_save or self.is_sharded:
             return
-        try:
-            states = self._states() if resumable else {"": self._weights()}
-            if not (self._is_trained() and self.args.device.type == "cpu"):
-                states = self.host_copy.copy(states)
-        except BaseException:
-            self._give_up_checkpoint()
-            raise
+        states = self._states() if resumable else {"": self._weights()}
+        if not (self._is_trained() and self.args.device.type == "cpu"):
+            states = self.host_copy.copy(states)
         self.writer.start(partial(self._write_states, step, states))
 
     def _begins_before_evaluation(self) -> bool:
@@ -277,7 +269,7 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
         return bool(self.is_stopping or ended)
 
     def _give_up_checkpoint(self) -> None:
-        """Delete what was written of a checkpoint that does not get whole."""
+        """After an error: delete what was written of a checkpoint that does not get whole."""
         if self.begun is None:
             return
         self.writer.join()

@@ -57,8 +57,7 @@ class Writer:
 
     def start(self, work: Callable[[], None]) -> None:
         self.wait()
-        self.thread = threading.Thread(target=self._run, args=(work,), name="checkpoint")
-        self.thread.start()
+        self.go_on(work)
 
     def go_on(self, work: Callable[[], None]) -> None:
         """Start work that is done once what is under way has ended, and not at all if that fails."""
