@@ -10,7 +10,8 @@ import transformers
 from safetensors.torch import load_file
 
 from tests.training.distributed import test_contents
-from tests.training.distributed.test_contents import MODELS, in_two, sharded
+from tests.training.distributed.test_contents import MODELS, sharded
+from tests.training.two_processes import in_two
 from tuneport.errors import UserError
 from tuneport.training.checkpoint import fsdp_shards, plain_model
 

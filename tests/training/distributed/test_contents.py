@@ -1,10 +1,5 @@
 """Of a model that FSDP shards the first process alone reads the weights; each then has its shards of them."""
 
-import faulthandler
-import multiprocessing
-import os
-import traceback
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +11,13 @@ from safetensors.torch import save_file
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from tests.training.two_processes import in_two
 from tuneport.serving.model_loader import ModelLoader
 from tuneport.training.distributed import contents, sharding
 from tuneport.training.distributed.waiting import Peers
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 300  # seconds, for two processes that start on a busy machine
 MB = 2**20
 LLAMA = {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 51, "intermediate_size": 64}
 DECODER = transformers.LlamaConfig(hidden_size=32, num_hidden_layers=2, **LLAMA)
@@ -93,34 +88,6 @@ def _peak(results: Any, rank: int, architecture: str, folder: Path) -> None:
 def _resident() -> int:
     """The most memory that this process has held, in bytes."""
     return int(Path("/proc/self/status").read_text("utf-8").partition("VmHWM:")[2].split()[0]) * 1024
-
-
-def _process(rank: int, port: int, results: Any, work: Any, *given: Any) -> None:
-    faulthandler.dump_traceback_later(PATIENCE - 60)  # says where it waits
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    store = torch.distributed.TCPStore("127.0.0.1", port, timeout=timedelta(seconds=PATIENCE))
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    try:
-        work(results, rank, *given)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)  # whoever waits for the other process in a collective operation would do so for long
-    torch.distributed.destroy_process_group()
-
-
-def in_two(work: Any, *given: Any) -> list[Any]:
-    """What two processes put into a queue, by rank."""
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    results = context.Queue()
-    server = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    processes = [context.Process(target=_process, args=(rank, server.port, results, work, *given)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(PATIENCE)
-    assert [process.exitcode for process in processes] == [0, 0]
-    return sorted(results.get(timeout=10) for _ in processes)
 
 
 def _all_the_same(results: Any, rank: int, folder: Path) -> None:

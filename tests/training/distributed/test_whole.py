@@ -1,10 +1,6 @@
 """A sharded model whose weights are gathered once answers in each process alone, and is sharded again afterwards."""
 
-import faulthandler
-import multiprocessing
 import os
-import traceback
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,11 +9,11 @@ import transformers
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from tests.training.two_processes import in_two
 from tuneport.training.distributed import whole
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 300  # seconds, for two processes that start on a busy machine
 PROMPTS = torch.arange(1, 7).reshape(1, 6)
 
 
@@ -68,33 +64,9 @@ def _zero(results: Any, rank: int) -> None:
     results.put((rank, answers, spread and abs(before.item() - after.item()) < 1e-6))
 
 
-def _process(rank: int, port: int, work: Any, results: Any) -> None:
-    faulthandler.dump_traceback_later(PATIENCE - 60)  # says where it waits
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    store = torch.distributed.TCPStore("127.0.0.1", port, timeout=timedelta(seconds=PATIENCE))
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    try:
-        work(results, rank)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)  # whoever waits for the other process in a collective operation would do so for long
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize("work", [_fsdp, _zero], ids=["FSDP", "ZeRO-3"])
 def test_processes_write_texts_of_different_lengths_and_shard_the_weights_again(work: Any) -> None:
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    results = context.Queue()
-    server = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    arguments = [(rank, server.port, work, results) for rank in range(2)]
-    processes = [context.Process(target=_process, args=given, daemon=True) for given in arguments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(PATIENCE)
-    assert [process.exitcode for process in processes] == [0, 0]
-    found = sorted(results.get(timeout=10) for _ in processes)
+    found = in_two(work)
     expected = model().eval()
     assert found == [(rank, answer(expected, 3 + 6 * rank), True) for rank in range(2)]
 
