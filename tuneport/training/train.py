@@ -151,14 +151,21 @@ def train(
         parameters={name: getattr(options, name) for name, port in options.ports().items() if port.kind == "param"},
         rank=arguments.process_index,
     )
-    with figures as progress.run, preemptible(trainer), explained(arguments.per_device_train_batch_size):
-        trainer.train_from(checkpoint)
-    if trainer.state.best_model_checkpoint is None:
-        raise UserError(
-            f"metric_for_best_model={metric_for_best_model}: was not a finite number in any evaluation, so the "
-            "training diverged. Lower learning_rate, add warmup_steps, or use precision=32."
-        )
-    _finish(trainer, base, output, plain, options)
+    with trainer.checkpoints_written():
+        with figures as progress.run, preemptible(trainer), explained(arguments.per_device_train_batch_size):
+            trainer.train_from(checkpoint)
+        if trainer.state.best_model_checkpoint is None:
+            raise UserError(
+                f"metric_for_best_model={metric_for_best_model}: was not a finite number in any evaluation, so the "
+                "training diverged. Lower learning_rate, add warmup_steps, or use precision=32."
+            )
+        if torch.distributed.is_initialized():
+            peers.meet("no collective operation is left")
+            torch.distributed.destroy_process_group()
+        if arguments.process_index == 0:  # while its checkpoint's other files are written
+            _save_best(trainer, base, output, plain, options)
+    trainer.peers.meet("the best model is saved")
+    trainer.peers.leave()
     return _result(trainer)
 
 
@@ -297,34 +304,30 @@ def _reduce(task: Task, meta: t.Any, unpadded: PaddingFree, logits: t.Any, label
     return task.reduce_losses(logits) if unpadded.gives_losses else task.reduce(logits, labels, meta)
 
 
-def _finish(trainer: BestModelTrainer, base: Path, output: Path, plain: Path | None, options: TrainingParams) -> None:
-    """Let rank 0 save the best model, and the others wait for it; no collective operation is left."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    if trainer.args.process_index == 0:
-        _save_best(trainer, base, output, options)
-        if plain is not None and is_adapter(output):
-            with sharding.set_aside(trainer.args):
-                if not keep_together(base, plain, options.output_dtype):
-                    write_merged(output, base, plain, options.output_dtype)
-    trainer.peers.meet("the best model is saved")
-    trainer.peers.leave()
+def _save_best(
+    trainer: BestModelTrainer, base: Path, output: Path, plain: Path | None, options: TrainingParams
+) -> None:
+    """Write the best model from its checkpoint's files, weight by weight, in the type that was asked for.
 
-
-def _save_best(trainer: BestModelTrainer, base: Path, output: Path, options: TrainingParams) -> None:
-    """Write the best model from its checkpoint's files, weight by weight, in the type that was asked for."""
-    best = trainer.checkpoints.checkpoint(int(trainer.state.best_global_step or 0)).path
+    Adapters that stay by themselves get their base model in ``plain``.
+    """
     if _merges(options):
         with tempfile.TemporaryDirectory(prefix=".adapter-", dir=output) as adapter, sharding.set_aside(trainer.args):
-            plain_model.write(best, Path(adapter))
+            with trainer.best_checkpoint() as best:
+                plain_model.write(best, Path(adapter))
             write_merged_weights(Path(adapter), base, output, options.output_dtype)
         t.cast(t.Any, trainer.processing_class).save_pretrained(str(output))
     else:
         dtype = None if options.apply_lora else weight_types.for_output(options.output_dtype, base)
-        plain_model.write(best, output, dtype)
+        with trainer.best_checkpoint() as best:
+            plain_model.write(best, output, dtype)
     trainer.state.save_to_json(str(output / "trainer_state.json"))
     make_paths_relative(output / "trainer_state.json")
     shutil.rmtree(output / "checkpoints" / "runs", ignore_errors=True)
+    if plain is not None and is_adapter(output):
+        with sharding.set_aside(trainer.args):
+            if not keep_together(base, plain, options.output_dtype):
+                write_merged(output, base, plain, options.output_dtype)
 
 
 def _merges(options: TrainingParams) -> bool:

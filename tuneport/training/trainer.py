@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import random
+import threading
 import time
 import typing as t
 from collections.abc import Iterator
@@ -79,6 +80,8 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
         self.args.save_total_limit = None  # `checkpoints` deletes; transformers would delete the last one as well
         self.writer = Writer()
         self.host_copy = HostCopy()
+        self.weights_written = threading.Event()  # of the checkpoint that is under way
+        self.weights_written.set()
         self.begun: tuple[int, bool] | None = None  # the step of a checkpoint under way, and whether it is resumable
         self.resumed_from: Checkpoint | None = None
         self.owes_evaluation = False
@@ -99,10 +102,15 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
         return self.is_fsdp_enabled and sharding.SHARDS in str(self.accelerator.state.fsdp_plugin.state_dict_type)
 
     def train_from(self, checkpoint: Checkpoint | None) -> None:
-        """Train from a checkpoint in ``checkpoints``, or from the start; every checkpoint is written on return."""
+        """Train from a checkpoint in ``checkpoints``, or from the start; on return the last one may be under way."""
         self.resumed_from = checkpoint
+        self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+
+    @contextmanager
+    def checkpoints_written(self) -> Iterator[None]:
+        """Around a training and what follows it: every checkpoint is written on leaving; a half one is deleted."""
         try:
-            self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+            yield
             self.wait_until_written()
         except BaseException:
             self.peers.hurry()
@@ -110,6 +118,20 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
         finally:
             self._give_up_checkpoint()
             self.writer.join()  # after an error: what is being saved is saved
+
+    @contextmanager
+    def best_checkpoint(self) -> Iterator[Path]:
+        """In rank 0: the folder of the best weights, which are whole and stay there while it is entered.
+
+        Of the last checkpoint, other files may still be being written.
+        """
+        best = int(self.state.best_global_step or 0)
+        if self.is_sharded:
+            self.writer.wait()
+        self.weights_written.wait()
+        self.writer.raise_error()
+        with self.checkpoints.in_place(best) as folder:
+            yield folder
 
     def wait_until_written(self) -> None:
         """Wait until every process's part of the last checkpoint is written, and the whole sealed."""
@@ -206,7 +228,7 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
         return output
 
     def _load_best_model(self) -> None:
-        self.wait_until_written()  # it is saved from its checkpoint's files
+        """Nothing: it is saved from its checkpoint's files."""
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
@@ -256,6 +278,7 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
         states = self._states() if resumable else {"": self._weights()}
         if not (self._is_trained() and self.args.device.type == "cpu"):
             states = self.host_copy.copy(states)
+        self.weights_written.clear()
         self.writer.start(partial(self._write_states, step, states))
 
     def _begins_before_evaluation(self) -> bool:
@@ -355,14 +378,15 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
         """In rank 0's writer thread: the files that are large."""
         folder = self.checkpoints.partial(step)
         with self._or_abandoned(step), ThreadPoolExecutor(1, thread_name_prefix="sha256") as reader:
+            try:
+                self._save(str(folder), state_dict=states.pop(""))
+                for file in folder.glob("*.safetensors"):  # while the others are written
+                    reader.submit(known.read_own, file)
+            finally:
+                reader.submit(self.weights_written.set)
             for name, state in states.items():
-                if name:
-                    with HashedFile(folder / name) as f:
-                        torch.save(state, t.cast("t.IO[bytes]", f))
-                else:
-                    self._save(str(folder), state_dict=state)
-                    for file in folder.glob("*.safetensors"):  # while the others are written
-                        reader.submit(known.read_own, file)
+                with HashedFile(folder / name) as f, without_checksums():
+                    torch.save(state, t.cast("t.IO[bytes]", f))
 
     def _seal(self, step: int, best: int | None, texts: dict[str, str], rng: t.Any) -> None:
         """In rank 0's writer thread: what is small of its own, then the whole checkpoint into its place."""
@@ -404,6 +428,18 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
     def _rng_name(self) -> str:
         """The file of this process's random generators, as transformers calls it."""
         return "rng_state.pth" if self.args.world_size == 1 else f"rng_state_{self.args.process_index}.pth"
+
+
+@contextmanager
+def without_checksums() -> Iterator[None]:
+    """While entered, torch saves without the CRC-32 of each tensor: it checks none, and our manifest has a SHA-256."""
+    serialization: t.Any = torch.serialization
+    before = serialization.get_crc32_options()
+    serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        serialization.set_crc32_options(before)
 
 
 class _GoOn(TrainerCallback):

@@ -13,14 +13,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import steps
+from tuneport.artifacts import Model, verify
 from tuneport.errors import UserError
 from tuneport.links import link_or_copy
 from tuneport.stage import execute
+from tuneport.training.checkpoint import plain_model
 from tuneport.training.checkpoint.async_writer import HostCopy, Writer
 from tuneport.training.checkpoint.checkpoint_folder import Checkpoint, CheckpointFolder
-from tuneport.training.trainer import BestModelTrainer
+from tuneport.training.trainer import BestModelTrainer, without_checksums
 
 VALUES = {"learning_rate": 3e-3, "per_device_train_batch_size": 8, "save_total_limit": 4}
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "run_state.json"]
@@ -199,6 +202,66 @@ def test_an_evaluation_that_fails_leaves_no_half_of_its_checkpoint(
     left = CheckpointFolder(path=tmp_path / ".out.partial" / "checkpoints")
     assert [c.step for c in left.all()] == [12] and not left.all()[0].damage()
     assert not list(left.path.glob(".*")), "nothing half-written"
+
+
+def test_the_best_model_is_written_before_the_last_checkpoint_is_sealed(
+    imported_model: Path, prepared_questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish, waited = CheckpointFolder.publish, list[bool]()
+
+    def publish_late(self: CheckpointFolder, step: int, best: int | None, parts: Any) -> None:
+        for _ in range(3000 if step == 36 else 0):
+            if (self.path.parent / "trainer_state.json").exists():  # written after the model
+                break
+            time.sleep(0.02)
+        waited.append((self.path.parent / "trainer_state.json").exists())
+        publish(self, step, best, parts)
+
+    monkeypatch.setattr(CheckpointFolder, "publish", publish_late)
+    output = finetune(imported_model, prepared_questions, tmp_path / "out", num_train_epochs=3)
+    assert waited == [False, False, True]
+    best = Checkpoint(output / json.loads((output / "training.json").read_text())["best_checkpoint"])
+    assert best.step == 36, "it was under way as the model was read from it"
+    assert not best.damage()
+    assert load_file(output / "model.safetensors").keys() == load_file(best.path / "model.safetensors").keys()
+    verify(Model(output))
+
+
+def test_a_best_model_that_cannot_be_written_leaves_the_last_checkpoint_whole(
+    imported_model: Path, prepared_questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(plain_model, "write", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        finetune(imported_model, prepared_questions, tmp_path / "out", num_train_epochs=3)
+    left = CheckpointFolder(path=tmp_path / ".out.partial" / "checkpoints")
+    assert [c.step for c in left.all()] == [36, 24, 12] and not any(c.damage() for c in left.all())
+    assert not list(left.path.glob(".*")), "nothing half-written"
+
+
+def test_a_checkpoint_is_not_moved_while_it_is_read(tmp_path: Path) -> None:
+    folder = CheckpointFolder(path=tmp_path)
+    (folder.begin(3) / "model.safetensors").write_bytes(b"weights")
+    with folder.in_place(3) as place:
+        sealing = threading.Thread(target=folder.publish, args=(3, 3))
+        sealing.start()
+        sealing.join(0.5)
+        assert sealing.is_alive()
+        assert place == folder.partial(3) and (place / "model.safetensors").read_bytes() == b"weights"
+    sealing.join()
+    with folder.in_place(3) as place:
+        assert place == folder.checkpoint(3).path
+    assert not folder.checkpoint(3).damage()
+
+
+def test_tensors_without_checksums_are_loaded(tmp_path: Path) -> None:
+    state = {"weight": torch.arange(1000.0)}
+    with without_checksums():
+        torch.save(state, tmp_path / "state.pt")
+    assert torch.serialization.get_crc32_options()
+    assert torch.equal(torch.load(tmp_path / "state.pt", weights_only=True, mmap=True)["weight"], state["weight"])
 
 
 def test_copies_share_memory_where_the_tensors_do_and_do_not_follow_them() -> None:

@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import shutil
+import threading
 import typing as t
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import tuneport
@@ -85,6 +87,7 @@ class CheckpointFolder:
     limit: int | None = None
     states_of_all: bool = True
     store: CheckpointStore | None = None
+    moving: threading.Lock = dc.field(default_factory=threading.Lock, repr=False)
 
     def checkpoint(self, step: int) -> Checkpoint:
         return Checkpoint(self.path / f"{PREFIX}{step}")
@@ -106,6 +109,13 @@ class CheckpointFolder:
     def partial(self, step: int) -> Path:
         """Where a checkpoint is written before it is moved into its place."""
         return _beside(self.checkpoint(step).path, "partial")
+
+    @contextmanager
+    def in_place(self, step: int) -> Iterator[Path]:
+        """Where a checkpoint is; one that is being written is not moved to its place while this is entered."""
+        partial = self.partial(step)
+        with self.moving if partial.is_dir() else nullcontext():
+            yield partial if partial.is_dir() else self.checkpoint(step).path
 
     def part(self, step: int, names: Iterable[str]) -> dict[str, dict[str, t.Any]]:
         """By name, the manifest's entries of files that this process wrote since `begin`; they are on the disk then,
@@ -146,9 +156,10 @@ class CheckpointFolder:
         for path in (*partial.rglob("*"), partial):
             if path.relative_to(partial).as_posix() not in synced:
                 _fsync(path)
-        if final.exists():  # written at the same step before: an evaluation came after it
-            final.replace(old)
-        partial.replace(final)
+        with self.moving:
+            if final.exists():  # written at the same step before: an evaluation came after it
+                final.replace(old)
+            partial.replace(final)
         _fsync(self.path)
         shutil.rmtree(old, ignore_errors=True)
 

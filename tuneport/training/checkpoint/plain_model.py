@@ -35,7 +35,7 @@ def write(checkpoint: Path, output: Path, dtype: torch.dtype | None = None) -> N
     ``dtype``: that of its floating-point weights; None: the checkpoint's.
     """
     output.mkdir(parents=True, exist_ok=True)
-    for path in sorted(checkpoint.iterdir()):
+    for path in sorted(checkpoint.glob("[!.]*")):  # hidden ones are being written
         if path.is_file() and path.name not in STATES and path.suffix not in (*STATE_SUFFIXES, ".safetensors"):
             shutil.copyfile(path, output / path.name)
     whole = sorted(checkpoint.glob("*.safetensors"))
