@@ -11,6 +11,8 @@ EVERYTHING := .[train,deepspeed,benchmark,onnx,mlflow-server,kfp,azureml,dev]
 
 # Threads that spin while they wait cost more than they gain on a machine with other work to do.
 export OMP_WAIT_POLICY := PASSIVE
+# What each process would compile again is compiled once, as it is where this is not set.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Of `make images`; docs/images.md says what they do.
 DOCKER ?= docker

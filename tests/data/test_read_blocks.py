@@ -113,12 +113,19 @@ def test_several_processes_find_what_one_finds(name: str, read: Read, tmp_path: 
         assert read(source, processes) == one
 
 
+@pytest.mark.parametrize("more", [lambda row: 0, lambda row: row - 59], ids=["one by one", "all at once"])
 @pytest.mark.parametrize("name", FILES)
 def test_rows_that_are_not_asked_for_are_numbers_the_first_of_which_stands_for_one_row(
-    name: str, tmp_path: Path
+    name: str, more: Callable[[int], int], tmp_path: Path
 ) -> None:
     source = find(write(tmp_path, name, ROWS), "train_file_path")
-    found = list(source.rows_apart(WANTED, unread=lambda row: max(0, 25 - row) if row < 60 else 101 - row))
+    asked: list[int] = []
+
+    def unread(row: int) -> int:
+        asked.append(row)
+        return 25 - row if row < 25 else more(row) if row < 60 else 101 - row
+
+    found = list(source.rows_apart(WANTED, unread=unread))
     assert sum(row if isinstance(row, int) else 1 for row in found) == 101
     places = [i for i, row in enumerate(found) if isinstance(row, int)]
     assert all(found[i] == 1 for i in places if i == 0 or i - 1 not in places)
@@ -127,6 +134,7 @@ def test_rows_that_are_not_asked_for_are_numbers_the_first_of_which_stands_for_o
     assert [every[row.row_id] for row in read] == read
     if name.split(".", 1)[-1] in ("jsonl", "jsonl.gz", "csv"):
         assert read == [*every.values()][25:60]
+        assert (26 in asked) == (more(26) == 0), "the answer for row 25 is for those after it, too"
 
 
 @pytest.mark.parametrize("deduplicate", ["near", "exact"])

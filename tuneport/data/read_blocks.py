@@ -239,8 +239,8 @@ def _turns(reader: BlockReader, done: int, first: int, step: int) -> Iterator[_T
 
     def unread(row: int) -> int:
         block = row // size
-        own = block + (first - (block - done)) % step if block >= done else done
-        return max(0, own * size - row)
+        own = block + (first - (block - done)) % step if block >= done else done + first
+        return own * size - row if own > block else row + 1 - (block + 1) * size
 
     blocks = reader.blocks(unread)
     for _ in range(done):

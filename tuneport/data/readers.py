@@ -47,7 +47,8 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bar
 UNDECODED = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of a byte that is no text
 
 
-Unread: t.TypeAlias = Callable[[int], int]  # how many rows from a place on, counted from 0, are not asked for
+# How many rows from a place on, counted from 0, are not asked for; where that is less than one, as many more are.
+Unread: t.TypeAlias = Callable[[int], int]
 
 
 class RawRow(t.NamedTuple):
@@ -462,6 +463,11 @@ def _none(place: int) -> int:
     return 0
 
 
+def _turn(unread: int) -> int:
+    """How many rows follow that are not asked for; below 0, that are."""
+    return unread if unread > 0 else unread - 1
+
+
 def _counted_from(unread: Unread, first: int, place: int) -> int:
     return unread(first + place)
 
@@ -469,46 +475,53 @@ def _counted_from(unread: Unread, first: int, place: int) -> int:
 def _json_lines_rows(
     f: io.BufferedReader, shard: Shard, used: Collection[str], unread: Unread
 ) -> Iterator[tuple[int, Values | int]]:
-    wanted = (
-        "one JSON object per line" if shard.format == "jsonl" else "an array of objects, or one JSON object per line"
-    )
     most, place, number = shard.limits.max_row_bytes, 0, 0
-    left, passed = 0, 0  # rows that are not asked for: that follow, and that were passed
+    turn, passed = 0, 0  # rows that are passed next or, below 0, read; rows that were passed and are not yet said
     for number, line in enumerate(iter(partial(f.readline, most + 1), b""), 1):
         if line.isspace():
             continue
         if len(line) > most:
             raise too_large(f"{shard.name} row {number}", most)
-        if left:
-            left -= 1
-            passed += 1
-            continue
-        if passed:
-            yield number - 1, passed
-            passed = 0
-        if left := unread(place):
-            place += left
-            left -= 1
-            yield number, 1
-            continue
+        if first := not turn:
+            if passed:
+                yield number - 1, passed
+                passed = 0
+            turn = _turn(unread(place))
         place += 1
-        try:
-            values = _loads(line.decode("utf-8"))
-        except UnicodeDecodeError as e:
-            values = _with_bad_bytes(line, used)
-            if values is None:
-                raise _not_text(shard, number, e.object[e.start], "utf-8") from None
-        except ValueError as e:
-            raise UserError(
-                f"{shard.name} row {number}: is not JSON ({e}); expected {wanted}. Got: {excerpt(line, 80)}"
-            ) from None
-        if not isinstance(values, dict):
-            raise UserError(
-                f"{shard.name} row {number}: is not a JSON object; expected {wanted}. Got: {excerpt(line, 80)}"
-            )
-        yield number, values
+        if turn > 0:
+            turn -= 1
+            if first:
+                yield number, 1
+            else:
+                passed += 1
+            continue
+        turn += 1
+        yield number, _json_line(line, shard, number, used)
     if passed:
         yield number, passed
+
+
+def _json_line(line: bytes, shard: Shard, number: int, used: Collection[str]) -> Values:
+    """The row in a line.
+
+    Raises `UserError` for a line that is no JSON object.
+    """
+    wanted = (
+        "one JSON object per line" if shard.format == "jsonl" else "an array of objects, or one JSON object per line"
+    )
+    try:
+        values = _loads(line.decode("utf-8"))
+    except UnicodeDecodeError as e:
+        values = _with_bad_bytes(line, used)
+        if values is None:
+            raise _not_text(shard, number, e.object[e.start], "utf-8") from None
+    except ValueError as e:
+        raise UserError(
+            f"{shard.name} row {number}: is not JSON ({e}); expected {wanted}. Got: {excerpt(line, 80)}"
+        ) from None
+    if not isinstance(values, dict):
+        raise UserError(f"{shard.name} row {number}: is not a JSON object; expected {wanted}. Got: {excerpt(line, 80)}")
+    return values
 
 
 def _loads(text: str) -> t.Any:
@@ -616,16 +629,19 @@ def _records(
     if header is None:
         return
     number, end, doubted = 0, 0 if first else reader.line_num, dialect.quoting == "auto"
-    width, as_text = len(header), dialect.empty_as_text
+    width, as_text, turn = len(header), dialect.empty_as_text, 0
     try:
         for cells in chain([first] if first else [], rows):
             begin, end = end + 1, reader.line_num
             if not cells:
                 continue
             number += 1
-            if unread(number - 1):
+            turn = turn or _turn(unread(number - 1))
+            if turn > 0:
+                turn -= 1
                 yield number, 1
                 continue
+            turn += 1
             if len(cells) != width:
                 raise _wrong_cells(shard, dialect, f"row {number}: has {len(cells)} cells", header, (begin, end))
             if end > begin and doubted and lines_are_rows(cells, dialect.delimiter):
