@@ -199,7 +199,8 @@ def test_the_folder_holds_what_serving_needs_and_nothing_of_training(single: Exp
     names = {p.name for p in model.iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "LICENSE"}
     assert not any(p.is_symlink() for p in single.folder.rglob("*"))
-    assert {p.name for p in single.folder.iterdir()} == {
+    names = {p.name for p in single.folder.iterdir()} - {"__pycache__"}  # which a test that loads the model leaves
+    assert names == {
         "MLmodel",
         "artifacts",
         "conda.yaml",
