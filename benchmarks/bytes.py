@@ -1,5 +1,5 @@
 """How many bytes a run reads, writes, hashes, leaves and moves, in multiples of its base model's:
-`python benchmarks/bytes.py [--size 30M] [--case full] [--results FILE]`.
+`python benchmarks/bytes.py [--size 30M] [--case full] [--precision 32] [--results FILE]`.
 
 A whole run of a random Llama in bfloat16 with three evaluations, its weights trained in full, and adapters of LoRA that
 are not merged. Each process of the run counts what it gives to SHA-256, and asks the kernel what it read and wrote
@@ -166,13 +166,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="30M")
     parser.add_argument("--case", choices=CASES, action="append", help="one of the cases, instead of all")
+    parser.add_argument("--precision", default=VALUES["precision"], help="32 is faster on a CPU without bfloat16")
     parser.add_argument("--results", type=Path, help="file to write the measurements to, as JSON")
     options = parser.parse_args()
-    results: dict[str, Any] = {"size": options.size, "evaluations": EVALUATIONS, "cases": {}}
+    results: dict[str, Any] = {"size": options.size, "precision": options.precision, "evaluations": EVALUATIONS}
+    results["cases"] = {}
     for case in options.case or CASES:
         folder = Path(tempfile.mkdtemp(prefix="tuneport-bytes-"))
         try:
-            found = measure(folder, options.size, CASES[case])
+            found = measure(folder, options.size, {**CASES[case], "precision": options.precision})
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         found["verdicts"] = judge(case, found)

@@ -69,6 +69,15 @@ def long_lived_objects() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def plain_models_are_saved_without_deepspeed() -> None:
+    """Accelerate would import it, and MLflow with it, for the first model that a test saves."""
+    if "accelerate.utils.other" in sys.modules:
+        from tuneport.training.distributed.sharding import import_no_deepspeed
+
+        import_no_deepspeed()
+
+
+@pytest.fixture(autouse=True, scope="session")
 def figures_drawn_once() -> Iterator[None]:
     """A figure of the same values is drawn once in a process: drawing is most of what evaluating a tiny model takes."""
     from tuneport.evaluation import figures
