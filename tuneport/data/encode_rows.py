@@ -21,7 +21,7 @@ from tuneport.data.row_notes import LISTED_ROWS, Notes
 from tuneport.data.row_progress import RowProgress
 from tuneport.data.shards import ShardWriter, with_row_id
 from tuneport.data.splits import REMOVED, SPLITS, Codes
-from tuneport.data.workers import Work, cores, mapped
+from tuneport.data.workers import Buffer, Work, cores, mapped
 from tuneport.errors import UserError
 from tuneport.tasks.task import Encoder, Meta, Task
 
@@ -175,7 +175,7 @@ def _encoded(kept: Kept, *, to_columns: Encoder, schema: pa.Schema) -> Encoded:
     )
 
 
-def _packed(found: Encoded) -> bytes:
+def _packed(found: Encoded) -> Buffer:
     """What `_unpacked` reads; the columns of the batch go as Arrow writes them."""
     batch, beside = found.batch, {"untrainable": found.untrainable, "notes": list(found.notes)}
     for name in ARRAYS:
@@ -184,10 +184,10 @@ def _packed(found: Encoded) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return t.cast(bytes, sink.getvalue().to_pybytes())
+    return memoryview(sink.getvalue())
 
 
-def _unpacked(data: bytes) -> Encoded:
+def _unpacked(data: Buffer) -> Encoded:
     batch = pa.ipc.open_stream(data).read_next_batch()
     beside = json.loads(batch.schema.metadata[BESIDE])
     arrays = {name: batch[name].to_numpy(zero_copy_only=False) for name in ARRAYS}

@@ -22,7 +22,7 @@ from tuneport.data.duplicates import identity_hash
 from tuneport.data.options import PrepareParams
 from tuneport.data.readers import RawRow, Source, Unread
 from tuneport.data.shards import with_row_id
-from tuneport.data.workers import Work, cores, mapped
+from tuneport.data.workers import Buffer, Work, cores, mapped
 from tuneport.errors import UserError, excerpt
 from tuneport.json_yaml import to_json
 from tuneport.labels import Spellings
@@ -283,7 +283,7 @@ def _processes(reader: BlockReader) -> int:
     return cores()
 
 
-def _packed(found: BlockRead) -> bytes:
+def _packed(found: BlockRead) -> Buffer:
     """What `_unpacked` reads."""
     columns: dict[str, pa.Array] = {"classes": pa.array(found.classes, pa.int32())}
     for name in HASHES:
@@ -299,10 +299,10 @@ def _packed(found: BlockRead) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return t.cast(bytes, sink.getvalue().to_pybytes())
+    return memoryview(sink.getvalue())
 
 
-def _unpacked(data: bytes, schema: pa.Schema) -> BlockRead:
+def _unpacked(data: Buffer, schema: pa.Schema) -> BlockRead:
     batch = pa.ipc.open_stream(data).read_next_batch()
     beside = json.loads(batch.schema.metadata[BESIDE])
     beside["labels"] = [tuple(labels) for labels in beside["labels"]]

@@ -25,6 +25,7 @@ from tuneport.errors import UserError
 
 log = logging.getLogger("tuneport.preprocess")
 
+Buffer: t.TypeAlias = "bytes | bytearray | memoryview"
 T = t.TypeVar("T")
 R = t.TypeVar("R")
 
@@ -52,8 +53,8 @@ class Work(t.Generic[T, R]):
     """What is made of an item, and how that travels from one process to another."""
 
     make: Callable[[T], R]
-    pack: Callable[[R], bytes]
-    unpack: Callable[[bytes], R]
+    pack: Callable[[R], Buffer]
+    unpack: Callable[[Buffer], R]
 
 
 def mapped(
@@ -102,7 +103,7 @@ class _Worker:
     def __init__(self, process: int, pipe: int) -> None:
         self.process, self.pipe, self.lost = process, pipe, False
 
-    def receive(self) -> bytes | None:
+    def receive(self) -> Buffer | None:
         """The result of its next item; None where it is lost. Raises what the work raised."""
         if self.lost:
             return None
@@ -117,17 +118,17 @@ class _Worker:
             return data
         raise (UserError if kind == MISTAKE else RuntimeError)(data.decode("utf-8", "surrogatepass"))
 
-    def _read(self, count: int) -> bytes:
-        parts = []
-        while count:
+    def _read(self, count: int) -> bytearray:
+        data = bytearray(count)
+        rest = memoryview(data)
+        while rest:
             if not select.select([self.pipe], [], [], PATIENCE)[0]:
                 raise EOFError(f"says nothing for {PATIENCE:.0f} seconds")
-            part = os.read(self.pipe, min(count, PIPE_BYTES))
-            if not part:
+            found = os.readv(self.pipe, [rest])
+            if not found:
                 raise EOFError("has ended early")
-            parts.append(part)
-            count -= len(part)
-        return b"".join(parts)
+            rest = rest[found:]
+        return data
 
     def end(self) -> None:
         os.close(self.pipe)
@@ -176,7 +177,7 @@ def _run(work: Work[T, R], source: Callable[[int, int], Iterator[T]], first: int
         os._exit(0)
 
 
-def _results(work: Work[T, R], items: Iterator[T], first: int, step: int) -> Iterator[tuple[int, bytes]]:
+def _results(work: Work[T, R], items: Iterator[T], first: int, step: int) -> Iterator[tuple[int, Buffer]]:
     """Of each own item what is made of it, up to the first that nothing can be made of, or that cannot be had."""
     try:
         for number, item in enumerate(items):
@@ -188,7 +189,7 @@ def _results(work: Work[T, R], items: Iterator[T], first: int, step: int) -> Ite
         yield DEFECT, traceback.format_exc().encode("utf-8", "surrogatepass")
 
 
-def _send(pipe: int, kind: int, data: bytes) -> None:
+def _send(pipe: int, kind: int, data: Buffer) -> None:
     for part in (HEADER.pack(kind, len(data)), data):
         view = memoryview(part)
         while view:
