@@ -256,6 +256,25 @@ def test_a_checkpoint_is_not_moved_while_it_is_read(tmp_path: Path) -> None:
     assert not folder.checkpoint(3).damage()
 
 
+def test_an_older_checkpoint_keeps_its_place_and_its_states_while_it_is_read(tmp_path: Path) -> None:
+    folder = CheckpointFolder(path=tmp_path, states_of_all=False)
+    for step in (1, 2):
+        partial = folder.begin(step)
+        for name in ("model.safetensors", "optimizer.pt", "run_state.json"):
+            (partial / name).write_text(name)
+        if step == 1:
+            folder.publish(1, 1)
+    with folder.in_place(1) as place:
+        sealing = threading.Thread(target=folder.publish, args=(2, 1))
+        sealing.start()
+        sealing.join(0.5)
+        assert sealing.is_alive()
+        assert place == folder.checkpoint(1).path and (place / "optimizer.pt").exists()
+    sealing.join()
+    assert not (place / "optimizer.pt").exists() and (place / "model.safetensors").exists()
+    assert not any(checkpoint.damage() for checkpoint in folder.all())
+
+
 def test_tensors_without_checksums_are_loaded(tmp_path: Path) -> None:
     state = {"weight": torch.arange(1000.0)}
     with without_checksums():

@@ -10,7 +10,7 @@ import shutil
 import threading
 import typing as t
 from collections.abc import Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import tuneport
@@ -112,10 +112,10 @@ class CheckpointFolder:
 
     @contextmanager
     def in_place(self, step: int) -> Iterator[Path]:
-        """Where a checkpoint is; one that is being written is not moved to its place while this is entered."""
-        partial = self.partial(step)
-        with self.moving if partial.is_dir() else nullcontext():
-            yield partial if partial.is_dir() else self.checkpoint(step).path
+        """Where a checkpoint is, perhaps still being written; none is moved to its place while this is entered."""
+        with self.moving:
+            final = self.checkpoint(step).path
+            yield final if final.is_dir() else self.partial(step)
 
     def part(self, step: int, names: Iterable[str]) -> dict[str, dict[str, t.Any]]:
         """By name, the manifest's entries of files that this process wrote since `begin`; they are on the disk then,
