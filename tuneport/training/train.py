@@ -164,8 +164,8 @@ def train(
             torch.distributed.destroy_process_group()
         if arguments.process_index == 0:  # while its checkpoint's other files are written
             _save_best(trainer, base, output, plain, options)
-    trainer.peers.meet("the best model is saved")
-    trainer.peers.leave()
+    peers.meet("the best model is saved")
+    peers.leave()
     return _result(trainer)
 
 

@@ -125,12 +125,12 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
 
         Of the last checkpoint, other files may still be being written.
         """
-        best = int(self.state.best_global_step or 0)
         if self.is_sharded:
-            self.writer.wait()
+            self.writer.wait()  # it may bring other machines' shards
         self.weights_written.wait()
-        self.writer.raise_error()
-        with self.checkpoints.in_place(best) as folder:
+        with self.checkpoints.in_place(int(self.state.best_global_step or 0)) as folder:
+            if not folder.is_dir():
+                self.writer.wait()  # raises why the checkpoint was given up
             yield folder
 
     def wait_until_written(self) -> None:
@@ -377,16 +377,17 @@ class BestModelTrainer(MonitoredTrainer, LossByItem, LeanEvaluation):
     def _write_states(self, step: int, states: dict[str, t.Any]) -> None:
         """In rank 0's writer thread: the files that are large."""
         folder = self.checkpoints.partial(step)
-        with self._or_abandoned(step), ThreadPoolExecutor(1, thread_name_prefix="sha256") as reader:
-            try:
+        try:
+            with self._or_abandoned(step), ThreadPoolExecutor(1, thread_name_prefix="sha256") as reader:
                 self._save(str(folder), state_dict=states.pop(""))
                 for file in folder.glob("*.safetensors"):  # while the others are written
                     reader.submit(known.read_own, file)
-            finally:
                 reader.submit(self.weights_written.set)
-            for name, state in states.items():
-                with HashedFile(folder / name) as f, without_checksums():
-                    torch.save(state, t.cast("t.IO[bytes]", f))
+                for name, state in states.items():
+                    with HashedFile(folder / name) as f, without_checksums():
+                        torch.save(state, t.cast("t.IO[bytes]", f))
+        finally:
+            self.weights_written.set()  # or they are given up
 
     def _seal(self, step: int, best: int | None, texts: dict[str, str], rng: t.Any) -> None:
         """In rank 0's writer thread: what is small of its own, then the whole checkpoint into its place."""

@@ -241,6 +241,40 @@ def test_a_best_model_that_cannot_be_written_leaves_the_last_checkpoint_whole(
     assert not list(left.path.glob(".*")), "nothing half-written"
 
 
+@pytest.mark.parametrize("what", ["weights", "optimizer"])
+def test_a_disk_that_fills_with_the_last_checkpoint_is_named_and_not_what_follows_from_it(
+    what: str, imported_model: Path, prepared_questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, write, reading = BestModelTrainer._save, plain_model.write, threading.Event()
+
+    def save_none(self: BestModelTrainer, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if what == "weights" and "checkpoint-36" in str(output_dir):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, output_dir, state_dict)
+
+    def save_states(state: Any, f: Any) -> None:
+        if "checkpoint-36" in str(getattr(f, "path", "")):  # none is a file that transformers opens
+            assert reading.wait(60)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        torch_save(state, f)
+
+    def write_late(*args: Any) -> None:
+        reading.set()
+        time.sleep(0.5)  # the thread gives the checkpoint up meanwhile, or would
+        write(*args)
+
+    torch_save = torch.save
+    monkeypatch.setattr(BestModelTrainer, "_save", save_none)
+    monkeypatch.setattr(plain_model, "write", write_late)
+    if what == "optimizer":
+        monkeypatch.setattr(torch, "save", save_states)
+    with pytest.raises(UserError, match="the disk is full"):
+        finetune(imported_model, prepared_questions, tmp_path / "out", num_train_epochs=3)
+    left = CheckpointFolder(path=tmp_path / ".out.partial" / "checkpoints")
+    assert [c.step for c in left.all()] == [24, 12] and not any(c.damage() for c in left.all())
+    assert not list(left.path.glob(".*")), "nothing half-written"
+
+
 def test_a_checkpoint_is_not_moved_while_it_is_read(tmp_path: Path) -> None:
     folder = CheckpointFolder(path=tmp_path)
     (folder.begin(3) / "model.safetensors").write_bytes(b"weights")

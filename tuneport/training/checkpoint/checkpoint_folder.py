@@ -87,7 +87,7 @@ class CheckpointFolder:
     limit: int | None = None
     states_of_all: bool = True
     store: CheckpointStore | None = None
-    moving: threading.Lock = dc.field(default_factory=threading.Lock, repr=False)
+    moving: threading.Lock = dc.field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def checkpoint(self, step: int) -> Checkpoint:
         return Checkpoint(self.path / f"{PREFIX}{step}")
@@ -112,7 +112,7 @@ class CheckpointFolder:
 
     @contextmanager
     def in_place(self, step: int) -> Iterator[Path]:
-        """Where a checkpoint is, perhaps still being written; none is moved to its place while this is entered."""
+        """Where a checkpoint is, perhaps still being written; none is moved or given up while this is entered."""
         with self.moving:
             final = self.checkpoint(step).path
             yield final if final.is_dir() else self.partial(step)
@@ -178,7 +178,8 @@ class CheckpointFolder:
 
     def abandon(self, step: int) -> None:
         """Delete what was written since `begin`."""
-        shutil.rmtree(self.partial(step), ignore_errors=True)
+        with self.moving:
+            shutil.rmtree(self.partial(step), ignore_errors=True)
 
     def _rotate(self, kept: Iterable[int | None]) -> None:
         if self.limit is None:
