@@ -47,7 +47,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bar
 UNDECODED = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of a byte that is no text
 
 
-# How many rows from a place on, counted from 0, are not asked for; where that is less than one, as many more are.
+# How many rows from a place on, counted from 0, are not asked for. 0 or less: the row there is, and as many after it.
 Unread: t.TypeAlias = Callable[[int], int]
 
 
@@ -506,9 +506,6 @@ def _json_line(line: bytes, shard: Shard, number: int, used: Collection[str]) ->
 
     Raises `UserError` for a line that is no JSON object.
     """
-    wanted = (
-        "one JSON object per line" if shard.format == "jsonl" else "an array of objects, or one JSON object per line"
-    )
     try:
         values = _loads(line.decode("utf-8"))
     except UnicodeDecodeError as e:
@@ -516,12 +513,17 @@ def _json_line(line: bytes, shard: Shard, number: int, used: Collection[str]) ->
         if values is None:
             raise _not_text(shard, number, e.object[e.start], "utf-8") from None
     except ValueError as e:
-        raise UserError(
-            f"{shard.name} row {number}: is not JSON ({e}); expected {wanted}. Got: {excerpt(line, 80)}"
-        ) from None
+        raise _no_row(line, shard, number, f"is not JSON ({e})") from None
     if not isinstance(values, dict):
-        raise UserError(f"{shard.name} row {number}: is not a JSON object; expected {wanted}. Got: {excerpt(line, 80)}")
+        raise _no_row(line, shard, number, "is not a JSON object")
     return values
+
+
+def _no_row(line: bytes, shard: Shard, number: int, found: str) -> UserError:
+    wanted = (
+        "one JSON object per line" if shard.format == "jsonl" else "an array of objects, or one JSON object per line"
+    )
+    return UserError(f"{shard.name} row {number}: {found}; expected {wanted}. Got: {excerpt(line, 80)}")
 
 
 def _loads(text: str) -> t.Any:
